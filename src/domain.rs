@@ -1,0 +1,12 @@
+//! What the service talks about, without protocols or databases: ids that are valid once they exist, the failures of a
+//! destroy with the one table of their codes, and the sources of time and randomness.
+
+mod ambient;
+mod credential;
+mod error;
+mod id;
+
+pub use ambient::{Clock, Entropy};
+pub use credential::{AccessToken, Application, CredentialDirectory, DirectoryUnavailable, Found, Secret};
+pub use error::{DestroyError, EdgeError, ErrorRow};
+pub use id::{CollectionId, ParseCollectionIdError, ParseUserIdError, RequestId, UserId};

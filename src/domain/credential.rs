@@ -1,0 +1,72 @@
+//! OAuth 1.0a credentials as the identity room sees them, and where it gets them from.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use zeroize::Zeroizing;
+
+use super::UserId;
+
+/// A secret text: wiped from memory when dropped, and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+/// An application that may sign requests.
+#[derive(Clone, Debug)]
+pub struct Application {
+    /// The consumer secret.
+    pub secret: Secret,
+    pub suspended: bool,
+}
+
+/// A user's grant to an application.
+#[derive(Clone, Debug)]
+pub struct AccessToken {
+    /// The key of the application it was issued to.
+    pub consumer_key: String,
+    pub user: UserId,
+    pub secret: Secret,
+    /// Whether it may write.
+    pub write: bool,
+    pub revoked: bool,
+}
+
+/// What the directory knows of the two keys of a request; `None` where a key is unknown or was not given.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub application: Option<Arc<Application>>,
+    pub token: Option<Arc<AccessToken>>,
+}
+
+/// The directory could not be asked: nothing is known about the credentials, so nobody is refused for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryUnavailable;
+
+/// Where applications and tokens are looked up.
+pub trait CredentialDirectory: Send + Sync {
+    /// Looks up an application and, if the request names one, a token.
+    fn find<'a>(
+        &'a self,
+        consumer_key: &'a str,
+        token: Option<&'a str>,
+    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryUnavailable>> + Send + 'a>>;
+}
+
+impl Secret {
+    /// The text itself, to sign or to seal with.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
