@@ -1,0 +1,91 @@
+//! Configuration as plain data, and every limit by name.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use zeroize::Zeroizing;
+
+/// The longest wait for a database connection, and for the database to say that it is there.
+pub const STORE_WAIT: Duration = Duration::from_secs(2);
+/// The longest a statement may run before PostgreSQL cancels it.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait for one statement with all around it: a database that neither answers nor hangs up.
+pub const STORE_BOUND: Duration = Duration::from_secs(7);
+/// How often one destroy is run when the database undoes it (SQLSTATE 40001, 40P01) or another call overtakes it.
+pub const DESTROY_ATTEMPTS: u32 = 6;
+/// How long an application or a token is served from memory: the time a revocation takes to be seen everywhere.
+pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(15);
+/// How many applications, and how many tokens, are kept in memory.
+pub const CREDENTIAL_CACHE: u64 = 10_000;
+/// The longest a call may take when the caller names no deadline, or a longer one.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest REST body, in bytes.
+pub const BODY_LIMIT: usize = 64 * 1024;
+/// The longest a REST body may take to arrive.
+pub const BODY_WAIT: Duration = Duration::from_secs(10);
+/// The largest gRPC message, in bytes: a destroy needs some sixty.
+pub const MESSAGE_LIMIT: usize = 4 * 1024;
+/// The largest set of request headers, in bytes.
+pub const HEADER_LIMIT: u32 = 16 * 1024;
+/// The longest the headers of an HTTP/1 request may take to arrive.
+pub const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// Calls in flight on one HTTP/2 connection.
+pub const STREAM_LIMIT: u32 = 100;
+/// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
+pub const RESET_LIMIT: usize = 1024;
+/// Open connections on one listener.
+pub const CONNECTION_LIMIT: usize = 10_000;
+/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
+pub const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How often readiness asks the database.
+pub const READINESS_INTERVAL: Duration = Duration::from_secs(1);
+/// OAuth timestamps may differ from our clock by this many seconds.
+pub const OAUTH_WINDOW: i64 = 300;
+
+/// A database URL: `sqlite:…` or `postgres://…`. Its `Debug` hides it, because it may hold a password.
+#[derive(Clone)]
+pub struct DatabaseUrl(Zeroizing<String>);
+
+/// A text that names no database we know.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("expected sqlite:<path> or postgres://<user>@<host>/<database>")]
+pub struct DatabaseUrlError;
+
+impl DatabaseUrl {
+    /// The URL with its secrets.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    #[must_use]
+    pub fn is_sqlite(&self) -> bool {
+        self.0.starts_with("sqlite:")
+    }
+
+    /// Whether the URL holds a password, in its authority or as a parameter.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        let authority = self.0.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
+        let userinfo = authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
+        userinfo.is_some_and(|userinfo| userinfo.contains(':')) || self.0.contains("password=")
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        let known = ["sqlite:", "postgres://", "postgresql://"];
+        if known.iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme)) {
+            Ok(Self(Zeroizing::new(url.to_owned())))
+        } else {
+            Err(DatabaseUrlError)
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_sqlite() { "DatabaseUrl(sqlite)" } else { "DatabaseUrl(postgres)" })
+    }
+}

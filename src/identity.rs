@@ -1,0 +1,31 @@
+//! Turns credentials into an [`AuthenticatedUser`]. Nothing else can make one, so holding one is the proof.
+
+mod insecure;
+pub mod oauth1;
+
+use std::sync::Arc;
+
+use crate::domain::UserId;
+
+pub use insecure::from_metadata;
+
+/// A user whose credentials were checked, and the service that speaks for them where one is known.
+#[derive(Clone, Debug)]
+pub struct AuthenticatedUser {
+    user: UserId,
+    caller: Option<Arc<str>>,
+}
+
+impl AuthenticatedUser {
+    /// Who it is.
+    #[must_use]
+    pub const fn user(&self) -> UserId {
+        self.user
+    }
+
+    /// On whose behalf the call was made, for the audit trail: an application or a service.
+    #[must_use]
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
+    }
+}

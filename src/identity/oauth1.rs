@@ -1,0 +1,204 @@
+//! OAuth 1.0a (RFC 5849) as the 1.1 API verified it. There is no nonce store: the signature covers the id, and a
+//! destroyed id never comes back, so a replayed request finds nothing.
+
+mod header;
+mod parameters;
+mod signature;
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use super::AuthenticatedUser;
+use crate::{
+    config,
+    domain::{AccessToken, Clock, CredentialDirectory, DestroyError, Found},
+};
+
+pub use header::Scheme;
+pub use parameters::Parameters;
+pub use signature::sign;
+
+/// What a client signed: scheme, host and port as they stand in a base string, without default ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+/// A text that is no origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected http:// or https://, a host and perhaps a port, and nothing else")]
+pub struct OriginError;
+
+/// A request as far as its signature is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    /// The `Authorization` header, when its scheme is `OAuth`: the part after the scheme.
+    pub header: Option<&'a str>,
+    pub query: &'a Parameters,
+    /// The parameters of a form-urlencoded body; empty for any other body.
+    pub form: &'a Parameters,
+    /// The origin the request itself names, tried when none is configured.
+    pub origin: Option<&'a Origin>,
+}
+
+/// Verifies requests against the applications and tokens of a directory.
+#[derive(Clone)]
+pub struct Verifier {
+    directory: Arc<dyn CredentialDirectory>,
+    origins: Arc<[Origin]>,
+    clock: Clock,
+}
+
+/// The `oauth_*` parameters of a request, each there exactly once.
+struct Claims {
+    consumer_key: String,
+    token: Option<String>,
+    method: signature::Method,
+    signature: Vec<u8>,
+    timestamp: i64,
+}
+
+impl Verifier {
+    /// Without configured origins, the one each request names is used.
+    pub fn new(directory: Arc<dyn CredentialDirectory>, origins: Vec<Origin>, clock: Clock) -> Self {
+        Self { directory, origins: origins.into(), clock }
+    }
+
+    /// The origins that clients are told to sign for.
+    #[must_use]
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// Checks timestamp, token, application, signature, user context and write access, in this order.
+    ///
+    /// # Errors
+    /// The first check that fails, as the error table names it.
+    pub async fn verify(&self, request: Request<'_>) -> Result<AuthenticatedUser, DestroyError> {
+        let header = match request.header {
+            Some(text) => header::parse(text).ok_or(DestroyError::CredentialsInvalid)?,
+            None => Parameters::default(),
+        };
+        let sent = [&header, request.query, request.form];
+        if !sent.iter().any(|parameters| parameters.has_oauth()) {
+            return Err(DestroyError::CredentialsMissing);
+        }
+        let claims = Claims::read(&sent).ok_or(DestroyError::CredentialsInvalid)?;
+        // saturating: the timestamp is the client's to choose
+        if self.clock.now().timestamp().saturating_sub(claims.timestamp).saturating_abs() > config::OAUTH_WINDOW {
+            return Err(DestroyError::TimestampOutOfBounds);
+        }
+        let found = self
+            .directory
+            .find(&claims.consumer_key, claims.token.as_deref())
+            .await
+            .map_err(|_unavailable| DestroyError::StoreUnavailable)?;
+        let token = self.check_signature(request, &claims, &sent, &found)?;
+        let token = token.ok_or(DestroyError::UserContextRequired)?;
+        if !token.write {
+            return Err(DestroyError::WriteAccessRequired);
+        }
+        let caller = format!("oauth1:{}", claims.consumer_key);
+        Ok(AuthenticatedUser { user: token.user, caller: Some(caller.into()) })
+    }
+
+    fn check_signature<'f>(
+        &self,
+        request: Request<'_>,
+        claims: &Claims,
+        sent: &[&Parameters],
+        found: &'f Found,
+    ) -> Result<Option<&'f AccessToken>, DestroyError> {
+        let token = match (&claims.token, &found.token) {
+            (None, _) => None,
+            (Some(_), Some(token)) if !token.revoked && token.consumer_key == claims.consumer_key => Some(&**token),
+            (Some(_), _) => return Err(DestroyError::TokenInvalid),
+        };
+        let application = found
+            .application
+            .as_ref()
+            .filter(|application| !application.suspended)
+            .ok_or(DestroyError::ApplicationInvalid)?;
+        let normalized = Parameters::normalized(sent);
+        let secrets = (&application.secret, token.map(|token| &token.secret));
+        let configured = self.origins.iter();
+        let own = request.origin.filter(|_| self.origins.is_empty());
+        let matches = configured.chain(own).any(|origin| {
+            let base = signature::Base { method: request.method, origin, path: request.path, normalized: &normalized };
+            signature::verify(claims.method, base, secrets, &claims.signature)
+        });
+        if matches { Ok(token) } else { Err(DestroyError::CredentialsInvalid) }
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("origins", &self.origins).finish_non_exhaustive()
+    }
+}
+
+impl Claims {
+    /// `None` where one is missing, malformed or given more than once, in one place or in two.
+    fn read(sent: &[&Parameters]) -> Option<Self> {
+        let text = |name: &str| -> Option<Option<String>> {
+            let mut values = sent.iter().flat_map(|parameters| parameters.all(name));
+            let first = values.next();
+            if values.next().is_some() {
+                return None;
+            }
+            first.map_or(Some(None), |value| std::str::from_utf8(value).ok().map(|text| Some(text.to_owned())))
+        };
+        let required = |name: &str| text(name)?.filter(|value| !value.is_empty());
+        if let Some(version) = text("oauth_version")? {
+            ["1.0", "1.0a", "1.0A"].contains(&version.as_str()).then_some(())?;
+        }
+        required("oauth_nonce")?;
+        let timestamp = required("oauth_timestamp")?;
+        timestamp.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+        Some(Self {
+            consumer_key: required("oauth_consumer_key")?,
+            token: text("oauth_token")?.filter(|token| !token.is_empty()),
+            method: required("oauth_signature_method")?.parse().ok()?,
+            signature: signature::decode(&required("oauth_signature")?)?,
+            timestamp: timestamp.parse().ok()?,
+        })
+    }
+}
+
+impl Origin {
+    /// `https://api.twitter.com`, say.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The origin of a request that came over `scheme` and names this host.
+    #[must_use]
+    pub fn of_request(scheme: &str, authority: &str) -> Option<Self> {
+        format!("{scheme}://{authority}").parse().ok()
+    }
+}
+
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let uri: http::Uri = text.parse().map_err(|_error| OriginError)?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(OriginError);
+        };
+        let default_port = match scheme {
+            "http" => 80,
+            "https" => 443,
+            _ => return Err(OriginError),
+        };
+        let bare = uri.path() == "/" && uri.query().is_none() && !text.ends_with('/');
+        if !bare || authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(OriginError);
+        }
+        let host = authority.host().to_ascii_lowercase();
+        Ok(Self(match authority.port_u16().filter(|port| *port != default_port) {
+            Some(port) => format!("{scheme}://{host}:{port}"),
+            None => format!("{scheme}://{host}"),
+        }))
+    }
+}

@@ -1,0 +1,59 @@
+//! The `Authorization` header.
+
+use super::Parameters;
+
+/// What an `Authorization` header begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme<'a> {
+    /// With the parameters behind it.
+    OAuth(&'a str),
+    /// With the token behind it.
+    Bearer(&'a str),
+    /// Any other.
+    Unknown,
+}
+
+impl<'a> Scheme<'a> {
+    /// Splits off the scheme, whose case does not matter.
+    #[must_use]
+    pub fn of(header: &'a str) -> Self {
+        let header = header.trim();
+        let (scheme, rest) = header.split_once([' ', '\t']).unwrap_or((header, ""));
+        if scheme.eq_ignore_ascii_case("oauth") {
+            Self::OAuth(rest)
+        } else if scheme.eq_ignore_ascii_case("bearer") {
+            Self::Bearer(rest.trim())
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+/// The `oauth_*` parameters behind the scheme: `key=value` or `key="value"`, with commas between. Others, such as
+/// `realm`, are not signed and are left out. `None` when the text has another form.
+pub fn parse(text: &str) -> Option<Parameters> {
+    let mut parameters = Parameters::default();
+    let mut rest = text.trim();
+    while !rest.is_empty() {
+        let (key, after) = rest.split_once('=')?;
+        let after = after.trim_start();
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"')?,
+            None => after.split_at(after.find(',').unwrap_or(after.len())),
+        };
+        let key = key.trim();
+        if key.is_empty() || key.contains(['"', ',', ' ']) {
+            return None;
+        }
+        if key.starts_with("oauth_") {
+            parameters.push_encoded(key.as_bytes(), value.trim().as_bytes());
+        }
+        let after = after.trim_start();
+        rest = match after.strip_prefix(',') {
+            Some(next) => next.trim_start(),
+            None if after.is_empty() => after,
+            None => return None,
+        };
+    }
+    Some(parameters)
+}

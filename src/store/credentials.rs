@@ -1,0 +1,304 @@
+//! OAuth applications and access tokens: made, listed and revoked by an operator, looked up by the gateway through a
+//! small cache with a short life.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use moka::future::Cache;
+use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
+
+use super::{
+    KeyRing, Store,
+    entities::{oauth_access_token as token, oauth_application as application},
+};
+use crate::{
+    config,
+    domain::{AccessToken, Application, CredentialDirectory, DirectoryUnavailable, Found, Secret, UserId},
+};
+
+/// The operator's side.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    store: Store,
+    keys: Arc<KeyRing>,
+}
+
+/// The gateway's side: what [`Credentials`] holds, seen through the cache.
+#[derive(Debug)]
+pub struct CredentialCache {
+    credentials: Credentials,
+    applications: Cache<String, Option<Arc<Application>>>,
+    tokens: Cache<String, Option<Arc<AccessToken>>>,
+}
+
+/// A new application. The secret is shown this once.
+#[derive(Debug)]
+pub struct NewApplication {
+    pub consumer_key: String,
+    pub secret: Secret,
+}
+
+/// A new access token. The secret is shown this once.
+#[derive(Debug)]
+pub struct IssuedToken {
+    pub token: String,
+    pub secret: Secret,
+}
+
+/// An application as it may be listed.
+#[derive(Clone, Debug)]
+pub struct AppView {
+    pub consumer_key: String,
+    pub name: String,
+    pub suspended: bool,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A token as it may be listed.
+#[derive(Clone, Debug)]
+pub struct TokenView {
+    pub token: String,
+    pub consumer_key: String,
+    pub user: UserId,
+    pub write: bool,
+    pub revoked: bool,
+}
+
+/// Why credentials could not be made, listed or looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    #[error("no application has the consumer key {0}")]
+    UnknownApplication(String),
+    #[error("no such token: {0}")]
+    UnknownToken(String),
+    #[error("a stored secret does not open with the keys of --credentials-key-file (key id {0})")]
+    Sealed(String),
+    #[error("the database failed: {0}")]
+    Database(#[from] DbErr),
+}
+
+impl Credentials {
+    #[must_use]
+    pub const fn new(store: Store, keys: Arc<KeyRing>) -> Self {
+        Self { store, keys }
+    }
+
+    /// Makes an application with a key and a secret of its own.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn create_app(&self, name: &str) -> Result<NewApplication, CredentialError> {
+        let entropy = self.keys.entropy();
+        let (consumer_key, secret) = (entropy.hex::<12>(), Secret::from(entropy.hex::<25>()));
+        self.put_app(name, &consumer_key, &secret).await?;
+        Ok(NewApplication { consumer_key, secret })
+    }
+
+    /// Stores an application whose key and secret exist already, for instance one moved here from elsewhere.
+    ///
+    /// # Errors
+    /// The key is taken, or the database failed.
+    pub async fn put_app(&self, name: &str, key: &str, secret: &Secret) -> Result<(), CredentialError> {
+        let (key_id, sealed_secret) =
+            self.keys.seal(secret, &app_row(key)).map_err(|_| CredentialError::Sealed(key.to_owned()))?;
+        let model = application::ActiveModel {
+            consumer_key: Set(key.to_owned()),
+            name: Set(name.to_owned()),
+            key_id: Set(key_id),
+            sealed_secret: Set(sealed_secret),
+            suspended: Set(false),
+            created_at: Set(self.store.clock.now()),
+        };
+        application::Entity::insert(model).exec_without_returning(&self.store.db).await?;
+        Ok(())
+    }
+
+    /// Issues a token that lets an application act for a user.
+    ///
+    /// # Errors
+    /// The application is unknown, or the database failed.
+    pub async fn issue_token(
+        &self,
+        consumer_key: &str,
+        user: UserId,
+        write: bool,
+    ) -> Result<IssuedToken, CredentialError> {
+        let entropy = self.keys.entropy();
+        let token = format!("{user}-{}", entropy.hex::<20>());
+        let secret = Secret::from(entropy.hex::<22>());
+        self.put_token(consumer_key, user, write, &token, &secret).await?;
+        Ok(IssuedToken { token, secret })
+    }
+
+    /// Stores a token that exists already.
+    ///
+    /// # Errors
+    /// The application is unknown, the token is taken, or the database failed.
+    pub async fn put_token(
+        &self,
+        consumer_key: &str,
+        user: UserId,
+        write: bool,
+        token: &str,
+        secret: &Secret,
+    ) -> Result<(), CredentialError> {
+        if application::Entity::find_by_id(consumer_key).one(&self.store.db).await?.is_none() {
+            return Err(CredentialError::UnknownApplication(consumer_key.to_owned()));
+        }
+        let (key_id, sealed_secret) =
+            self.keys.seal(secret, &token_row(token)).map_err(|_| CredentialError::Sealed(token.to_owned()))?;
+        let model = token::ActiveModel {
+            token: Set(token.to_owned()),
+            consumer_key: Set(consumer_key.to_owned()),
+            user_id: Set(user),
+            key_id: Set(key_id),
+            sealed_secret: Set(sealed_secret),
+            write_access: Set(write),
+            created_at: Set(self.store.clock.now()),
+            expires_at: Set(None),
+            revoked_at: Set(None),
+        };
+        token::Entity::insert(model).exec_without_returning(&self.store.db).await?;
+        Ok(())
+    }
+
+    /// Revokes a token for good; every replica refuses it within [`config::CREDENTIAL_LIFE`].
+    ///
+    /// # Errors
+    /// The token is unknown, or the database failed.
+    pub async fn revoke_token(&self, token: &str) -> Result<(), CredentialError> {
+        let Some(model) = token::Entity::find_by_id(token).one(&self.store.db).await? else {
+            return Err(CredentialError::UnknownToken(token.to_owned()));
+        };
+        if model.revoked_at.is_none() {
+            let mut revoked: token::ActiveModel = model.into();
+            revoked.revoked_at = Set(Some(self.store.clock.now()));
+            revoked.update(&self.store.db).await?;
+        }
+        Ok(())
+    }
+
+    /// All applications and all tokens, oldest first, without secrets.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn list(&self) -> Result<(Vec<AppView>, Vec<TokenView>), CredentialError> {
+        let db = &self.store.db;
+        let apps = application::Entity::find().order_by_asc(application::Column::CreatedAt).all(db).await?;
+        let tokens = token::Entity::find().order_by_asc(token::Column::CreatedAt).all(db).await?;
+        Ok((apps.into_iter().map(AppView::from).collect(), tokens.into_iter().map(TokenView::from).collect()))
+    }
+
+    /// The secret of an application that has this name, with its key: what `dev` signs its demo line with.
+    ///
+    /// # Errors
+    /// The database failed, or the secret does not open.
+    pub async fn app_named(&self, name: &str) -> Result<Option<NewApplication>, CredentialError> {
+        let found = application::Entity::find()
+            .filter(application::Column::Name.eq(name))
+            .order_by_asc(application::Column::CreatedAt)
+            .one(&self.store.db)
+            .await?;
+        found
+            .map(|model| {
+                let secret = self.open(&model.key_id, &model.sealed_secret, &app_row(&model.consumer_key))?;
+                Ok(NewApplication { consumer_key: model.consumer_key, secret })
+            })
+            .transpose()
+    }
+
+    async fn application(&self, key: &str) -> Result<Option<Arc<Application>>, CredentialError> {
+        let Some(model) = application::Entity::find_by_id(key).one(&self.store.db).await? else {
+            return Ok(None);
+        };
+        let secret = self.open(&model.key_id, &model.sealed_secret, &app_row(key))?;
+        Ok(Some(Arc::new(Application { secret, suspended: model.suspended })))
+    }
+
+    async fn token(&self, token: &str) -> Result<Option<Arc<AccessToken>>, CredentialError> {
+        let Some(model) = token::Entity::find_by_id(token).one(&self.store.db).await? else {
+            return Ok(None);
+        };
+        let expired = model.expires_at.is_some_and(|expiry| expiry <= self.store.clock.now());
+        Ok(Some(Arc::new(AccessToken {
+            secret: self.open(&model.key_id, &model.sealed_secret, &token_row(token))?,
+            consumer_key: model.consumer_key,
+            user: model.user_id,
+            write: model.write_access,
+            revoked: expired || model.revoked_at.is_some(),
+        })))
+    }
+
+    fn open(&self, key_id: &str, sealed: &[u8], row: &str) -> Result<Secret, CredentialError> {
+        self.keys.open(key_id, sealed, row).map_err(|_| CredentialError::Sealed(key_id.to_owned()))
+    }
+}
+
+impl CredentialCache {
+    #[must_use]
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials, applications: cache(), tokens: cache() }
+    }
+
+    async fn look_up(&self, consumer_key: &str, token: Option<&str>) -> Result<Found, Arc<CredentialError>> {
+        let application = self
+            .applications
+            .try_get_with_by_ref(consumer_key, self.credentials.application(consumer_key))
+            .await?;
+        let token = match token {
+            Some(token) => self.tokens.try_get_with_by_ref(token, self.credentials.token(token)).await?,
+            None => None,
+        };
+        Ok(Found { application, token })
+    }
+}
+
+impl CredentialDirectory for CredentialCache {
+    fn find<'a>(
+        &'a self,
+        consumer_key: &'a str,
+        token: Option<&'a str>,
+    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryUnavailable>> + Send + 'a>> {
+        Box::pin(async move {
+            let found = tokio::time::timeout(config::STORE_BOUND, self.look_up(consumer_key, token)).await;
+            match found {
+                Ok(Ok(found)) => Ok(found),
+                Ok(Err(error)) => {
+                    tracing::error!(error = %error, "credentials could not be looked up");
+                    Err(DirectoryUnavailable)
+                }
+                Err(_elapsed) => {
+                    tracing::error!("credentials could not be looked up in time");
+                    Err(DirectoryUnavailable)
+                }
+            }
+        })
+    }
+}
+
+fn cache<V: Clone + Send + Sync + 'static>() -> Cache<String, V> {
+    Cache::builder().max_capacity(config::CREDENTIAL_CACHE).time_to_live(config::CREDENTIAL_LIFE).build()
+}
+
+fn app_row(consumer_key: &str) -> String {
+    format!("oauth_applications/{consumer_key}")
+}
+
+fn token_row(token: &str) -> String {
+    format!("oauth_access_tokens/{token}")
+}
+
+impl From<application::Model> for AppView {
+    fn from(model: application::Model) -> Self {
+        let application::Model { consumer_key, name, suspended, created_at, .. } = model;
+        Self { consumer_key, name, suspended, created_at }
+    }
+}
+
+impl From<token::Model> for TokenView {
+    fn from(model: token::Model) -> Self {
+        let revoked = model.revoked_at.is_some();
+        let token::Model { token, consumer_key, user_id, write_access, .. } = model;
+        Self { token, consumer_key, user: user_id, write: write_access, revoked }
+    }
+}

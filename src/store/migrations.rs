@@ -1,0 +1,86 @@
+//! The schema's versions. Changing it is a job of its own (`migrate up`); the service only checks.
+
+mod m20261123_000001_initial;
+
+use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
+
+use super::Store;
+
+struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261123_000001_initial::Migration)]
+    }
+}
+
+/// One version of the schema and whether the database has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationState {
+    pub name: String,
+    pub applied: bool,
+}
+
+/// Why the schema could not be read, changed or served.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    #[error("the database schema is older than this program: run `collections-service migrate up` ({0} is missing)")]
+    Older(String),
+    #[error("the database schema is newer than this program: deploy the version that made it")]
+    Newer,
+    #[error("the database cannot be asked for its schema: {0}")]
+    Database(#[from] DbErr),
+}
+
+impl Store {
+    /// Every version this program knows, in order.
+    ///
+    /// # Errors
+    /// [`SchemaError::Newer`] when the database has versions that this program does not know.
+    pub async fn schema(&self) -> Result<Vec<MigrationState>, SchemaError> {
+        let migrations = Migrator::get_migration_with_status_read_only(&self.db).await.map_err(schema_error)?;
+        Ok(migrations
+            .into_iter()
+            .map(|migration| MigrationState {
+                name: migration.name().to_owned(),
+                applied: migration.status() == MigrationStatus::Applied,
+            })
+            .collect())
+    }
+
+    /// Whether this program may serve the database.
+    ///
+    /// # Errors
+    /// The schema is older or newer than this program, or cannot be read.
+    pub async fn check_schema(&self) -> Result<(), SchemaError> {
+        match self.schema().await?.into_iter().find(|migration| !migration.applied) {
+            Some(missing) => Err(SchemaError::Older(missing.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// Applies the oldest version that is missing, and names it; `None` when the schema is complete.
+    ///
+    /// # Errors
+    /// The statements of the version failed (they are undone), or the schema is newer than this program.
+    pub async fn migrate_one(&self) -> Result<Option<String>, SchemaError> {
+        let next = self.schema().await?.into_iter().find(|migration| !migration.applied);
+        if next.is_some() {
+            // The service bounds its statements; a migration may have to rewrite a table.
+            if self.backend() == sea_orm::DbBackend::Postgres {
+                self.db.execute_unprepared("SET statement_timeout = 0").await?;
+            }
+            Migrator::up(&self.db, Some(1)).await.map_err(schema_error)?;
+        }
+        Ok(next.map(|migration| migration.name))
+    }
+}
+
+/// sea-orm-migration reports an unknown applied version as a custom error alone.
+fn schema_error(error: DbErr) -> SchemaError {
+    match error {
+        DbErr::Custom(_) => SchemaError::Newer,
+        other => SchemaError::Database(other),
+    }
+}
