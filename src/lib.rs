@@ -1,6 +1,10 @@
 //! collections-service: permanently delete a collection owned by the authenticated user.
-mod config;
-mod domain;
-mod store;
-mod identity;
-mod collections;
+pub mod config;
+pub mod domain;
+pub mod store;
+pub mod identity;
+pub mod collections;
+pub mod grpc;
+pub mod rest;
+pub mod proto;
+pub mod server;

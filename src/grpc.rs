@@ -1,0 +1,90 @@
+//! The RPC: tonic's service, what guards it, and errors as statuses with details.
+
+mod guard;
+mod service;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tonic::service::Routes;
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+use crate::{
+    config,
+    proto::collections_service_server::{CollectionsServiceServer, SERVICE_NAME},
+    store::Store,
+};
+
+pub use guard::Guarded;
+pub use service::Collections;
+pub use status::status_of;
+
+/// The one service, ready for a listener or for the in-process gateway.
+pub type Service = Guarded<CollectionsServiceServer<Collections>>;
+
+/// How many calls may be in flight; closing it refuses new ones.
+pub type Admission = Arc<Semaphore>;
+
+/// Health's two sides: what is said, and the service that says it.
+#[derive(Clone, Debug)]
+pub struct Health {
+    reporter: HealthReporter,
+    service: HealthServer<HealthService>,
+}
+
+/// The guarded service. `insecure` believes the metadata `x-user-id` of anyone.
+#[must_use]
+pub fn service(store: Store, admission: Admission, insecure: bool) -> Service {
+    let server =
+        CollectionsServiceServer::new(Collections::new(store)).max_decoding_message_size(config::MESSAGE_LIMIT);
+    Guarded::new(server, admission, insecure)
+}
+
+/// What the public listener serves: the service, health, and reflection for clients old and new.
+///
+/// # Errors
+/// The compiled-in descriptors do not decode.
+pub fn public_routes(service: Service, health: &Health) -> Result<Routes, tonic_reflection::server::Error> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(Routes::new(service)
+        .add_service(health.service.clone())
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}
+
+/// What the admin listener serves: health alone, without credentials, for probes.
+#[must_use]
+pub fn admin_routes(health: &Health) -> Routes {
+    Routes::new(health.service.clone())
+}
+
+impl Health {
+    /// Alive, and not yet ready.
+    pub async fn new() -> Self {
+        let reporter = HealthReporter::new();
+        let service = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        let health = Self { reporter, service };
+        health.set_ready(false).await;
+        health
+    }
+
+    /// Readiness: whether calls can be served now.
+    pub async fn set_ready(&self, ready: bool) {
+        use tonic_health::ServingStatus::{NotServing, Serving};
+        self.reporter.set_service_status(SERVICE_NAME, if ready { Serving } else { NotServing }).await;
+    }
+
+    /// Neither ready nor for long alive.
+    pub async fn set_draining(&self) {
+        self.set_ready(false).await;
+        self.reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    }
+}

@@ -1,0 +1,159 @@
+//! What every call passes before it reaches the service: its deadline, admission, identity; and its line in the log.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body, server::NamedService};
+use tower::Service;
+use tracing::{Instrument, Span, field};
+
+use super::{Admission, service::Deadline, status_of};
+use crate::{
+    config,
+    domain::DestroyError,
+    identity::{self, AuthenticatedUser},
+};
+
+/// A service behind the guard.
+#[derive(Clone, Debug)]
+pub struct Guarded<S> {
+    inner: S,
+    admission: Admission,
+    insecure: bool,
+}
+
+impl<S> Guarded<S> {
+    pub const fn new(inner: S, admission: Admission, insecure: bool) -> Self {
+        Self { inner, admission, insecure }
+    }
+
+    /// The user of a call. In process the gateway has already found out, and says so in an extension, which nothing on a
+    /// network can set.
+    fn identify<B>(&self, request: &Request<B>) -> Result<AuthenticatedUser, DestroyError> {
+        if let Some(user) = request.extensions().get::<AuthenticatedUser>() {
+            return Ok(user.clone());
+        }
+        if request.headers().contains_key(http::header::AUTHORIZATION) {
+            return Err(DestroyError::CredentialsInvalid);
+        }
+        if !self.insecure {
+            return Err(DestroyError::CredentialsMissing);
+        }
+        identity::from_metadata(request.headers())
+    }
+}
+
+impl<S> Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + 'static,
+    S::Future: Send + 'static,
+{
+    /// The call's answer, begun now; an error where the guard refuses it.
+    fn admit(
+        &mut self,
+        mut request: Request<Body>,
+    ) -> Result<impl Future<Output = Response<Body>> + Send + use<S>, DestroyError> {
+        let deadline = Instant::now() + timeout(request.headers());
+        let permit =
+            self.admission.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
+        let user = self.identify(&request)?;
+        Span::current().record("enduser.id", field::display(user.user()));
+        request.extensions_mut().insert(user);
+        request.extensions_mut().insert(Deadline(deadline));
+        let answer = self.inner.call(request);
+        Ok(async move {
+            let answer = tokio::time::timeout_at(deadline, answer).await;
+            drop(permit);
+            match answer {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_elapsed) => status_of(DestroyError::DeadlineExceeded).into_http(),
+            }
+        })
+    }
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // A call from the gateway is part of a request that has a span and a line of its own.
+        let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
+        let span = if in_process { Span::current() } else { call_span(&request) };
+        let begun = Instant::now();
+        let answer = span.in_scope(|| self.admit(request));
+        let call = async move {
+            let response = match answer {
+                Ok(answer) => answer.await,
+                Err(error) => status_of(error).into_http(),
+            };
+            if !in_process {
+                log(&response, begun.elapsed());
+            }
+            Ok(response)
+        };
+        Box::pin(call.instrument(span))
+    }
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+fn call_span<B>(request: &Request<B>) -> Span {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    tracing::info_span!(
+        "call",
+        rpc.method = request.uri().path().trim_start_matches('/'),
+        request.id = header("x-request-id"),
+        traceparent = header("traceparent"),
+        enduser.id = field::Empty,
+        collection.id = field::Empty,
+        replayed = field::Empty,
+    )
+}
+
+fn log(response: &Response<Body>, duration: Duration) {
+    let status = Status::from_header_map(response.headers());
+    let code = status.map_or(Code::Ok, |status| status.code());
+    tracing::info!(outcome = ?code, duration_ms = duration.as_secs_f64() * 1e3, "call");
+}
+
+/// How long the call may take: what `grpc-timeout` says, within [`config::CALL_TIMEOUT`].
+fn timeout(headers: &HeaderMap) -> Duration {
+    let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    asked.unwrap_or(config::CALL_TIMEOUT).min(config::CALL_TIMEOUT)
+}
+
+/// gRPC's form: at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let digits_only = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let amount: u64 = digits_only.then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}

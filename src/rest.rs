@@ -1,0 +1,22 @@
+//! The REST gateway: the 1.1 URL onto the RPC, and the RPC's answers into 1.1 answers. Nothing but a client of the RPC.
+
+mod answer;
+mod gateway;
+
+use axum::Router;
+
+use crate::{
+    domain::{Clock, Entropy},
+    identity::oauth1::Verifier,
+};
+
+pub use gateway::{Gateway, Rpc};
+
+/// The one path of the API.
+pub const PATH: &str = "/1.1/collections/destroy.json";
+
+/// The gateway as a service for a listener.
+pub fn router(service: Rpc, verifier: Verifier, clock: Clock, entropy: Entropy) -> Router {
+    let gateway = Gateway::new(service, verifier, clock, entropy);
+    Router::new().fallback(gateway::handle).with_state(gateway)
+}

@@ -1,0 +1,215 @@
+//! One request: read, authenticate, call, answer.
+
+use axum::{body::Body, extract::State};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use tower::util::BoxCloneSyncService;
+use tracing::{Instrument, Span, field};
+
+use super::{PATH, answer::Outcome};
+use crate::{
+    config,
+    domain::{Clock, DestroyError, EdgeError, Entropy},
+    identity::{
+        AuthenticatedUser,
+        oauth1::{self, Origin, Parameters, Scheme, Verifier},
+    },
+    proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
+};
+
+/// What the generated client speaks through: the in-process service, or a channel.
+pub type Rpc = BoxCloneSyncService<Request<tonic::body::Body>, Response<tonic::body::Body>, Status>;
+
+/// The gateway's parts.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    client: CollectionsServiceClient<Rpc>,
+    verifier: Verifier,
+    clock: Clock,
+    entropy: Entropy,
+}
+
+/// Headers of a request that go on to the RPC as they are.
+const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
+
+impl Gateway {
+    pub fn new(service: Rpc, verifier: Verifier, clock: Clock, entropy: Entropy) -> Self {
+        Self { client: CollectionsServiceClient::new(service), verifier, clock, entropy }
+    }
+
+    async fn destroy(&self, parts: &Parts, body: Body, origin: Option<&Origin>) -> Outcome {
+        if parts.uri.path() != PATH {
+            return Outcome::Refused(EdgeError::UnknownPath);
+        }
+        if parts.method != Method::POST {
+            return Outcome::Refused(EdgeError::WrongMethod);
+        }
+        let body = match read(parts, body).await {
+            Ok(body) => body,
+            Err(outcome) => return outcome,
+        };
+        let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
+        let form = if is_form(&parts.headers) { Parameters::decode(&body) } else { Parameters::default() };
+        let destroyed = async {
+            let user = self.authenticate(parts, &query, &form, origin).await?;
+            Span::current().record("enduser.id", field::display(user.user()));
+            let request = DestroyRequest {
+                id: the_id(&query, &form)?,
+                request_id: idempotency_key(&parts.headers)?,
+            };
+            self.call(user, request, &parts.headers).await
+        };
+        match destroyed.await {
+            Ok(()) => Outcome::Destroyed,
+            Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    async fn authenticate(
+        &self,
+        parts: &Parts,
+        query: &Parameters,
+        form: &Parameters,
+        origin: Option<&Origin>,
+    ) -> Result<AuthenticatedUser, DestroyError> {
+        let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let header = match headers.next().map(HeaderValue::to_str) {
+            None => None,
+            Some(Ok(text)) => match Scheme::of(text) {
+                Scheme::OAuth(parameters) => Some(parameters),
+                Scheme::Bearer(_token) => return Err(DestroyError::CredentialsInvalid),
+                Scheme::Unknown => return Err(DestroyError::CredentialsMissing),
+            },
+            Some(Err(_not_text)) => return Err(DestroyError::CredentialsInvalid),
+        };
+        if headers.next().is_some() {
+            return Err(DestroyError::CredentialsInvalid);
+        }
+        let request =
+            oauth1::Request { method: parts.method.as_str(), path: parts.uri.path(), header, query, form, origin };
+        self.verifier.verify(request).await
+    }
+
+    async fn call(
+        &self,
+        user: AuthenticatedUser,
+        request: DestroyRequest,
+        headers: &HeaderMap,
+    ) -> Result<(), DestroyError> {
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(config::CALL_TIMEOUT);
+        request.extensions_mut().insert(user);
+        for name in FORWARDED {
+            if let Some(value) = headers.get(name) {
+                request.metadata_mut().as_mut().insert(name, value.clone());
+            }
+        }
+        match self.client.clone().destroy(request).await {
+            Ok(answer) if answer.get_ref().destroyed => Ok(()),
+            Ok(_not_destroyed) => Err(DestroyError::Internal),
+            Err(status) => Err(failure_of(&status)),
+        }
+    }
+}
+
+/// The service of every path and method.
+pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> Response<Body> {
+    let begun = Instant::now();
+    let transaction = gateway.entropy.hex::<8>();
+    let (parts, body) = request.into_parts();
+    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let span = tracing::info_span!(
+        "request",
+        http.request.method = %parts.method,
+        url.path = parts.uri.path(),
+        request.id = header("x-request-id"),
+        traceparent = header("traceparent"),
+        transaction.id = transaction,
+        enduser.id = field::Empty,
+        collection.id = field::Empty,
+        replayed = field::Empty,
+    );
+    let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
+    let origin = authority.and_then(|authority| Origin::of_request("http", authority));
+    async {
+        let outcome = gateway.destroy(&parts, body, origin.as_ref()).await;
+        let duration = begun.elapsed();
+        let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
+        let mut headers = HeaderMap::new();
+        let texts = [("x-transaction-id", transaction.as_str()), ("x-response-time", &duration.as_millis().to_string())];
+        for (name, text) in texts {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(http::HeaderName::from_static(name), value);
+            }
+        }
+        let response = outcome.into_response(realm, headers);
+        tracing::info!(
+            http.response.status_code = response.status().as_u16(),
+            outcome = outcome.name(),
+            duration_ms = duration.as_secs_f64() * 1e3,
+            "request"
+        );
+        response
+    }
+    .instrument(span.clone())
+    .await
+}
+
+/// The whole body, within its limits. A length announced as too large is refused before the client sends it.
+async fn read(parts: &Parts, body: Body) -> Result<Bytes, Outcome> {
+    const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
+    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > config::BODY_LIMIT as u64) {
+        return Err(TOO_LARGE);
+    }
+    let collected = tokio::time::timeout(config::BODY_WAIT, Limited::new(body, config::BODY_LIMIT).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(TOO_LARGE),
+        // The client broke off or was too slow: there is hardly anyone left to tell.
+        Ok(Err(_)) | Err(_) => Err(Outcome::Failed(DestroyError::DeadlineExceeded)),
+    }
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|text| text.split(';').next()).unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// The one id in query and body; a destroy never guesses between two.
+fn the_id(query: &Parameters, form: &Parameters) -> Result<String, DestroyError> {
+    let mut ids = query.all("id").chain(form.all("id"));
+    let id = ids.next().ok_or(DestroyError::IdRequired)?;
+    if ids.any(|other| other != id) {
+        return Err(DestroyError::IdInvalid);
+    }
+    String::from_utf8(id.to_vec()).map_err(|_error| DestroyError::IdInvalid)
+}
+
+/// The value of `Idempotency-Key`, bare or quoted as its draft standard has it; empty without one.
+fn idempotency_key(headers: &HeaderMap) -> Result<String, DestroyError> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let Some(key) = keys.next() else { return Ok(String::new()) };
+    let key = key.to_str().unwrap_or_default().trim().trim_matches('"');
+    if key.is_empty() || keys.next().is_some() {
+        return Err(DestroyError::RequestIdInvalid);
+    }
+    Ok(key.to_owned())
+}
+
+/// The failure that a status stands for: by its reason or, where something on the way answered, by its code.
+fn failure_of(status: &Status) -> DestroyError {
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
+    DestroyError::from_reason(reason).unwrap_or(match status.code() {
+        Code::Unavailable => DestroyError::StoreUnavailable,
+        Code::DeadlineExceeded | Code::Cancelled => DestroyError::DeadlineExceeded,
+        Code::ResourceExhausted => DestroyError::Overloaded,
+        _ => DestroyError::Internal,
+    })
+}
