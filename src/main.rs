@@ -1,1 +1,7 @@
-fn main() {}
+//! `collections-service`: see `collections_service::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    collections_service::cli::run()
+}

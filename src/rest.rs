@@ -6,7 +6,7 @@ mod gateway;
 use axum::Router;
 
 use crate::{
-    domain::{Clock, Entropy},
+    domain::Entropy,
     identity::oauth1::Verifier,
 };
 
@@ -16,7 +16,7 @@ pub use gateway::{Gateway, Rpc};
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
 /// The gateway as a service for a listener.
-pub fn router(service: Rpc, verifier: Verifier, clock: Clock, entropy: Entropy) -> Router {
-    let gateway = Gateway::new(service, verifier, clock, entropy);
+pub fn router(service: Rpc, verifier: Verifier, entropy: Entropy) -> Router {
+    let gateway = Gateway::new(service, verifier, entropy);
     Router::new().fallback(gateway::handle).with_state(gateway)
 }

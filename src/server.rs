@@ -98,8 +98,8 @@ impl Running {
             running.rest = Some(listener.address);
             let credentials = Credentials::new(store.clone(), rest.keys);
             let directory = Arc::new(CredentialCache::new(credentials));
-            let verifier = Verifier::new(directory, rest.public_origins, settings.clock.clone());
-            let router = rest::router(in_process(service.clone()), verifier, settings.clock, settings.entropy);
+            let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
+            let router = rest::router(in_process(service.clone()), verifier, settings.entropy);
             listener.serve(router, Protocol::Http, &stop, &tasks);
         }
         grpc_listener.serve(grpc::public_routes(service, &health)?, Protocol::Grpc, &stop, &tasks);

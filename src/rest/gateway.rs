@@ -13,7 +13,7 @@ use tracing::{Instrument, Span, field};
 use super::{PATH, answer::Outcome};
 use crate::{
     config,
-    domain::{Clock, DestroyError, EdgeError, Entropy},
+    domain::{DestroyError, EdgeError, Entropy},
     identity::{
         AuthenticatedUser,
         oauth1::{self, Origin, Parameters, Scheme, Verifier},
@@ -29,7 +29,6 @@ pub type Rpc = BoxCloneSyncService<Request<tonic::body::Body>, Response<tonic::b
 pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
     verifier: Verifier,
-    clock: Clock,
     entropy: Entropy,
 }
 
@@ -37,8 +36,8 @@ pub struct Gateway {
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
-    pub fn new(service: Rpc, verifier: Verifier, clock: Clock, entropy: Entropy) -> Self {
-        Self { client: CollectionsServiceClient::new(service), verifier, clock, entropy }
+    pub fn new(service: Rpc, verifier: Verifier, entropy: Entropy) -> Self {
+        Self { client: CollectionsServiceClient::new(service), verifier, entropy }
     }
 
     async fn destroy(&self, parts: &Parts, body: Body, origin: Option<&Origin>) -> Outcome {

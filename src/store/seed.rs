@@ -7,7 +7,7 @@ use sea_orm::{
 
 use super::{
     Store,
-    entities::{collection, destroyed_collection},
+    entities::{collection, collection_entry, destroyed_collection},
 };
 use crate::domain::{CollectionId, UserId};
 
@@ -17,6 +17,8 @@ pub struct NewCollection {
     pub id: CollectionId,
     pub owner: UserId,
     pub name: String,
+    /// The posts in it, in order.
+    pub entries: Vec<i64>,
 }
 
 /// Why a collection could not be put in.
@@ -54,6 +56,13 @@ impl Store {
             transaction.rollback().await?;
             return Ok(false);
         }
+        let entries = (0..).zip(new.entries).map(|(sort_index, tweet_id)| collection_entry::ActiveModel {
+            collection_id: Set(new.id),
+            tweet_id: Set(tweet_id),
+            sort_index: Set(sort_index),
+            added_at: Set(self.clock.now()),
+        });
+        collection_entry::Entity::insert_many(entries).exec_without_returning(&transaction).await?;
         transaction.commit().await?;
         Ok(true)
     }

@@ -1,0 +1,151 @@
+//! The command line, one file a subcommand.
+
+mod credentials;
+mod dev;
+mod environment;
+mod healthcheck;
+mod migrate;
+mod serve;
+mod signal;
+
+use std::{fmt, process::ExitCode};
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+
+use crate::telemetry::{self, LogFormat};
+
+/// Permanently delete collections owned by the authenticated user: a gRPC service with a Twitter-API-1.1 gateway.
+#[derive(Debug, Parser)]
+#[command(name = "collections-service", version, propagate_version = true)]
+pub struct Cli {
+    /// How log lines look
+    #[arg(long, global = true, value_enum, env = "COLLECTIONS_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Which log lines are written, in the form of RUST_LOG
+    #[arg(long, global = true, default_value = "info", env = "COLLECTIONS_LOG")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run on this machine alone, with an embedded database and data to destroy
+    Dev(dev::Args),
+    /// Run the service
+    Serve(serve::Args),
+    /// Create or inspect the database schema
+    Migrate(migrate::Args),
+    /// Manage OAuth applications and access tokens
+    Credentials(credentials::Args),
+    /// Ask a running service for its health: exit 0 serving, 1 arguments, 2 connection, 3 RPC, 4 not serving
+    Healthcheck(healthcheck::Args),
+}
+
+/// Why a command ended early, with its exit code.
+#[derive(Debug)]
+pub enum Exit {
+    /// Usage or configuration: 2.
+    Usage(String),
+    /// Anything else: 1.
+    Failed(String),
+    /// A code of the command's own, with its message.
+    Code(u8, String),
+}
+
+impl Exit {
+    fn usage(error: impl fmt::Display) -> Self {
+        Self::Usage(error.to_string())
+    }
+
+    fn failed(error: impl fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    fn report(self) -> ExitCode {
+        let (code, message) = match self {
+            Self::Usage(message) => (2, message),
+            Self::Failed(message) => (1, message),
+            Self::Code(code, message) => (code, message),
+        };
+        eprintln!("error: {message}");
+        ExitCode::from(code)
+    }
+}
+
+/// Parses the arguments, runs the command, gives the exit code.
+pub fn run() -> ExitCode {
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match execute(cli, &matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => exit.report(),
+    }
+}
+
+/// clap's own message. Its code is 2, but 1 for `healthcheck`, whose codes are those of container probes.
+fn usage(error: &clap::Error) -> ExitCode {
+    drop(error.print());
+    let is_healthcheck = std::env::args().nth(1).is_some_and(|command| command == "healthcheck");
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if is_healthcheck => ExitCode::from(1),
+        _ => ExitCode::from(2),
+    }
+}
+
+fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
+    environment::refuse_unknown(&Cli::command())?;
+    refuse_password_argument(matches)?;
+    let human = matches!(cli.command, Command::Dev(_));
+    let format = cli.log_format.unwrap_or(if human { LogFormat::Pretty } else { LogFormat::Json });
+    telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Exit::failed)?;
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(args) => dev::run(args).await,
+            Command::Serve(args) => serve::run(args).await,
+            Command::Migrate(args) => migrate::run(args).await,
+            Command::Credentials(args) => credentials::run(args).await,
+            Command::Healthcheck(args) => healthcheck::run(args).await,
+        }
+    });
+    // A connection that stayed silent through the drain must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Every process on a machine can read another's arguments.
+fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
+    let Some((_, mut matches)) = matches.subcommand() else { return Ok(()) };
+    loop {
+        let id = "database_url";
+        let given = matches.try_contains_id(id).unwrap_or(false)
+            && matches.value_source(id) == Some(ValueSource::CommandLine);
+        let url = if given { matches.get_one::<crate::config::DatabaseUrl>(id) } else { None };
+        if url.is_some_and(crate::config::DatabaseUrl::has_password) {
+            let advice = "give the URL by COLLECTIONS_DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass";
+            return Err(Exit::Usage(format!("--database-url: a password must not stand on the command line; {advice}")));
+        }
+        match matches.subcommand() {
+            Some((_, deeper)) => matches = deeper,
+            None => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

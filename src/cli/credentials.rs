@@ -1,0 +1,103 @@
+//! `credentials create-app|issue-token|revoke-token|list`. A secret is printed once, when it is made.
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::Subcommand;
+
+use super::Exit;
+use crate::{
+    config::DatabaseUrl,
+    domain::{Clock, Entropy, UserId},
+    store::{CredentialError, Credentials, KeyRing, Store},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// sqlite:<path> or postgres://<user>@<host>/<database>
+    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
+    database_url: DatabaseUrl,
+    /// The keys that seal secrets: a line a key, `<key id>:<base64 of 32 bytes>`, the one to seal with first
+    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
+    credentials_key_file: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an application; prints its consumer key and secret
+    CreateApp {
+        /// What people call it
+        #[arg(long)]
+        name: String,
+    },
+    /// Issue an access token; prints it with its secret
+    IssueToken {
+        /// The application it is for
+        #[arg(long)]
+        consumer_key: String,
+        /// The user it acts for
+        #[arg(long)]
+        user: UserId,
+        /// Let it read only, as 1.1 applications without write permission
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Revoke an access token for good; every replica refuses it within 30 s
+    RevokeToken {
+        #[arg(long)]
+        token: String,
+    },
+    /// List applications and tokens, without secrets
+    List,
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    let keys = read_keys(&args.credentials_key_file, Entropy::default())?;
+    let store = Store::connect(&args.database_url, 1, Clock::System).await.map_err(Exit::failed)?;
+    store.check_schema().await.map_err(Exit::failed)?;
+    let credentials = Credentials::new(store, keys);
+    match args.command {
+        Command::CreateApp { name } => {
+            let app = credentials.create_app(&name).await.map_err(Exit::failed)?;
+            println!("consumer_key     {}\nconsumer_secret  {}", app.consumer_key, app.secret.expose());
+        }
+        Command::IssueToken { consumer_key, user, read_only } => {
+            let issued = credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
+            println!("token         {}\ntoken_secret  {}", issued.token, issued.secret.expose());
+        }
+        Command::RevokeToken { token } => {
+            credentials.revoke_token(&token).await.map_err(unknown_is_usage)?;
+            println!("revoked  {token}");
+        }
+        Command::List => list(&credentials).await?,
+    }
+    Ok(())
+}
+
+async fn list(credentials: &Credentials) -> Result<(), Exit> {
+    let (apps, tokens) = credentials.list().await.map_err(Exit::failed)?;
+    for app in apps {
+        let state = if app.suspended { "suspended" } else { "active" };
+        println!("application  {}  {state}  {}  {}", app.consumer_key, app.created_at.format("%FT%TZ"), app.name);
+    }
+    for token in tokens {
+        let state = if token.revoked { "revoked" } else { "active" };
+        let access = if token.write { "read-write" } else { "read" };
+        println!("token  {}  {state}  {access}  user {}  application {}", token.token, token.user, token.consumer_key);
+    }
+    Ok(())
+}
+
+/// The key file, or a usage error that names the flag.
+pub fn read_keys(path: &std::path::Path, entropy: Entropy) -> Result<Arc<KeyRing>, Exit> {
+    let flag = |error| Exit::Usage(format!("--credentials-key-file {}: {error}", path.display()));
+    KeyRing::read(path, entropy).map(Arc::new).map_err(flag)
+}
+
+fn unknown_is_usage(error: CredentialError) -> Exit {
+    match error {
+        CredentialError::UnknownApplication(_) | CredentialError::UnknownToken(_) => Exit::usage(error),
+        CredentialError::Sealed(_) | CredentialError::Database(_) => Exit::failed(error),
+    }
+}

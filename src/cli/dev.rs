@@ -1,0 +1,197 @@
+//! `dev`: the whole service on one machine, with data to destroy and the commands to do it.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{Exit, credentials::read_keys, serve::drain, signal::Stop};
+use crate::{
+    config::DatabaseUrl,
+    domain::{Clock, CollectionId, Entropy, Secret, UserId},
+    identity::oauth1::{self, Origin, Parameters},
+    rest,
+    server::{Rest, Running, Settings, StartError},
+    store::{Credentials, KeyRing, NewCollection, Store},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The folder for the database and its key; made if it is not there
+    #[arg(long, default_value = "collections-dev", env = "COLLECTIONS_DATA_DIR")]
+    data_dir: PathBuf,
+    /// Where gRPC is served
+    #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
+    grpc_addr: SocketAddr,
+    /// Where the REST gateway is served
+    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    rest_addr: SocketAddr,
+    /// Where health is served
+    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    admin_addr: SocketAddr,
+}
+
+/// The user of the 1.1 documentation.
+const DEMO_USER: i64 = 119_476_949;
+const OTHER_USER: i64 = 783_214;
+const DEMO_COLLECTIONS: [i64; 4] =
+    [388_061_495_298_244_609, 390_882_285_743_898_624, 393_773_266_801_659_904, 394_026_155_298_308_096];
+const OTHER_COLLECTION: i64 = 539_487_832_448_843_776;
+const DEMO_APP: &str = "dev";
+/// How many collections the demo user has at the start, so that there is always something to destroy.
+const LEAST: u64 = 4;
+
+/// What the printed commands use.
+struct Demo {
+    user: UserId,
+    ids: Vec<CollectionId>,
+    application: (String, Secret),
+    token: (String, Secret),
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    for (flag, address) in
+        [("--grpc-addr", args.grpc_addr), ("--rest-addr", args.rest_addr), ("--admin-addr", args.admin_addr)]
+    {
+        if !address.ip().is_loopback() {
+            return Err(Exit::Usage(format!("{flag}: dev believes anyone, so it serves loopback addresses only")));
+        }
+    }
+    let mut stop = Stop::listen()?;
+    let entropy = Entropy::default();
+    let keys = open_folder(&args.data_dir, &entropy)?;
+    let database = args.data_dir.join("collections.sqlite");
+    let url: DatabaseUrl =
+        format!("sqlite:{}?mode=rwc", database.display()).parse().map_err(Exit::usage)?;
+    let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::failed)?;
+    while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
+        println!("applied migration {name}");
+    }
+    let settings = Settings {
+        grpc: args.grpc_addr,
+        rest: Some(Rest { address: args.rest_addr, public_origins: Vec::new(), keys: keys.clone() }),
+        admin: args.admin_addr,
+        insecure_identity: true,
+        max_in_flight: 1024,
+        drain: Duration::from_secs(3),
+        clock: Clock::System,
+        entropy: entropy.clone(),
+    };
+    let demo = seed(&store, Credentials::new(store.clone(), keys)).await?;
+    let running = Running::start(store, settings).await.map_err(port_taken)?;
+    print(&running, &demo, &entropy, &args.data_dir)?;
+    stop.requested().await;
+    drain(running).await;
+    Ok(())
+}
+
+fn port_taken(error: StartError) -> Exit {
+    match error {
+        StartError::Bind { flag, address, error } if error.kind() == io::ErrorKind::AddrInUse => Exit::Failed(
+            format!("{address} is taken, perhaps by another `dev`: stop it, or choose another address with {flag}"),
+        ),
+        other => Exit::failed(other),
+    }
+}
+
+/// The folder with its key file, made at the first run.
+fn open_folder(folder: &Path, entropy: &Entropy) -> Result<Arc<KeyRing>, Exit> {
+    let failed = |error: io::Error| Exit::Failed(format!("--data-dir {}: {error}", folder.display()));
+    fs::create_dir_all(folder).map_err(failed)?;
+    let path = folder.join("credentials.key");
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(mut file) => file.write_all(KeyRing::generate_line("dev", entropy).as_bytes()).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed(error)),
+    }
+    read_keys(&path, entropy.clone())
+}
+
+/// The documentation's collections, and new ones where those are destroyed; an application, and a token for this run.
+async fn seed(store: &Store, credentials: Credentials) -> Result<Demo, Exit> {
+    let (Some(user), Some(other)) = (UserId::new(DEMO_USER), UserId::new(OTHER_USER)) else {
+        return Err(Exit::failed("the demo users are no users"));
+    };
+    let put = async |number: i64, owner: UserId| match CollectionId::new(number) {
+        Some(id) => {
+            let new = NewCollection { id, owner, name: format!("Demo {id}"), entries: (1..=3).collect() };
+            store.insert_collection(new).await.map_err(Exit::failed)
+        }
+        None => Ok(false),
+    };
+    for number in DEMO_COLLECTIONS {
+        put(number, user).await?;
+    }
+    put(OTHER_COLLECTION, other).await?;
+    let mut next = DEMO_COLLECTIONS.iter().max().copied().unwrap_or(1);
+    while store.collections_of(user, LEAST).await.map_err(Exit::failed)?.len() < LEAST as usize {
+        next += 1;
+        put(next, user).await?;
+    }
+    let application = match credentials.app_named(DEMO_APP).await.map_err(Exit::failed)? {
+        Some(application) => application,
+        None => credentials.create_app(DEMO_APP).await.map_err(Exit::failed)?,
+    };
+    let issued = credentials.issue_token(&application.consumer_key, user, true).await.map_err(Exit::failed)?;
+    Ok(Demo {
+        user,
+        ids: store.collections_of(user, LEAST).await.map_err(Exit::failed)?,
+        application: (application.consumer_key, application.secret),
+        token: (issued.token, issued.secret),
+    })
+}
+
+fn print(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Path) -> Result<(), Exit> {
+    let (Some(rest), [by_grpc, by_rest, ..]) = (running.rest, demo.ids.as_slice()) else {
+        return Err(Exit::failed("the demo has nothing to destroy"));
+    };
+    let origin = Origin::of_request("http", &rest.to_string()).ok_or_else(|| Exit::failed("no origin"))?;
+    let form = format!("id={by_rest}");
+    let authorization = oauth1::sign(
+        ("POST", &origin, rest::PATH),
+        (&demo.application.0, &demo.token.0),
+        (&demo.application.1, &demo.token.1),
+        (Clock::System.now().timestamp(), &entropy.hex::<16>()),
+        &Parameters::decode(form.as_bytes()),
+    )
+    .ok_or_else(|| Exit::failed("the demo request could not be signed"))?;
+    let names: Vec<String> = demo.ids.iter().map(ToString::to_string).collect();
+    println!(
+        "User {user} owns {names}; user {OTHER_USER} owns custom-{OTHER_COLLECTION}.
+
+Destroy one over gRPC:
+
+  grpcurl -plaintext -H 'x-user-id: {user}' -d '{{\"id\":\"{by_grpc}\"}}' {grpc} collections.v1.CollectionsService/Destroy
+
+Destroy one over the 1.1 API (signed for the next five minutes):
+
+  curl -sS '{origin}{path}' -H 'Authorization: {authorization}' -d '{form}'
+
+For a 1.1 client of your own:
+
+  consumer key     {key}
+  consumer secret  {secret}
+  token            {token}
+  token secret     {token_secret}
+
+Health is on {admin}, the data in {folder}: delete that folder to begin anew. Ctrl-C stops.
+ready",
+        user = demo.user,
+        names = names.join(", "),
+        grpc = running.grpc,
+        origin = origin.as_str(),
+        path = rest::PATH,
+        key = demo.application.0,
+        secret = demo.application.1.expose(),
+        token = demo.token.0,
+        token_secret = demo.token.1.expose(),
+        admin = running.admin,
+        folder = folder.display(),
+    );
+    Ok(())
+}

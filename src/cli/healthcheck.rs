@@ -1,0 +1,53 @@
+//! `healthcheck`: a gRPC health probe with the exit codes of grpc-health-probe.
+
+use std::{net::SocketAddr, time::Duration};
+
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use tonic::{Status, body::Body};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::Exit;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The address to ask: an admin listener, or a gRPC listener without TLS
+    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_HEALTHCHECK_ADDR")]
+    addr: SocketAddr,
+    /// The service to ask for; empty for the process as a whole
+    #[arg(long, default_value = "collections.v1.CollectionsService")]
+    service: String,
+    /// How long to wait, in milliseconds
+    #[arg(long, default_value_t = 2000)]
+    timeout_ms: u64,
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    let asked = tokio::time::timeout(Duration::from_millis(args.timeout_ms), ask(&args)).await;
+    match asked.unwrap_or_else(|_elapsed| Err(Exit::Code(2, format!("no answer from {}", args.addr))))? {
+        ServingStatus::Serving => {
+            println!("serving");
+            Ok(())
+        }
+        other => Err(Exit::Code(4, format!("not serving: {}", other.as_str_name()))),
+    }
+}
+
+async fn ask(args: &Args) -> Result<ServingStatus, Exit> {
+    tokio::net::TcpStream::connect(args.addr)
+        .await
+        .map_err(|error| Exit::Code(2, format!("{}: {error}", args.addr)))?;
+    let http: Client<HttpConnector, Body> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let origin = format!("http://{}", args.addr).parse().map_err(|error| Exit::Code(1, format!("{error}")))?;
+    let mut client = HealthClient::with_origin(http, origin);
+    let answer = client.check(HealthCheckRequest { service: args.service.clone() }).await.map_err(rpc)?;
+    Ok(answer.get_ref().status())
+}
+
+fn rpc(status: Status) -> Exit {
+    Exit::Code(3, format!("{:?}: {}", status.code(), status.message()))
+}

@@ -1,0 +1,124 @@
+//! `serve`: the service in production. It refuses to start on an unsafe or half-given configuration.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use super::{Exit, credentials::read_keys, signal::Stop};
+use crate::{
+    config::DatabaseUrl,
+    domain::{Clock, Entropy},
+    identity::oauth1::Origin,
+    server::{Rest, Running, Settings},
+    store::Store,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// sqlite:<path> or postgres://<user>@<host>/<database>
+    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
+    database_url: DatabaseUrl,
+    /// Connections to PostgreSQL
+    #[arg(long, default_value_t = 16, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    database_connections: u32,
+    /// Where gRPC is served
+    #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
+    grpc_addr: SocketAddr,
+    /// Where the REST gateway is served, or `off`
+    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    rest_addr: RestAddr,
+    /// Where health is served, in plain text, for probes
+    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    admin_addr: SocketAddr,
+    /// An origin that REST clients sign for, such as https://api.twitter.com; repeatable. Without any, each request's own
+    #[arg(long, env = "COLLECTIONS_PUBLIC_ORIGIN", value_delimiter = ',')]
+    public_origin: Vec<Origin>,
+    /// The keys that open OAuth secrets. Needed for the REST gateway
+    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
+    credentials_key_file: Option<PathBuf>,
+    /// Believe the metadata x-user-id of anyone. Only on a loopback address
+    #[arg(long, env = "COLLECTIONS_INSECURE_IDENTITY")]
+    insecure_identity: bool,
+    /// Calls in flight; more are refused at once with UNAVAILABLE
+    #[arg(long, default_value_t = 1024, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_in_flight: u32,
+    /// Seconds that accepted calls have to finish after SIGTERM
+    #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drain_seconds: u64,
+}
+
+/// An address, or none.
+#[derive(Clone, Copy, Debug)]
+struct RestAddr(Option<SocketAddr>);
+
+impl FromStr for RestAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|error| format!("{error}; expected <ip>:<port> or off"))
+    }
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    let mut stop = Stop::listen()?;
+    let settings = settings(&args)?;
+    let store = Store::connect(&args.database_url, args.database_connections, Clock::System)
+        .await
+        .map_err(Exit::failed)?;
+    store.check_schema().await.map_err(Exit::failed)?;
+    let running = Running::start(store, settings).await.map_err(Exit::failed)?;
+    tracing::info!(grpc = %running.grpc, rest = ?running.rest, admin = %running.admin, "serving");
+    stop.requested().await;
+    drain(running).await;
+    Ok(())
+}
+
+/// Stops, and says so.
+pub async fn drain(running: Running) {
+    tracing::info!("draining");
+    if running.drain().await {
+        tracing::info!("stopped");
+    } else {
+        tracing::warn!("stopped with connections still open");
+    }
+}
+
+/// The configuration as a whole, or what is wrong with it.
+fn settings(args: &Args) -> Result<Settings, Exit> {
+    let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
+    if args.insecure_identity && !args.grpc_addr.ip().is_loopback() {
+        return refuse("--insecure-identity: believes anyone, so --grpc-addr must be a loopback address");
+    }
+    let entropy = Entropy::default();
+    let rest = match (args.rest_addr, &args.credentials_key_file) {
+        (RestAddr(None), None) => None,
+        (RestAddr(None), Some(_)) => {
+            return refuse("--credentials-key-file: is for the REST gateway, but --rest-addr is off");
+        }
+        (RestAddr(Some(_)), None) => {
+            return refuse("--credentials-key-file: is needed by the REST gateway; or give --rest-addr off");
+        }
+        (RestAddr(Some(address)), Some(path)) => Some(Rest {
+            address,
+            public_origins: args.public_origin.clone(),
+            keys: read_keys(path, entropy.clone())?,
+        }),
+    };
+    if rest.is_none() && !args.public_origin.is_empty() {
+        return refuse("--public-origin: is for the REST gateway, but --rest-addr is off");
+    }
+    if rest.is_none() && !args.insecure_identity {
+        return refuse("--insecure-identity or --rest-addr: without one of them no caller can be identified");
+    }
+    Ok(Settings {
+        grpc: args.grpc_addr,
+        rest,
+        admin: args.admin_addr,
+        insecure_identity: args.insecure_identity,
+        max_in_flight: args.max_in_flight as usize,
+        drain: Duration::from_secs(args.drain_seconds),
+        clock: Clock::System,
+        entropy,
+    })
+}
