@@ -130,8 +130,11 @@ fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
             && matches.value_source(id) == Some(ValueSource::CommandLine);
         let url = if given { matches.get_one::<crate::config::DatabaseUrl>(id) } else { None };
         if url.is_some_and(crate::config::DatabaseUrl::has_password) {
-            let advice = "give the URL by COLLECTIONS_DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass";
-            return Err(Exit::Usage(format!("--database-url: a password must not stand on the command line; {advice}")));
+            let advice =
+                "give the URL by COLLECTIONS_DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass";
+            return Err(Exit::Usage(format!(
+                "--database-url: a password must not stand on the command line; {advice}"
+            )));
         }
         match matches.subcommand() {
             Some((_, deeper)) => matches = deeper,

@@ -66,7 +66,8 @@ impl DatabaseUrl {
     #[must_use]
     pub fn has_password(&self) -> bool {
         let authority = self.0.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
-        let userinfo = authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
+        let userinfo =
+            authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
         userinfo.is_some_and(|userinfo| userinfo.contains(':')) || self.0.contains("password=")
     }
 }

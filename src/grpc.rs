@@ -39,8 +39,8 @@ pub struct Health {
 /// The guarded service. `insecure` believes the metadata `x-user-id` of anyone.
 #[must_use]
 pub fn service(store: Store, admission: Admission, insecure: bool) -> Service {
-    let server =
-        CollectionsServiceServer::new(Collections::new(store)).max_decoding_message_size(config::MESSAGE_LIMIT);
+    let server = CollectionsServiceServer::new(Collections::new(store))
+        .max_decoding_message_size(config::MESSAGE_LIMIT);
     Guarded::new(server, admission, insecure)
 }
 

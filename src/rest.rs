@@ -5,10 +5,7 @@ mod gateway;
 
 use axum::Router;
 
-use crate::{
-    domain::Entropy,
-    identity::oauth1::Verifier,
-};
+use crate::{domain::Entropy, identity::oauth1::Verifier};
 
 pub use gateway::{Gateway, Rpc};
 

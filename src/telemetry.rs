@@ -14,8 +14,9 @@ pub enum LogFormat {
 /// # Errors
 /// The filter does not parse.
 pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::builder().parse(filter)?).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::builder().parse(filter)?)
+        .with_writer(std::io::stderr);
     let installed = match format {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).try_init(),

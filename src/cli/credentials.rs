@@ -63,7 +63,8 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             println!("consumer_key     {}\nconsumer_secret  {}", app.consumer_key, app.secret.expose());
         }
         Command::IssueToken { consumer_key, user, read_only } => {
-            let issued = credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
+            let issued =
+                credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
             println!("token         {}\ntoken_secret  {}", issued.token, issued.secret.expose());
         }
         Command::RevokeToken { token } => {
@@ -79,12 +80,20 @@ async fn list(credentials: &Credentials) -> Result<(), Exit> {
     let (apps, tokens) = credentials.list().await.map_err(Exit::failed)?;
     for app in apps {
         let state = if app.suspended { "suspended" } else { "active" };
-        println!("application  {}  {state}  {}  {}", app.consumer_key, app.created_at.format("%FT%TZ"), app.name);
+        println!(
+            "application  {}  {state}  {}  {}",
+            app.consumer_key,
+            app.created_at.format("%FT%TZ"),
+            app.name
+        );
     }
     for token in tokens {
         let state = if token.revoked { "revoked" } else { "active" };
         let access = if token.write { "read-write" } else { "read" };
-        println!("token  {}  {state}  {access}  user {}  application {}", token.token, token.user, token.consumer_key);
+        println!(
+            "token  {}  {state}  {access}  user {}  application {}",
+            token.token, token.user, token.consumer_key
+        );
     }
     Ok(())
 }

@@ -59,15 +59,16 @@ pub async fn run(args: Args) -> Result<(), Exit> {
         [("--grpc-addr", args.grpc_addr), ("--rest-addr", args.rest_addr), ("--admin-addr", args.admin_addr)]
     {
         if !address.ip().is_loopback() {
-            return Err(Exit::Usage(format!("{flag}: dev believes anyone, so it serves loopback addresses only")));
+            return Err(Exit::Usage(format!(
+                "{flag}: dev believes anyone, so it serves loopback addresses only"
+            )));
         }
     }
     let mut stop = Stop::listen()?;
     let entropy = Entropy::default();
     let keys = open_folder(&args.data_dir, &entropy)?;
     let database = args.data_dir.join("collections.sqlite");
-    let url: DatabaseUrl =
-        format!("sqlite:{}?mode=rwc", database.display()).parse().map_err(Exit::usage)?;
+    let url: DatabaseUrl = format!("sqlite:{}?mode=rwc", database.display()).parse().map_err(Exit::usage)?;
     let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::failed)?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
         println!("applied migration {name}");
@@ -92,9 +93,11 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 
 fn port_taken(error: StartError) -> Exit {
     match error {
-        StartError::Bind { flag, address, error } if error.kind() == io::ErrorKind::AddrInUse => Exit::Failed(
-            format!("{address} is taken, perhaps by another `dev`: stop it, or choose another address with {flag}"),
-        ),
+        StartError::Bind { flag, address, error } if error.kind() == io::ErrorKind::AddrInUse => {
+            Exit::Failed(format!(
+                "{address} is taken, perhaps by another `dev`: stop it, or choose another address with {flag}"
+            ))
+        }
         other => Exit::failed(other),
     }
 }
@@ -137,7 +140,8 @@ async fn seed(store: &Store, credentials: Credentials) -> Result<Demo, Exit> {
         Some(application) => application,
         None => credentials.create_app(DEMO_APP).await.map_err(Exit::failed)?,
     };
-    let issued = credentials.issue_token(&application.consumer_key, user, true).await.map_err(Exit::failed)?;
+    let issued =
+        credentials.issue_token(&application.consumer_key, user, true).await.map_err(Exit::failed)?;
     Ok(Demo {
         user,
         ids: store.collections_of(user, LEAST).await.map_err(Exit::failed)?,

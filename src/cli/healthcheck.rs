@@ -41,8 +41,10 @@ async fn ask(args: &Args) -> Result<ServingStatus, Exit> {
     tokio::net::TcpStream::connect(args.addr)
         .await
         .map_err(|error| Exit::Code(2, format!("{}: {error}", args.addr)))?;
-    let http: Client<HttpConnector, Body> = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
-    let origin = format!("http://{}", args.addr).parse().map_err(|error| Exit::Code(1, format!("{error}")))?;
+    let http: Client<HttpConnector, Body> =
+        Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let origin =
+        format!("http://{}", args.addr).parse().map_err(|error| Exit::Code(1, format!("{error}")))?;
     let mut client = HealthClient::with_origin(http, origin);
     let answer = client.check(HealthCheckRequest { service: args.service.clone() }).await.map_err(rpc)?;
     Ok(answer.get_ref().status())

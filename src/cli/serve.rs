@@ -56,7 +56,9 @@ impl FromStr for RestAddr {
         if text == "off" {
             return Ok(Self(None));
         }
-        text.parse().map(|address| Self(Some(address))).map_err(|error| format!("{error}; expected <ip>:<port> or off"))
+        text.parse()
+            .map(|address| Self(Some(address)))
+            .map_err(|error| format!("{error}; expected <ip>:<port> or off"))
     }
 }
 

@@ -60,7 +60,11 @@ impl Entropy {
 }
 
 impl Default for Entropy {
-    #[expect(clippy::panic, clippy::disallowed_methods, reason = "without the operating system's generator no secret can be made safely")]
+    #[expect(
+        clippy::panic,
+        clippy::disallowed_methods,
+        reason = "without the operating system's generator no secret can be made safely"
+    )]
     fn default() -> Self {
         Self::new(|bytes| {
             if let Err(error) = getrandom::fill(bytes) {

@@ -84,7 +84,9 @@ impl Verifier {
         }
         let claims = Claims::read(&sent).ok_or(DestroyError::CredentialsInvalid)?;
         // saturating: the timestamp is the client's to choose
-        if self.clock.now().timestamp().saturating_sub(claims.timestamp).saturating_abs() > config::OAUTH_WINDOW {
+        if self.clock.now().timestamp().saturating_sub(claims.timestamp).saturating_abs()
+            > config::OAUTH_WINDOW
+        {
             return Err(DestroyError::TimestampOutOfBounds);
         }
         let found = self
@@ -110,7 +112,9 @@ impl Verifier {
     ) -> Result<Option<&'f AccessToken>, DestroyError> {
         let token = match (&claims.token, &found.token) {
             (None, _) => None,
-            (Some(_), Some(token)) if !token.revoked && token.consumer_key == claims.consumer_key => Some(&**token),
+            (Some(_), Some(token)) if !token.revoked && token.consumer_key == claims.consumer_key => {
+                Some(&**token)
+            }
             (Some(_), _) => return Err(DestroyError::TokenInvalid),
         };
         let application = found
@@ -123,7 +127,12 @@ impl Verifier {
         let configured = self.origins.iter();
         let own = request.origin.filter(|_| self.origins.is_empty());
         let matches = configured.chain(own).any(|origin| {
-            let base = signature::Base { method: request.method, origin, path: request.path, normalized: &normalized };
+            let base = signature::Base {
+                method: request.method,
+                origin,
+                path: request.path,
+                normalized: &normalized,
+            };
             signature::verify(claims.method, base, secrets, &claims.signature)
         });
         if matches { Ok(token) } else { Err(DestroyError::CredentialsInvalid) }
@@ -145,7 +154,8 @@ impl Claims {
             if values.next().is_some() {
                 return None;
             }
-            first.map_or(Some(None), |value| std::str::from_utf8(value).ok().map(|text| Some(text.to_owned())))
+            first
+                .map_or(Some(None), |value| std::str::from_utf8(value).ok().map(|text| Some(text.to_owned())))
         };
         let required = |name: &str| text(name)?.filter(|value| !value.is_empty());
         if let Some(version) = text("oauth_version")? {

@@ -79,7 +79,8 @@ impl Outcome {
             Self::Failed(WriteAccessRequired) => Some("read"),
             Self::Destroyed
             | Self::Failed(
-                IdInvalid | IdRequired | RequestIdInvalid | NotFound | NotOwner | RateLimited | DeadlineExceeded,
+                IdInvalid | IdRequired | RequestIdInvalid | NotFound | NotOwner | RateLimited
+                | DeadlineExceeded,
             ) => Some("read-write"),
             _ => None,
         }

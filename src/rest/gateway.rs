@@ -56,10 +56,8 @@ impl Gateway {
         let destroyed = async {
             let user = self.authenticate(parts, &query, &form, origin).await?;
             Span::current().record("enduser.id", field::display(user.user()));
-            let request = DestroyRequest {
-                id: the_id(&query, &form)?,
-                request_id: idempotency_key(&parts.headers)?,
-            };
+            let request =
+                DestroyRequest { id: the_id(&query, &form)?, request_id: idempotency_key(&parts.headers)? };
             self.call(user, request, &parts.headers).await
         };
         match destroyed.await {
@@ -88,8 +86,14 @@ impl Gateway {
         if headers.next().is_some() {
             return Err(DestroyError::CredentialsInvalid);
         }
-        let request =
-            oauth1::Request { method: parts.method.as_str(), path: parts.uri.path(), header, query, form, origin };
+        let request = oauth1::Request {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            header,
+            query,
+            form,
+            origin,
+        };
         self.verifier.verify(request).await
     }
 
@@ -139,7 +143,10 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
         let duration = begun.elapsed();
         let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
-        let texts = [("x-transaction-id", transaction.as_str()), ("x-response-time", &duration.as_millis().to_string())];
+        let texts = [
+            ("x-transaction-id", transaction.as_str()),
+            ("x-response-time", &duration.as_millis().to_string()),
+        ];
         for (name, text) in texts {
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(http::HeaderName::from_static(name), value);
@@ -162,10 +169,12 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
 async fn read(parts: &Parts, body: Body) -> Result<Bytes, Outcome> {
     const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
     let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > config::BODY_LIMIT as u64) {
+    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > config::BODY_LIMIT as u64)
+    {
         return Err(TOO_LARGE);
     }
-    let collected = tokio::time::timeout(config::BODY_WAIT, Limited::new(body, config::BODY_LIMIT).collect()).await;
+    let collected =
+        tokio::time::timeout(config::BODY_WAIT, Limited::new(body, config::BODY_LIMIT).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(TOO_LARGE),

@@ -45,7 +45,11 @@ impl Listener {
     /// Serves in tasks of the tracker until told to stop; then every connection finishes what it has begun.
     pub fn serve<S, B>(self, service: S, protocol: Protocol, stop: &CancellationToken, tasks: &TaskTracker)
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
         S::Future: Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,

@@ -145,8 +145,10 @@ impl Credentials {
         if application::Entity::find_by_id(consumer_key).one(&self.store.db).await?.is_none() {
             return Err(CredentialError::UnknownApplication(consumer_key.to_owned()));
         }
-        let (key_id, sealed_secret) =
-            self.keys.seal(secret, &token_row(token)).map_err(|_| CredentialError::Sealed(token.to_owned()))?;
+        let (key_id, sealed_secret) = self
+            .keys
+            .seal(secret, &token_row(token))
+            .map_err(|_| CredentialError::Sealed(token.to_owned()))?;
         let model = token::ActiveModel {
             token: Set(token.to_owned()),
             consumer_key: Set(consumer_key.to_owned()),

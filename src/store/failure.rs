@@ -56,7 +56,9 @@ fn of_sqlstate(code: &str) -> Failure {
         // statement_completion_unknown, cannot_connect_now and its kin
         "57014" | "25006" | "40003" => Failure::Unavailable,
         // Connection exceptions, insufficient resources, operator intervention, wrong or expired credentials.
-        _ if ["08", "53", "57", "58", "28"].iter().any(|class| code.starts_with(class)) => Failure::Unavailable,
+        _ if ["08", "53", "57", "58", "28"].iter().any(|class| code.starts_with(class)) => {
+            Failure::Unavailable
+        }
         _ => Failure::Fault,
     }
 }

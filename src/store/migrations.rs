@@ -25,7 +25,9 @@ pub struct MigrationState {
 /// Why the schema could not be read, changed or served.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    #[error("the database schema is older than this program: run `collections-service migrate up` ({0} is missing)")]
+    #[error(
+        "the database schema is older than this program: run `collections-service migrate up` ({0} is missing)"
+    )]
     Older(String),
     #[error("the database schema is newer than this program: deploy the version that made it")]
     Newer,
@@ -39,7 +41,8 @@ impl Store {
     /// # Errors
     /// [`SchemaError::Newer`] when the database has versions that this program does not know.
     pub async fn schema(&self) -> Result<Vec<MigrationState>, SchemaError> {
-        let migrations = Migrator::get_migration_with_status_read_only(&self.db).await.map_err(schema_error)?;
+        let migrations =
+            Migrator::get_migration_with_status_read_only(&self.db).await.map_err(schema_error)?;
         Ok(migrations
             .into_iter()
             .map(|migration| MigrationState {

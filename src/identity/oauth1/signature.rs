@@ -54,7 +54,9 @@ pub fn decode(signature: &str) -> Option<Vec<u8>> {
 /// Whether the signature is right, in a time that does not depend on how much of it is.
 pub fn verify(method: Method, base: Base<'_>, secrets: Secrets<'_>, signature: &[u8]) -> bool {
     match method {
-        Method::HmacSha1 => mac::<Hmac<Sha1>>(base, secrets).is_some_and(|mac| mac.verify_slice(signature).is_ok()),
+        Method::HmacSha1 => {
+            mac::<Hmac<Sha1>>(base, secrets).is_some_and(|mac| mac.verify_slice(signature).is_ok())
+        }
         Method::HmacSha256 => {
             mac::<Hmac<Sha256>>(base, secrets).is_some_and(|mac| mac.verify_slice(signature).is_ok())
         }
