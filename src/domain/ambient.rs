@@ -36,7 +36,10 @@ impl Clock {
 
 /// A source of random bytes, fit for keys: the operating system's unless a test gives another.
 #[derive(Clone)]
-pub struct Entropy(Arc<dyn Fn(&mut [u8]) + Send + Sync>);
+pub struct Entropy(Arc<Fill>);
+
+/// Fills a buffer with random bytes.
+type Fill = dyn Fn(&mut [u8]) + Send + Sync;
 
 impl Entropy {
     /// A source of one's own, for tests.

@@ -141,8 +141,11 @@ async fn a_revoked_token_is_refused() {
     assert_eq!(app.owned_by(OWNER).await, [1]);
 }
 
-/// What unmodified clients sent: the target, the headers that matter, the body. Signed for `https://api.twitter.com`.
-fn recorded() -> Vec<(&'static str, String, Option<String>, Option<&'static str>, String)> {
+/// A client's name, and what it sent: the target, `authorization`, `content-type`, the body.
+type Recorded = (&'static str, String, Option<String>, Option<&'static str>, String);
+
+/// What unmodified clients sent, signed for `https://api.twitter.com`.
+fn recorded() -> Vec<Recorded> {
     let form = Some("application/x-www-form-urlencoded");
     let common = |nonce: &str, timestamp: &str, version: &str, signature: &str| {
         format!(
