@@ -34,6 +34,11 @@ pub const STREAM_LIMIT: u32 = 100;
 pub const RESET_LIMIT: usize = 1024;
 /// Open connections on one listener.
 pub const CONNECTION_LIMIT: usize = 10_000;
+/// How old a connection may become, give or take a tenth, before it is told to go away: gRPC clients hold on to theirs,
+/// so without an age a new replica would never get work.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
+/// How long connections may take to hand over the last answers once every accepted call is finished.
+pub const LINGER: Duration = Duration::from_secs(1);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often readiness asks the database.

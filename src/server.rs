@@ -1,17 +1,19 @@
 //! The composition root: build, bind, serve, drain.
 
 mod listener;
+mod readiness;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 use tonic::Status;
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use self::listener::{Listener, Protocol};
+use self::{
+    listener::{Lifecycle, Listener, Protocol},
+    readiness::Readiness,
+};
 use crate::{
-    config,
     domain::{Clock, Entropy},
     grpc::{self, Health},
     identity::oauth1::{Origin, Verifier},
@@ -62,82 +64,62 @@ pub struct Running {
     store: Store,
     health: Health,
     admission: grpc::Admission,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    lifecycle: Lifecycle,
     drain: Duration,
 }
 
 impl Running {
-    /// Binds every listener, then serves on all of them.
+    /// Binds every listener, then serves on all of them. Calls are refused until the database has the right schema.
     ///
     /// # Errors
     /// An address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
         let grpc_listener = bind("--grpc-addr", settings.grpc).await?;
         let admin_listener = bind("--admin-addr", settings.admin).await?;
-        let admission = Arc::new(Semaphore::new(settings.max_in_flight));
-        let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
-        let health = Health::new().await;
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let mut running = Self {
-            grpc: grpc_listener.address,
-            rest: None,
-            admin: admin_listener.address,
-            store: store.clone(),
-            health: health.clone(),
-            admission,
-            stop: stop.clone(),
-            tasks: tasks.clone(),
-            drain: settings.drain,
-        };
         let rest = match settings.rest {
             Some(rest) => Some((bind("--rest-addr", rest.address).await?, rest)),
             None => None,
         };
+        let admission = Arc::new(Semaphore::new(0));
+        let health = Health::new().await;
+        let running = Self {
+            grpc: grpc_listener.address,
+            rest: rest.as_ref().map(|(listener, _)| listener.address),
+            admin: admin_listener.address,
+            store: store.clone(),
+            health: health.clone(),
+            admission: admission.clone(),
+            lifecycle: Lifecycle::new(settings.entropy.clone()),
+            drain: settings.drain,
+        };
+        let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
+        let public = grpc::public_routes(service.clone(), &health)?;
+        let mut readiness = Readiness::new(store.clone(), health.clone(), admission, settings.max_in_flight);
+        readiness.look().await;
         if let Some((listener, rest)) = rest {
-            running.rest = Some(listener.address);
-            let credentials = Credentials::new(store.clone(), rest.keys);
+            let credentials = Credentials::new(store, rest.keys);
             let directory = Arc::new(CredentialCache::new(credentials));
             let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
-            let router = rest::router(in_process(service.clone()), verifier, settings.entropy);
-            listener.serve(router, Protocol::Http, &stop, &tasks);
+            let router = rest::router(in_process(service), verifier, settings.entropy);
+            listener.serve(router, Protocol::Http, &running.lifecycle);
         }
-        grpc_listener.serve(grpc::public_routes(service, &health)?, Protocol::Grpc, &stop, &tasks);
-        admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, &stop, &tasks);
-        running.watch_readiness().await;
+        grpc_listener.serve(public, Protocol::Grpc, &running.lifecycle);
+        admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, &running.lifecycle);
+        running.lifecycle.spawn(readiness.keep());
         Ok(running)
-    }
-
-    /// Keeps readiness true to the database; the first look is over when this returns.
-    async fn watch_readiness(&self) {
-        let (store, health, stop) = (self.store.clone(), self.health.clone(), self.stop.clone());
-        check_readiness(&store, &health).await;
-        self.tasks.spawn(async move {
-            while stop.run_until_cancelled(tokio::time::sleep(config::READINESS_INTERVAL)).await.is_some() {
-                check_readiness(&store, &health).await;
-            }
-            health.set_draining().await;
-        });
     }
 
     /// Stops: health turns NOT_SERVING, new calls are refused, accepted ones are finished and answered, all within the
     /// drain's bound. Says whether everything was finished in time.
     pub async fn drain(self) -> bool {
-        self.health.set_draining().await;
+        let deadline = Instant::now() + self.drain;
+        // First of all the readiness loop, or it could say SERVING once more.
+        self.lifecycle.stop();
         self.admission.close();
-        self.stop.cancel();
-        self.tasks.close();
-        let drained = async {
-            self.tasks.wait().await;
-            self.store.close().await;
-        };
-        tokio::time::timeout(self.drain, drained).await.is_ok()
+        self.health.set_draining().await;
+        let finished = self.lifecycle.drain(deadline).await;
+        finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
-}
-
-/// One look at the database.
-async fn check_readiness(store: &Store, health: &Health) {
-    health.set_ready(store.is_reachable().await).await;
 }
 
 /// The gateway's way to the RPC without a socket.

@@ -68,9 +68,13 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let store = Store::connect(&args.database_url, args.database_connections, Clock::System)
         .await
         .map_err(Exit::failed)?;
-    store.check_schema().await.map_err(Exit::failed)?;
+    match store.check_schema().await {
+        // A restart beside a database that is away must not end in a crash loop: the listeners say NOT_SERVING.
+        Err(error) if error.is_transient() => {}
+        checked => checked.map_err(Exit::failed)?,
+    }
     let running = Running::start(store, settings).await.map_err(Exit::failed)?;
-    tracing::info!(grpc = %running.grpc, rest = ?running.rest, admin = %running.admin, "serving");
+    tracing::info!(grpc = %running.grpc, rest = running.rest.map(tracing::field::display), admin = %running.admin, "serving");
     stop.requested().await;
     drain(running).await;
     Ok(())

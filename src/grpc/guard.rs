@@ -72,7 +72,7 @@ where
             let answer = tokio::time::timeout_at(deadline, answer).await;
             drop(permit);
             match answer {
-                Ok(Ok(response)) => response,
+                Ok(Ok(response)) => explained(response),
                 Ok(Err(never)) => match never {},
                 Err(_elapsed) => status_of(DestroyError::DeadlineExceeded).into_http(),
             }
@@ -128,6 +128,19 @@ fn call_span<B>(request: &Request<B>) -> Span {
         collection.id = field::Empty,
         replayed = field::Empty,
     )
+}
+
+/// tonic itself refuses a message that is too large or does not decode, and says nothing that a program could read.
+/// No valid id needs such a message.
+fn explained(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status)
+            if status.details().is_empty() && matches!(status.code(), Code::OutOfRange | Code::Internal) =>
+        {
+            status_of(DestroyError::IdInvalid).into_http()
+        }
+        _ => response,
+    }
 }
 
 fn log(response: &Response<Body>, duration: Duration) {

@@ -1,23 +1,23 @@
 //! Our own accept loop: every connection has its limits, hears of the drain, and is waited for.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::codegen::StdError;
-use tower::Service;
+use tower::{Service, ServiceExt};
 
-use crate::config;
+use crate::{config, domain::Entropy};
 
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +28,63 @@ pub enum Protocol {
     Http,
 }
 
+/// When to stop, and what has to end before; shared by all listeners.
+#[derive(Clone, Debug, Default)]
+pub struct Lifecycle {
+    stop: CancellationToken,
+    cut: CancellationToken,
+    connections: TaskTracker,
+    calls: TaskTracker,
+    entropy: Entropy,
+}
+
 /// A bound socket.
 #[derive(Debug)]
 pub struct Listener {
     pub address: SocketAddr,
     socket: TcpListener,
+}
+
+impl Lifecycle {
+    /// Connections get their ages from this source.
+    pub fn new(entropy: Entropy) -> Self {
+        Self { entropy, ..Self::default() }
+    }
+
+    /// Runs a background loop until the stop.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.connections.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+
+    /// Ends the background loops, accepts no more connections and tells the open ones to finish.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits after the stop for the calls of open connections, until the deadline. Then the connections have
+    /// [`config::LINGER`] to hand over the last answers: a peer that stays silent costs no more than that.
+    /// Says whether every call was answered.
+    pub async fn drain(&self, deadline: Instant) -> bool {
+        self.calls.close();
+        self.connections.close();
+        let finished = tokio::time::timeout_at(deadline, self.calls.wait()).await.is_ok();
+        let linger = deadline.min(Instant::now() + config::LINGER);
+        let all_closed = tokio::time::timeout_at(linger, self.connections.wait()).await.is_ok();
+        if !all_closed {
+            tracing::debug!(connections = self.connections.len(), "open connections are cut");
+        }
+        self.cut.cancel();
+        finished
+    }
+
+    /// A connection's age, spread by a tenth so that those which came together do not leave together.
+    fn age(&self) -> Duration {
+        let spread = f64::from(u16::from_le_bytes(self.entropy.bytes())) / f64::from(u16::MAX);
+        config::CONNECTION_AGE.mul_f64(0.9 + 0.2 * spread)
+    }
 }
 
 impl Listener {
@@ -42,8 +94,8 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the tracker until told to stop; then every connection finishes what it has begun.
-    pub fn serve<S, B>(self, service: S, protocol: Protocol, stop: &CancellationToken, tasks: &TaskTracker)
+    /// Serves in tasks of the lifecycle until it stops; then every connection finishes what it has begun.
+    pub fn serve<S, B>(self, service: S, protocol: Protocol, lifecycle: &Lifecycle)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
             + Clone
@@ -56,30 +108,59 @@ impl Listener {
         B::Error: Into<StdError>,
     {
         let builder = builder(protocol);
-        let (stop, connections) = (stop.clone(), tasks.clone());
+        let shared = lifecycle.clone();
         let places = Arc::new(Semaphore::new(config::CONNECTION_LIMIT));
-        tasks.spawn(async move {
-            while let Some(Ok(place)) = stop.run_until_cancelled(places.clone().acquire_owned()).await {
-                let Some(stream) = stop.run_until_cancelled(accept(&self.socket)).await else { break };
-                let (builder, stop) = (builder.clone(), stop.clone());
-                let service = TowerToHyperService::new(service.clone());
-                connections.spawn(async move {
-                    let connection = builder.serve_connection(TokioIo::new(stream), service);
-                    tokio::pin!(connection);
-                    let ended = tokio::select! {
-                        ended = connection.as_mut() => ended,
-                        () = stop.cancelled() => {
-                            connection.as_mut().graceful_shutdown();
-                            connection.await
-                        }
-                    };
-                    if let Err(error) = ended {
-                        tracing::debug!(error, "a connection ended badly");
-                    }
+        lifecycle.spawn(async move {
+            while let Ok(place) = places.clone().acquire_owned().await {
+                let stream = accept(&self.socket).await;
+                let connection = serve_connection(builder.clone(), stream, service.clone(), shared.clone());
+                shared.connections.spawn(async move {
+                    connection.await;
                     drop(place);
                 });
             }
         });
+    }
+}
+
+/// One connection, until it ends, ages, or the drain ends it.
+async fn serve_connection<S, B>(
+    builder: Builder<TokioExecutor>,
+    stream: TcpStream,
+    service: S,
+    lifecycle: Lifecycle,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<StdError>,
+{
+    let calls = lifecycle.calls.clone();
+    let counted = hyper::service::service_fn(move |request| {
+        let (call, answer) = (calls.token(), service.clone().oneshot(request));
+        async move {
+            let answer = answer.await;
+            drop(call);
+            answer
+        }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), counted);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = lifecycle.stop.cancelled() => None,
+        () = tokio::time::sleep(lifecycle.age()) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            lifecycle.cut.run_until_cancelled(connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection ended badly");
     }
 }
 

@@ -5,7 +5,8 @@ mod m20261123_000001_initial;
 use sea_orm::{ConnectionTrait, DbErr};
 use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
 
-use super::Store;
+use super::{Store, failure::Failure};
+use crate::config;
 
 struct Migrator;
 
@@ -33,6 +34,20 @@ pub enum SchemaError {
     Newer,
     #[error("the database cannot be asked for its schema: {0}")]
     Database(#[from] DbErr),
+    #[error("the database did not answer in time")]
+    Timeout,
+}
+
+impl SchemaError {
+    /// Whether the database is only away, so that asking again may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Database(error) => Failure::from(error) == Failure::Unavailable,
+            Self::Timeout => true,
+            Self::Older(_) | Self::Newer => false,
+        }
+    }
 }
 
 impl Store {
@@ -57,7 +72,9 @@ impl Store {
     /// # Errors
     /// The schema is older or newer than this program, or cannot be read.
     pub async fn check_schema(&self) -> Result<(), SchemaError> {
-        match self.schema().await?.into_iter().find(|migration| !migration.applied) {
+        let schema = tokio::time::timeout(config::STORE_BOUND, self.schema()).await;
+        let schema = schema.map_err(|_elapsed| SchemaError::Timeout)??;
+        match schema.into_iter().find(|migration| !migration.applied) {
             Some(missing) => Err(SchemaError::Older(missing.name)),
             None => Ok(()),
         }
