@@ -22,7 +22,7 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, env = "COLLECTIONS_LOG_FORMAT")]
     log_format: Option<LogFormat>,
     /// Which log lines are written, in the form of RUST_LOG
-    #[arg(long, global = true, default_value = "info", env = "COLLECTIONS_LOG")]
+    #[arg(long, global = true, default_value = "info,sea_orm_migration=warn", env = "COLLECTIONS_LOG")]
     log: String,
     #[command(subcommand)]
     command: Command,
@@ -45,8 +45,10 @@ enum Command {
 /// Why a command ended early, with its exit code.
 #[derive(Debug)]
 pub enum Exit {
-    /// Usage or configuration: 2.
+    /// Usage or configuration: 2, or 1 from `healthcheck`.
     Usage(String),
+    /// The same, with clap's own message already printed.
+    Told,
     /// Anything else: 1.
     Failed(String),
     /// A code of the command's own, with its message.
@@ -64,7 +66,8 @@ impl Exit {
 
     fn report(self) -> ExitCode {
         let (code, message) = match self {
-            Self::Usage(message) => (2, message),
+            Self::Usage(message) => (usage_code(), message),
+            Self::Told => return ExitCode::from(usage_code()),
             Self::Failed(message) => (1, message),
             Self::Code(code, message) => (code, message),
         };
@@ -75,29 +78,31 @@ impl Exit {
 
 /// Parses the arguments, runs the command, gives the exit code.
 pub fn run() -> ExitCode {
-    let matches = match Cli::command().try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return usage(&error),
+    let parsed =
+        Cli::command().try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let outcome = match parsed {
+        Ok((cli, matches)) => execute(cli, &matches),
+        Err(error) => usage(&error),
     };
-    let cli = match Cli::from_arg_matches(&matches) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
-    };
-    match execute(cli, &matches) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(exit) => exit.report(),
+    outcome.map_or_else(Exit::report, |()| ExitCode::SUCCESS)
+}
+
+/// Help, or clap's message about what is wrong. A misspelt variable comes first: it may be why something is missing.
+fn usage(error: &clap::Error) -> Result<(), Exit> {
+    if error.exit_code() != 0 {
+        environment::refuse_unknown(&Cli::command())?;
+    }
+    drop(error.print());
+    match error.exit_code() {
+        0 => Ok(()),
+        _ => Err(Exit::Told),
     }
 }
 
-/// clap's own message. Its code is 2, but 1 for `healthcheck`, whose codes are those of container probes.
-fn usage(error: &clap::Error) -> ExitCode {
-    drop(error.print());
-    let is_healthcheck = std::env::args().nth(1).is_some_and(|command| command == "healthcheck");
-    match error.exit_code() {
-        0 => ExitCode::SUCCESS,
-        _ if is_healthcheck => ExitCode::from(1),
-        _ => ExitCode::from(2),
-    }
+/// 2, but 1 for `healthcheck`, whose codes are those of container probes.
+fn usage_code() -> u8 {
+    let is_healthcheck = std::env::args().any(|argument| argument == "healthcheck");
+    if is_healthcheck { 1 } else { 2 }
 }
 
 fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
