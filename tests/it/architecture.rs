@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 /// A word, and the rooms that may hold it.
 const RULES: [(&str, &[&str]); 6] = [
-    ("sea_orm", &["store"]),
-    ("sqlx", &["store"]),
-    ("axum", &["rest"]),
+    ("sea_orm::", &["store"]),
+    ("sqlx::", &["store"]),
+    ("axum::", &["rest"]),
     ("crate::store", &["collections", "grpc", "server", "cli", "store"]),
     ("crate::collections", &["grpc"]),
     ("AuthenticatedUser {", &["identity"]),

@@ -1,9 +1,23 @@
 //! The service as its callers meet it: real listeners, real databases. Started by `tests/run`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 mod architecture;
+mod cli;
 mod destroy;
+mod discovery;
+mod errors;
+mod faults;
 mod ids;
+mod model;
+mod process;
+mod recorded;
 mod rest;
+mod signatures;
 mod support;

@@ -1,6 +1,8 @@
 //! Starts the service in process on free ports, over a database of its own.
 
+pub mod cluster;
 pub mod oauth;
+pub mod program;
 
 use std::{
     sync::{Arc, atomic::AtomicI64},
@@ -17,9 +19,10 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use sea_orm::{ConnectionTrait, Database};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use tempfile::TempDir;
 use tonic::{Request, Response, Status, body::Body};
+use tonic_types::StatusExt;
 
 pub type Rpc = collections_service::proto::collections_service_client::CollectionsServiceClient<
     Client<HttpConnector, Body>,
@@ -31,6 +34,9 @@ pub const TOKEN: (&str, &str) =
     ("370773112-GmHxMAgYyLbNEtIKZeRNFsMKPR9EyMZeS9weJAEb", "LswwdoUaIvS8ltyTt5jkRh4J50vUPVVHtR2YPi5kE");
 pub const OWNER: i64 = 119_476_949;
 pub const OTHER: i64 = 783_214;
+/// Where the services' clocks stand.
+pub const NOW: i64 = 1_795_461_500;
+pub const PATH: &str = "/1.1/collections/destroy.json";
 
 #[derive(Clone, Copy, Debug)]
 pub enum Backend {
@@ -38,60 +44,49 @@ pub enum Backend {
     Postgres,
 }
 
-/// A service that is up.
-pub struct App {
-    pub running: Option<Running>,
+/// A migrated database with the documentation's application and token in it.
+pub struct Ground {
+    pub url: String,
     pub store: Store,
     pub credentials: Credentials,
-    pub grpc: String,
-    pub rest: String,
-    _folder: TempDir,
+    pub keys: Arc<KeyRing>,
+    pub clock: Clock,
+    pub folder: TempDir,
 }
 
-impl App {
-    pub async fn start(backend: Backend) -> Self {
-        Self::start_for(backend, &[]).await
+/// A service that is up in this process.
+pub struct App {
+    pub running: Option<Running>,
+    pub ground: Ground,
+    pub grpc: String,
+    pub rest: String,
+}
+
+impl Ground {
+    pub async fn new(backend: Backend) -> Self {
+        match backend {
+            Backend::Sqlite => Self::on(None).await,
+            Backend::Postgres => Self::on(Some(fresh_postgres().await)).await,
+        }
     }
 
-    pub async fn start_for(backend: Backend, origins: &[&str]) -> Self {
+    /// On this PostgreSQL database, or on an SQLite one.
+    pub async fn on(postgres: Option<String>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let url = match backend {
-            Backend::Sqlite => format!("sqlite:{}?mode=rwc", folder.path().join("db").display()),
-            Backend::Postgres => fresh_postgres().await,
-        };
-        let clock = Clock::Set(Arc::new(AtomicI64::new(1_795_461_500)));
+        let sqlite = || format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
+        let url = postgres.unwrap_or_else(sqlite);
+        let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
         let store = Store::connect(&url.parse().unwrap(), 8, clock.clone()).await.unwrap();
         while store.migrate_one().await.unwrap().is_some() {}
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();
         std::fs::write(&key_file, KeyRing::generate_line("test", &entropy).as_bytes()).unwrap();
-        let keys = Arc::new(KeyRing::read(&key_file, entropy.clone()).unwrap());
+        let keys = Arc::new(KeyRing::read(&key_file, entropy).unwrap());
         let credentials = Credentials::new(store.clone(), keys.clone());
         credentials.put_app("documentation", CONSUMER.0, &Secret::from(CONSUMER.1.to_owned())).await.unwrap();
         let secret = Secret::from(TOKEN.1.to_owned());
         credentials.put_token(CONSUMER.0, user(OWNER), true, TOKEN.0, &secret).await.unwrap();
-        let settings = Settings {
-            grpc: "127.0.0.1:0".parse().unwrap(),
-            rest: Some(Rest {
-                address: "127.0.0.1:0".parse().unwrap(),
-                public_origins: origins.iter().map(|origin| origin.parse().unwrap()).collect(),
-                keys,
-            }),
-            admin: "127.0.0.1:0".parse().unwrap(),
-            insecure_identity: true,
-            max_in_flight: 1024,
-            drain: Duration::from_secs(5),
-            clock,
-            entropy,
-        };
-        let running = Running::start(store.clone(), settings).await.unwrap();
-        let (grpc, rest) = (format!("http://{}", running.grpc), format!("http://{}", running.rest.unwrap()));
-        Self { running: Some(running), store, credentials, grpc, rest, _folder: folder }
-    }
-
-    pub fn rpc(&self) -> Rpc {
-        let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
-        Rpc::with_origin(http, self.grpc.parse().unwrap())
+        Self { url, store, credentials, keys, clock, folder }
     }
 
     pub async fn put(&self, number: i64, owner: i64) {
@@ -101,21 +96,90 @@ impl App {
     }
 
     pub async fn owned_by(&self, owner: i64) -> Vec<i64> {
-        let ids = self.store.collections_of(user(owner), 1000).await.unwrap();
+        let ids = self.store.collections_of(user(owner), 100_000).await.unwrap();
         ids.into_iter().map(CollectionId::get).collect()
     }
 
-    /// One request to the gateway: status, headers, body.
-    pub async fn send(&self, request: http::Request<String>) -> (u16, http::HeaderMap, String) {
-        use http_body_util::{BodyExt, Full};
-        let client = Client::builder(TokioExecutor::new()).build_http::<Full<bytes::Bytes>>();
-        let (mut parts, body) = request.into_parts();
-        parts.uri = format!("{}{}", self.rest, parts.uri).parse().unwrap();
-        let response = client.request(http::Request::from_parts(parts, Full::from(body))).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).unwrap())
+    /// A connection beside the service's own.
+    pub async fn beside(&self) -> DatabaseConnection {
+        Database::connect(&self.url).await.unwrap()
     }
+}
+
+impl App {
+    pub async fn start(backend: Backend) -> Self {
+        Self::start_with(Ground::new(backend).await, |_| ()).await
+    }
+
+    pub async fn start_with(ground: Ground, customize: impl FnOnce(&mut Settings)) -> Self {
+        let free = || "127.0.0.1:0".parse().unwrap();
+        let mut settings = Settings {
+            grpc: free(),
+            rest: Some(Rest { address: free(), public_origins: Vec::new(), keys: ground.keys.clone() }),
+            admin: free(),
+            insecure_identity: true,
+            max_in_flight: 1024,
+            drain: Duration::from_secs(5),
+            clock: ground.clock.clone(),
+            entropy: Entropy::default(),
+        };
+        customize(&mut settings);
+        let running = Running::start(ground.store.clone(), settings).await.unwrap();
+        let (grpc, rest) = (format!("http://{}", running.grpc), format!("http://{}", running.rest.unwrap()));
+        Self { running: Some(running), ground, grpc, rest }
+    }
+
+    pub fn rpc(&self) -> Rpc {
+        rpc(&self.grpc)
+    }
+
+    pub async fn put(&self, number: i64, owner: i64) {
+        self.ground.put(number, owner).await;
+    }
+
+    pub async fn owned_by(&self, owner: i64) -> Vec<i64> {
+        self.ground.owned_by(owner).await
+    }
+
+    /// One request to the gateway.
+    pub async fn send(&self, request: http::Request<String>) -> Answer {
+        send(&self.rest, request).await
+    }
+}
+
+/// An answer of the gateway: status, headers, body.
+pub type Answer = (u16, http::HeaderMap, String);
+
+/// A client of the RPC on a connection of its own.
+pub fn rpc(origin: &str) -> Rpc {
+    let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    Rpc::with_origin(http, origin.parse().unwrap())
+}
+
+pub async fn send(origin: &str, request: http::Request<String>) -> Answer {
+    use http_body_util::{BodyExt, Full};
+    let client = Client::builder(TokioExecutor::new()).build_http::<Full<bytes::Bytes>>();
+    let (mut parts, body) = request.into_parts();
+    parts.uri = format!("{origin}{}", parts.uri).parse().unwrap();
+    let response = client.request(http::Request::from_parts(parts, Full::from(body))).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// `google.rpc.ErrorInfo.reason`, which every error carries.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "collections.v1");
+    info.reason.clone()
+}
+
+/// A form that the documentation's user signs at this very moment, for a service whose clock is the machine's.
+pub fn form_now(origin: &str, id: &str) -> http::Request<String> {
+    let signer = oauth::Signer { timestamp: Clock::System.now().timestamp(), ..oauth::Signer::owner() };
+    let header = signer.header(&format!("{origin}{PATH}"), &[("id", id)]);
+    super::errors::form(PATH, &header, &format!("id={id}"))
 }
 
 pub fn user(number: i64) -> UserId {
@@ -135,8 +199,12 @@ pub async fn destroy(
 }
 
 /// A database of its own in the cluster that `tests/run` started.
-async fn fresh_postgres() -> String {
+pub async fn fresh_postgres() -> String {
     let cluster = std::env::var("TEST_POSTGRES").expect("no PostgreSQL: start the tests with tests/run");
+    fresh_database(&cluster).await
+}
+
+pub async fn fresh_database(cluster: &str) -> String {
     let name = format!("t{}", Entropy::default().hex::<8>());
     let admin = Database::connect(format!("{cluster}/postgres")).await.unwrap();
     admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.unwrap();

@@ -5,6 +5,8 @@ use std::fmt::Write;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
 
+use super::{CONSUMER, NOW, TOKEN};
+
 /// What a client signs with.
 #[derive(Clone, Debug)]
 pub struct Signer {
@@ -14,6 +16,12 @@ pub struct Signer {
 }
 
 impl Signer {
+    /// The documentation's application and user, now.
+    pub fn owner() -> Self {
+        let pair = |(key, secret): (&str, &str)| (key.to_owned(), secret.to_owned());
+        Self { consumer: pair(CONSUMER), token: Some(pair(TOKEN)), timestamp: NOW }
+    }
+
     /// The `Authorization` header for a POST to this URL with these query or form parameters.
     pub fn header(&self, url: &str, parameters: &[(&str, &str)]) -> String {
         let mut oauth = vec![
@@ -31,7 +39,7 @@ impl Signer {
             all.iter().map(|(name, value)| (escape(name), escape(value))).collect();
         pairs.sort();
         let joined: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let base = format!("POST&{}&{}", escape(url), escape(&joined.join("&")));
+        let base = format!("POST&{}&{}", escape(url), escape(joined.join("&")));
         let token_secret = self.token.as_ref().map(|(_, secret)| escape(secret)).unwrap_or_default();
         let key = format!("{}&{token_secret}", escape(&self.consumer.1));
         let mut mac = Hmac::<sha1::Sha1>::new_from_slice(key.as_bytes()).unwrap();
@@ -43,10 +51,11 @@ impl Signer {
     }
 }
 
-fn escape(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut escaped, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(byte as char);
+/// RFC 5849, 3.6.
+pub fn escape(text: impl AsRef<[u8]>) -> String {
+    text.as_ref().iter().fold(String::new(), |mut escaped, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            escaped.push(char::from(*byte));
         } else {
             write!(escaped, "%{byte:02X}").unwrap();
         }

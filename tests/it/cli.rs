@@ -1,0 +1,216 @@
+//! The command line as an operator meets it: what it refuses, says and exits with.
+
+use std::time::Duration;
+
+use sea_orm::ConnectionTrait;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::support::{
+    Backend, CONSUMER, Ground,
+    program::{Program, command, path, run},
+};
+
+#[tokio::test]
+async fn serve_refuses_what_is_unsafe_or_half_given() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let key = ground.folder.path().join("key");
+    let (key, url) = (path(&key), ground.url.as_str());
+    for (arguments, named) in [
+        (&["--database-url", url][..], "--credentials-key-file"),
+        (&["--database-url", url, "--rest-addr", "off"], "--insecure-identity"),
+        (
+            &["--database-url", url, "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "0.0.0.0:0"],
+            "--insecure-identity",
+        ),
+        (
+            &[
+                "--database-url",
+                url,
+                "--rest-addr",
+                "off",
+                "--insecure-identity",
+                "--credentials-key-file",
+                key,
+            ],
+            "--credentials-key-file",
+        ),
+        (
+            &[
+                "--database-url",
+                url,
+                "--rest-addr",
+                "off",
+                "--insecure-identity",
+                "--public-origin",
+                "https://a",
+            ],
+            "--public-origin",
+        ),
+        (&["--database-url", url, "--credentials-key-file", "/nowhere"], "--credentials-key-file"),
+        (
+            &["--database-url", url, "--credentials-key-file", key, "--public-origin", "https://a/b"],
+            "--public-origin",
+        ),
+        (&["--database-url", "mysql://x", "--credentials-key-file", key], "--database-url"),
+        (&["--database-url", "postgres://u:p@localhost/x", "--credentials-key-file", key], "--database-url"),
+        (&["--database-url", url, "--credentials-key-file", key, "--rest-addr", "nowhere"], "--rest-addr"),
+        (&["--database-url", url, "--credentials-key-file", key, "--max-in-flight", "0"], "--max-in-flight"),
+        (&["--credentials-key-file", key], "--database-url"),
+        (&["--unknown"], "--unknown"),
+    ] {
+        let (code, _, errors) = run(&[&["serve"], arguments].concat(), &[]).await;
+        assert_eq!(code, 2, "{arguments:?}: {errors}");
+        assert!(errors.contains(named), "{arguments:?} does not name {named}: {errors}");
+        assert!(!errors.contains("u:p@"), "a password is shown: {errors}");
+    }
+    std::fs::write(ground.folder.path().join("bad"), "key:c2hvcnQ=\n").unwrap();
+    let bad = ground.folder.path().join("bad");
+    let (code, _, errors) =
+        run(&["serve", "--database-url", url, "--credentials-key-file", path(&bad)], &[]).await;
+    assert!(code == 2 && errors.contains("line 1") && !errors.contains("c2hvcnQ"), "{errors}");
+}
+
+#[tokio::test]
+async fn variables_are_read_and_unknown_ones_refused() {
+    let (code, _, errors) = run(&["migrate", "status"], &[("COLLECTIONS_DATABASE_ULR", "x")]).await;
+    assert!(code == 2 && errors.contains("COLLECTIONS_DATABASE_ULR"), "{errors}");
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
+    let (code, _, errors) = run(&["migrate", "up"], &[("COLLECTIONS_DATABASE_URL", &url)]).await;
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(run(&["--help"], &[]).await.0, 0);
+    assert_eq!(run(&[], &[]).await.0, 2);
+}
+
+#[tokio::test]
+async fn a_schema_is_made_once_and_checked() {
+    for postgres in [None, Some(super::support::fresh_postgres().await)] {
+        let folder = tempfile::tempdir().unwrap();
+        let url =
+            postgres.unwrap_or_else(|| format!("sqlite:{}?mode=rwc", folder.path().join("db").display()));
+        let with = [("COLLECTIONS_DATABASE_URL", url.as_str())];
+        let (code, listed, errors) = run(&["migrate", "status"], &with).await;
+        assert!(
+            code == 1 && listed.starts_with("missing  m20") && errors.contains("migrate up"),
+            "{listed}{errors}"
+        );
+        let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
+        let (code, _, errors) = run(&serve, &with).await;
+        assert!(code == 1 && errors.contains("older") && errors.contains("migrate up"), "{errors}");
+        let (code, made, errors) = run(&["migrate", "up"], &with).await;
+        assert!(
+            code == 0 && made.contains("applied  m20") && made.ends_with("the schema is complete\n"),
+            "{made}{errors}"
+        );
+        let (code, again, _) = run(&["migrate", "up"], &with).await;
+        assert_eq!((code, again.as_str()), (0, "the schema is complete\n"));
+        assert_eq!(run(&["migrate", "status"], &with).await.0, 0);
+        let beside = sea_orm::Database::connect(&url).await.unwrap();
+        let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
+        beside.execute_unprepared(newer).await.unwrap();
+        let (code, _, errors) = run(&serve, &with).await;
+        assert!(code == 1 && errors.contains("newer"), "{errors}");
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_shown_once() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let key = ground.folder.path().join("key");
+    let with =
+        [("COLLECTIONS_DATABASE_URL", ground.url.as_str()), ("COLLECTIONS_CREDENTIALS_KEY_FILE", path(&key))];
+    let field = |text: &str, name: &str| -> String {
+        let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+        line.and_then(|line| line.split_whitespace().nth(1))
+            .unwrap_or_else(|| panic!("no {name}: {text}"))
+            .to_owned()
+    };
+    let (code, app, errors) = run(&["credentials", "create-app", "--name", "mine"], &with).await;
+    assert_eq!(code, 0, "{errors}");
+    let consumer_key = field(&app, "consumer_key");
+    let issue = ["credentials", "issue-token", "--consumer-key", &consumer_key, "--user", "7"];
+    let (code, issued, errors) = run(&issue, &with).await;
+    assert_eq!(code, 0, "{errors}");
+    let token = field(&issued, "token");
+    let (_, listed, _) = run(&["credentials", "list"], &with).await;
+    assert!(
+        listed.contains(&format!("token  {token}  active  read-write  user 7  application {consumer_key}")),
+        "{listed}"
+    );
+    for secret in [field(&app, "consumer_secret"), field(&issued, "token_secret"), CONSUMER.1.to_owned()] {
+        assert!(!listed.contains(&secret), "{listed}");
+        let file = std::fs::read(ground.folder.path().join("db")).unwrap();
+        assert!(
+            !file.windows(secret.len()).any(|window| window == secret.as_bytes()),
+            "a secret is stored in the clear"
+        );
+    }
+    assert_eq!(run(&["credentials", "revoke-token", "--token", &token], &with).await.0, 0);
+    let (_, listed, _) = run(&["credentials", "list"], &with).await;
+    assert!(listed.contains(&format!("token  {token}  revoked")), "{listed}");
+    for unknown in [
+        &["credentials", "revoke-token", "--token", "x"][..],
+        &["credentials", "issue-token", "--consumer-key", "x", "--user", "7"],
+        &["credentials", "issue-token", "--consumer-key", &consumer_key, "--user", "0"],
+    ] {
+        assert_eq!(run(unknown, &with).await.0, 2, "{unknown:?}");
+    }
+}
+
+#[tokio::test]
+async fn healthcheck_exits_as_probes_do() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let admin = program.admin.trim_start_matches("http://");
+    let check = async |more: &[&str]| run(&[&["healthcheck", "--addr"], more].concat(), &[]).await.0;
+    assert_eq!(check(&[admin]).await, 0);
+    assert_eq!(check(&[admin, "--service", ""]).await, 0);
+    assert_eq!(check(&[program.grpc.trim_start_matches("http://")]).await, 0);
+    assert_eq!(check(&["nowhere"]).await, 1);
+    assert_eq!(check(&["127.0.0.1:1"]).await, 2);
+    assert_eq!(check(&[admin, "--service", "x"]).await, 3);
+}
+
+/// `dev` on these ports until its last line; the process and all that it printed.
+async fn dev(folder: &std::path::Path, ports: [&str; 3]) -> (tokio::process::Child, String) {
+    let [grpc, rest, admin] = ports;
+    let arguments =
+        ["dev", "--data-dir", path(folder), "--grpc-addr", grpc, "--rest-addr", rest, "--admin-addr", admin];
+    let mut child = command(&arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut printed = String::new();
+    let read = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            printed.push_str(&line);
+            printed.push('\n');
+            if line == "ready" {
+                return;
+            }
+        }
+        panic!("dev ended early: {printed}");
+    };
+    tokio::time::timeout(Duration::from_secs(30), read).await.unwrap();
+    (child, printed)
+}
+
+#[tokio::test]
+async fn dev_says_what_to_do_when_its_ports_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = "127.0.0.1:0";
+    let (_child, printed) = dev(folder.path(), [free; 3]).await;
+    let taken = printed.split_once("}' ").unwrap().1.split_whitespace().next().unwrap().to_owned();
+    let again = ["dev", "--data-dir", path(folder.path()), "--grpc-addr", &taken];
+    let (code, _, errors) = run(&again, &[]).await;
+    assert_eq!(code, 1);
+    assert!(
+        errors.contains(&taken) && errors.contains("another `dev`") && errors.contains("--grpc-addr"),
+        "{errors}"
+    );
+    // The same folder on other ports serves the same data.
+    let (_other, second) = dev(folder.path(), [free; 3]).await;
+    let user = |printed: &str| printed.lines().find(|line| line.starts_with("User ")).unwrap().to_owned();
+    assert_eq!(user(&printed), user(&second));
+    let (code, _, errors) =
+        run(&["dev", "--data-dir", path(folder.path()), "--rest-addr", "0.0.0.0:0"], &[]).await;
+    assert!(code == 2 && errors.contains("--rest-addr"), "{errors}");
+}

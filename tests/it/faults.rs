@@ -1,0 +1,213 @@
+//! What PostgreSQL does to a destroy: conflicts, deadlocks, a stop, a freeze. And how little is asked of it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    time::{Instant, timeout},
+};
+use tonic::Code;
+
+use super::support::{
+    App, Backend, Ground, OWNER, cluster::Cluster, destroy, fresh_database, fresh_postgres, oauth::Signer,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serialization_failures_are_retried() {
+    let url = fresh_postgres().await;
+    let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
+    let app = App::start_with(Ground::on(Some(strict)).await, |_| ()).await;
+    let codes = super::destroy::race(&app, "").await;
+    assert_eq!(codes.iter().filter(|code| **code == Code::Ok).count(), 1, "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| **code == Code::NotFound).count(), 63, "{codes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadlock_is_retried() {
+    let app = App::start(Backend::Postgres).await;
+    app.put(1, OWNER).await;
+    // This session never gives way; the destroy takes the row first, then wants the tombstone.
+    let rival = app.ground.beside().await.begin().await.unwrap();
+    rival.execute_unprepared("SET LOCAL deadlock_timeout = '30s'").await.unwrap();
+    let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
+    rival.execute_unprepared(tombstone).await.unwrap();
+    let mut rpc = app.rpc();
+    let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
+    let beside = app.ground.beside().await;
+    wait_for(&beside, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await;
+    rival.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
+    rival.rollback().await.unwrap();
+    assert!(call.await.unwrap().unwrap().get_ref().destroyed);
+    wait_for(&beside, "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0")
+        .await;
+}
+
+/// Until the query has a row.
+async fn wait_for(connection: &sea_orm::DatabaseConnection, query: &str) {
+    let seen = async {
+        while connection
+            .query_one_raw(sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, query))
+            .await
+            .unwrap()
+            .is_none()
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), seen).await.unwrap_or_else(|_| panic!("never: {query}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_database_is_survived() {
+    let mut cluster = Cluster::start().await;
+    let app = App::start_with(Ground::on(Some(fresh_database(&cluster.url()).await)).await, |_| ()).await;
+    for id in 1..=4 {
+        app.put(id, OWNER).await;
+    }
+    let mut rpc = app.rpc();
+    destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
+    let form = || super::errors::signed(&app, &Signer::owner(), "custom-3");
+    assert_eq!(app.send(super::errors::signed(&app, &Signer::owner(), "custom-2")).await.0, 200);
+
+    cluster.stop();
+    assert_unavailable(&app, &form).await;
+    wait_for_health(&app, false).await;
+    cluster.start_again().await;
+    wait_for_health(&app, true).await;
+    assert_eq!(app.send(form()).await.0, 200);
+
+    cluster.freeze();
+    assert_unavailable(&app, &|| super::errors::signed(&app, &Signer::owner(), "custom-4")).await;
+    wait_for_health(&app, false).await;
+    cluster.thaw();
+    wait_for_health(&app, true).await;
+    // Whether the frozen statements took effect cannot be known from outside; a retry finds out.
+    let last = destroy(&mut rpc, OWNER, "custom-4", "").await;
+    assert!(last.is_ok() || last.unwrap_err().code() == Code::NotFound);
+    assert_eq!(app.owned_by(OWNER).await, [] as [i64; 0]);
+}
+
+/// Both protocols refuse within a bound.
+async fn assert_unavailable(app: &App, request: &dyn Fn() -> http::Request<String>) {
+    let begun = Instant::now();
+    let mut rpc = app.rpc();
+    let (status, answer) = tokio::join!(destroy(&mut rpc, OWNER, "custom-3", ""), app.send(request()));
+    let code = status.unwrap_err().code();
+    assert!(matches!(code, Code::Unavailable | Code::DeadlineExceeded), "{code:?}");
+    assert_eq!((answer.0, answer.2), (503, super::errors::error_body(130, "Over capacity")));
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+async fn wait_for_health(app: &App, serving: bool) {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let service = "collections.v1.CollectionsService".to_owned();
+    let seen = async {
+        loop {
+            let http = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new());
+            let mut client = HealthClient::with_origin(
+                http.clone().http2_only(true).build_http::<tonic::body::Body>(),
+                app.grpc.parse().unwrap(),
+            );
+            let answer = client.check(HealthCheckRequest { service: service.clone() }).await.unwrap();
+            if (answer.get_ref().status == 1) == serving {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("health never said {serving}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_starts_first_waits_for_its_database() {
+    let mut cluster = Cluster::start().await;
+    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
+    ground.put(1, OWNER).await;
+    cluster.stop();
+    let program = super::support::program::Program::serve(&ground, &[]).await;
+    let mut rpc = super::support::rpc(&program.grpc);
+    let refused = destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    let admin = program.admin.trim_start_matches("http://");
+    assert_eq!(super::support::program::run(&["healthcheck", "--addr", admin], &[]).await.0, 4);
+    cluster.start_again().await;
+    let served = async {
+        while destroy(&mut rpc, OWNER, "custom-1", "").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(15), served).await.unwrap();
+}
+
+/// Messages that a client sent to PostgreSQL, by their type bytes.
+type Sent = Arc<Mutex<Vec<u8>>>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroy_is_one_round_trip() {
+    let url = fresh_postgres().await;
+    let server = url.rsplit_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    let (listener, sent) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Sent::default());
+    let through = url.replace(&server, &listener.local_addr().unwrap().to_string());
+    tokio::spawn(relay(listener, server, sent.clone()));
+    let app = App::start_with(Ground::on(Some(format!("{through}?sslmode=disable"))).await, |_| ()).await;
+    let mut rpc = app.rpc();
+    // Enough for every connection of the pool to have prepared the statement, or for the one that is always reused.
+    for id in 1..=20 {
+        app.put(id, OWNER).await;
+    }
+    for id in 1..=19 {
+        destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await.unwrap();
+    }
+    let app_of = |messages: &[u8], kind: u8| messages.iter().filter(|byte| **byte == kind).count();
+    let mut best = Vec::new();
+    for id in [20, 21, 22] {
+        sent.lock().unwrap().clear();
+        let answer = destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await;
+        assert_eq!(answer.is_ok(), id == 20);
+        let messages = sent.lock().unwrap().clone();
+        // One Bind and Execute, then a Sync that asks for the answer; readiness may have put its own beside them.
+        if app_of(&messages, b'E') == 1 && app_of(&messages, b'P') + app_of(&messages, b'Q') == 0 {
+            best.push(id);
+        }
+    }
+    assert!(best.len() >= 2, "more than one statement a destroy");
+}
+
+async fn relay(listener: TcpListener, server: String, sent: Sent) {
+    while let Ok((client, _)) = listener.accept().await {
+        let upstream = TcpStream::connect(&server).await.unwrap();
+        let ((from_client, mut to_client), (mut from_server, to_server)) =
+            (client.into_split(), upstream.into_split());
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        tokio::spawn(note(from_client, to_server, sent.clone()));
+    }
+}
+
+/// Passes messages on and notes their types. The first message of a connection has none.
+async fn note(
+    mut from: OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    sent: Sent,
+) -> std::io::Result<()> {
+    let mut first = true;
+    loop {
+        let mut message = Vec::new();
+        if !std::mem::take(&mut first) {
+            message.push(from.read_u8().await?);
+        }
+        let length = from.read_u32().await?;
+        message.extend(length.to_be_bytes());
+        let header = message.len();
+        message.resize(header + length as usize - 4, 0);
+        from.read_exact(&mut message[header..]).await?;
+        if header == 5 {
+            sent.lock().unwrap().push(message[0]);
+        }
+        to.write_all(&message).await?;
+    }
+}

@@ -1,0 +1,191 @@
+//! The real binary under load, stopped and killed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::support::{
+    Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_now, program::Program, rpc, send,
+};
+
+const COLLECTIONS: i64 = 600;
+const CALLERS: i64 = 16;
+
+/// What became of each id that was tried.
+type Outcomes = Vec<(i64, Result<(), Status>)>;
+
+fn request_id(id: i64) -> String {
+    format!("00000000-0000-4000-8000-{id:012}")
+}
+
+/// Callers that each destroy their share, one call after the other, until the connection is gone.
+struct Load {
+    callers: Vec<tokio::task::JoinHandle<Outcomes>>,
+    answered: watch::Sender<u32>,
+}
+
+impl Load {
+    fn on(grpc: &str) -> Self {
+        let answered = watch::Sender::new(0);
+        let callers = (0..CALLERS)
+            .map(|caller| {
+                let (mut rpc, answered) = (rpc(grpc), answered.clone());
+                tokio::spawn(async move {
+                    let mut outcomes = Vec::new();
+                    for id in (1..=COLLECTIONS).filter(|id| id % CALLERS == caller) {
+                        let answer = destroy(&mut rpc, OWNER, &format!("custom-{id}"), &request_id(id)).await;
+                        answered.send_modify(|count| *count += u32::from(answer.is_ok()));
+                        outcomes.push((id, answer.map(|_| ())));
+                    }
+                    outcomes
+                })
+            })
+            .collect();
+        Self { callers, answered }
+    }
+
+    async fn wait_for_answers(&self, count: u32) {
+        let mut answered = self.answered.subscribe();
+        let enough = answered.wait_for(|answered| *answered >= count);
+        tokio::time::timeout(Duration::from_secs(30), enough).await.unwrap().unwrap();
+    }
+
+    async fn outcomes(self) -> Outcomes {
+        let mut outcomes = Vec::new();
+        for caller in self.callers {
+            outcomes.extend(caller.await.unwrap());
+        }
+        outcomes
+    }
+}
+
+/// Connections that say nothing: before and after HTTP/2's preface, and after a finished HTTP/1.1 request.
+async fn silent_connections(program: &Program) -> Vec<TcpStream> {
+    let connect =
+        async |origin: &str| TcpStream::connect(origin.trim_start_matches("http://")).await.unwrap();
+    let mut idle = connect(&program.grpc).await;
+    idle.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut kept = connect(&program.rest).await;
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut half = connect(&program.rest).await;
+    half.write_all(b"POST / HTTP/1.1\r\nhost:").await.unwrap();
+    vec![connect(&program.grpc).await, connect(&program.rest).await, idle, kept, half]
+}
+
+async fn a_drain_loses_nothing(backend: Backend) {
+    let ground = ground(backend).await;
+    let program = Program::serve(&ground, &["--drain-seconds", "8"]).await;
+    let silent = silent_connections(&program).await;
+    let load = Load::on(&program.grpc);
+    load.wait_for_answers(100).await;
+    program.signal(Signal::SIGTERM);
+    let (status, log) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(status.code(), Some(0), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
+    drop(silent);
+    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let (mut destroyed, mut refused) = (0, 0);
+    for (id, outcome) in load.outcomes().await {
+        match outcome {
+            Ok(()) => {
+                destroyed += 1;
+                assert!(!standing.contains(&id), "custom-{id} was acknowledged and stands");
+            }
+            // Refused by us, not by a broken connection: then nothing may have been done.
+            Err(status) if status.get_error_details().error_info().is_some() => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(standing.contains(&id), "custom-{id} was refused and is gone");
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(
+        destroyed >= 100 && refused > 0,
+        "{destroyed} destroyed, {refused} refused: no load at the signal"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_loses_nothing_on_sqlite() {
+    a_drain_loses_nothing(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_loses_nothing_on_postgres() {
+    a_drain_loses_nothing(Backend::Postgres).await;
+}
+
+async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {
+    let ground = ground(backend).await;
+    let program = Program::serve(&ground, &[]).await;
+    let load = Load::on(&program.grpc);
+    load.wait_for_answers(100).await;
+    program.signal(Signal::SIGKILL);
+    let (status, _) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(status.code(), None);
+    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let program = Program::serve(&ground, &[]).await;
+    let mut rpc = rpc(&program.grpc);
+    for (id, outcome) in load.outcomes().await {
+        assert!(outcome.is_err() || !standing.contains(&id), "custom-{id} was acknowledged and stands");
+        // Whoever was answered or not: the same request again says that it is done.
+        destroy(&mut rpc, OWNER, &format!("custom-{id}"), &request_id(id)).await.unwrap();
+    }
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_loses_no_acknowledged_destroy_on_sqlite() {
+    a_kill_loses_no_acknowledged_destroy(Backend::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_loses_no_acknowledged_destroy_on_postgres() {
+    a_kill_loses_no_acknowledged_destroy(Backend::Postgres).await;
+}
+
+async fn ground(backend: Backend) -> Ground {
+    let ground = Ground::new(backend).await;
+    for id in 1..=COLLECTIONS {
+        ground.put(id, OWNER).await;
+    }
+    ground
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_leaves_one_line_and_no_secret() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let program = Program::serve(&ground, &["--log", "trace"]).await;
+    let mut rpc = rpc(&program.grpc);
+    destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
+    destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err();
+    let request = form_now(&program.rest, "custom-2");
+    let authorization = request.headers()["authorization"].to_str().unwrap().to_owned();
+    assert_eq!(send(&program.rest, request).await.0, 200);
+    program.signal(Signal::SIGTERM);
+    let (_, lines) = program.ended(Duration::from_secs(25)).await;
+
+    let signature = authorization.split("oauth_signature=\"").nth(1).unwrap().split('"').next().unwrap();
+    for secret in [CONSUMER.1, TOKEN.1, signature, "oauth_signature="] {
+        assert!(!lines.iter().any(|line| line.contains(secret)), "the log holds {secret}");
+    }
+    let events: Vec<serde_json::Value> =
+        lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of =
+        |message: &str| -> Vec<_> { events.iter().filter(|event| event["message"] == message).collect() };
+    let (calls, requests) = (of("call"), of("request"));
+    assert_eq!((calls.len(), requests.len()), (2, 1), "{lines:?}");
+    for (line, id, outcome) in [(calls[0], 1, "Ok"), (calls[1], 1, "NotFound"), (requests[0], 2, "OK")] {
+        assert_eq!(line["outcome"], outcome, "{line}");
+        let span = &line["span"];
+        assert_eq!(span["enduser.id"], OWNER.to_string(), "{line}");
+        assert_eq!(span["collection.id"], format!("custom-{id}"), "{line}");
+        assert!(line["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0), "{line}");
+    }
+    assert_eq!(calls[0]["span"]["rpc.method"], "collections.v1.CollectionsService/Destroy");
+}

@@ -1,0 +1,103 @@
+//! The real binary in a process of its own.
+
+use std::{
+    path::Path,
+    process::{ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    task::JoinHandle,
+};
+
+use super::Ground;
+
+pub struct Program {
+    child: Child,
+    log: JoinHandle<Vec<String>>,
+    pub grpc: String,
+    pub rest: String,
+    pub admin: String,
+}
+
+/// The binary, blind to the variables of whoever runs the tests.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_collections-service"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("COLLECTIONS_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
+    command
+}
+
+/// Runs the binary to its end: exit code, standard output, standard error.
+pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+    let running = command(arguments).envs(variables.iter().copied()).output();
+    let output: Output = tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+impl Program {
+    /// `serve` on free ports; returns when its log says that it serves.
+    pub async fn serve(ground: &Ground, more: &[&str]) -> Self {
+        let key_file = ground.folder.path().join("key");
+        let free = "127.0.0.1:0";
+        let arguments = [
+            "serve",
+            "--insecure-identity",
+            "--grpc-addr",
+            free,
+            "--rest-addr",
+            free,
+            "--admin-addr",
+            free,
+            "--credentials-key-file",
+            path(&key_file),
+        ];
+        let mut command = command(&[&arguments, more].concat());
+        command.env("COLLECTIONS_DATABASE_URL", &ground.url).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = Vec::new();
+        let serving = loop {
+            let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("serve ended: {log:?}"));
+            let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+            log.push(line);
+            if event["message"] == "serving" {
+                break event;
+            }
+        };
+        let address = |name: &str| format!("http://{}", serving[name].as_str().unwrap());
+        let (grpc, rest, admin) = (address("grpc"), address("rest"), address("admin"));
+        let log = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.push(line);
+            }
+            log
+        });
+        Self { child, log, grpc, rest, admin }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("it has ended");
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    }
+
+    /// Waits for the process to end by itself.
+    pub async fn ended(mut self, bound: Duration) -> (ExitStatus, Vec<String>) {
+        let status = tokio::time::timeout(bound, self.child.wait()).await.expect("it does not end").unwrap();
+        (status, self.log.await.unwrap())
+    }
+}
+
+pub fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
