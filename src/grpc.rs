@@ -53,6 +53,8 @@ pub fn public_routes(service: Service, health: &Health) -> Result<Routes, tonic_
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // With these, grpcurl shows error details as text.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Ok(Routes::new(service)
         .add_service(health.service.clone())
