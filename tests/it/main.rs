@@ -17,6 +17,7 @@ mod faults;
 mod ids;
 mod model;
 mod process;
+mod readme;
 mod recorded;
 mod rest;
 mod signatures;

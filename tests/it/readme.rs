@@ -1,0 +1,84 @@
+//! The README keeps its word: its commands run as written, its tables are the program's.
+
+use std::{os::unix::process::CommandExt, process::Stdio, time::Duration};
+
+use collections_service::domain::DestroyError;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::Command,
+};
+
+use super::support::{fresh_postgres, program};
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn its_table_has_every_error() {
+    for error in DestroyError::ALL {
+        let row = error.row();
+        let line = README.lines().find(|line| line.starts_with(&format!("| {} |", row.reason))).unwrap();
+        assert!(line.ends_with(&format!("| {} | {} | {} |", row.http, row.code, row.message)), "{line}");
+        let grpc = line.split(" | ").nth(1).unwrap().replace('_', "").to_lowercase();
+        assert_eq!(grpc, format!("{:?}", row.grpc).to_lowercase());
+    }
+}
+
+#[tokio::test]
+async fn its_table_has_every_flag() {
+    let (_, help, _) = program::run(&["serve", "--help"], &[]).await;
+    let words =
+        |start: &'static str| help.split([' ', '=', ']', '\n']).filter(move |word| word.starts_with(start));
+    let (flags, variables) = (words("--"), words("COLLECTIONS_"));
+    let missing: Vec<_> = flags
+        .filter(|flag| !["--help", "--version"].contains(flag))
+        .chain(variables)
+        .filter(|word| !README.contains(&format!("| `{word}` |")))
+        .collect();
+    assert_eq!(missing, [] as [&str; 0], "not in the README's table");
+}
+
+/// Everything under "In production", with another database and free ports.
+#[tokio::test]
+async fn its_way_to_production_works() {
+    let (_, section) = README.split_once("## In production").unwrap();
+    let block = section.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
+    let url = fresh_postgres().await;
+    assert!(block.contains("postgres://collections@127.0.0.1/collections"));
+    let script = block.replace("postgres://collections@127.0.0.1/collections", &url);
+    let folder = tempfile::tempdir().unwrap();
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
+    let mut command = std::process::Command::new("bash");
+    command
+        .args(["-euc", &script])
+        .current_dir(folder.path())
+        .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
+        .process_group(0)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    for name in ["GRPC", "REST", "ADMIN"] {
+        command.env(format!("COLLECTIONS_{name}_ADDR"), "127.0.0.1:0");
+    }
+    let mut child = Command::from(command).spawn().unwrap();
+    let group = Pid::from_raw(child.id().unwrap().cast_signed());
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+    let serving = async {
+        while let Some(line) = log.next_line().await.unwrap() {
+            if line.contains("\"serving\"") {
+                return;
+            }
+            eprintln!("{line}");
+        }
+        panic!("it did not come to serve");
+    };
+    tokio::time::timeout(Duration::from_secs(30), serving).await.unwrap();
+    killpg(group, Signal::SIGTERM).unwrap();
+    let mut printed = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
+    for said in ["the schema is complete", "consumer_secret  ", "token_secret  "] {
+        assert!(printed.contains(said), "{printed}");
+    }
+}
