@@ -20,6 +20,8 @@ pub const CREDENTIAL_CACHE: u64 = 10_000;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest REST body, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
+/// REST requests being read or worked on: with the largest bodies, 64 MiB.
+pub const REST_IN_FLIGHT: usize = 1024;
 /// The longest a REST body may take to arrive.
 pub const BODY_WAIT: Duration = Duration::from_secs(10);
 /// The largest gRPC message, in bytes: a destroy needs some sixty.

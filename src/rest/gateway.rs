@@ -1,10 +1,12 @@
 //! One request: read, authenticate, call, answer.
 
+use std::sync::Arc;
+
 use axum::{body::Body, extract::State};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::util::BoxCloneSyncService;
@@ -30,6 +32,7 @@ pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
     verifier: Verifier,
     entropy: Entropy,
+    places: Arc<Semaphore>,
 }
 
 /// Headers of a request that go on to the RPC as they are.
@@ -37,7 +40,8 @@ const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
     pub fn new(service: Rpc, verifier: Verifier, entropy: Entropy) -> Self {
-        Self { client: CollectionsServiceClient::new(service), verifier, entropy }
+        let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
+        Self { client: CollectionsServiceClient::new(service), verifier, entropy, places }
     }
 
     async fn destroy(&self, parts: &Parts, body: Body, origin: Option<&Origin>) -> Outcome {
@@ -47,6 +51,8 @@ impl Gateway {
         if parts.method != Method::POST {
             return Outcome::Refused(EdgeError::WrongMethod);
         }
+        // The service limits the calls; this limits the bodies that are kept until there is a call.
+        let Ok(_place) = self.places.try_acquire() else { return Outcome::Failed(DestroyError::Overloaded) };
         let body = match read(parts, body).await {
             Ok(body) => body,
             Err(outcome) => return outcome,

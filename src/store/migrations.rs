@@ -34,7 +34,7 @@ pub enum SchemaError {
     Newer,
     #[error("the database cannot be asked for its schema: {0}")]
     Database(#[from] DbErr),
-    #[error("the database did not answer in time")]
+    #[error("the database did not answer in time: is it up, and is --database-url right?")]
     Timeout,
 }
 
@@ -101,6 +101,8 @@ impl Store {
 fn schema_error(error: DbErr) -> SchemaError {
     match error {
         DbErr::Custom(_) => SchemaError::Newer,
+        // The pool's own text would name neither the database nor what to look at.
+        DbErr::ConnectionAcquire(_) => SchemaError::Timeout,
         other => SchemaError::Database(other),
     }
 }
