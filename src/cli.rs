@@ -22,7 +22,12 @@ pub struct Cli {
     #[arg(long, global = true, value_enum, env = "COLLECTIONS_LOG_FORMAT")]
     log_format: Option<LogFormat>,
     /// Which log lines are written, in the form of RUST_LOG
-    #[arg(long, global = true, default_value = "info,sea_orm_migration=warn", env = "COLLECTIONS_LOG")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "info,sea_orm_migration=warn,sqlx=warn",
+        env = "COLLECTIONS_LOG"
+    )]
     log: String,
     #[command(subcommand)]
     command: Command,

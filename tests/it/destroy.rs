@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::support::{App, Backend, OTHER, OWNER, destroy, reason};
+use super::support::{App, Backend, Ground, OTHER, OWNER, destroy, reason};
 
 const UUID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 
@@ -115,6 +115,16 @@ async fn nobody_is_believed_without_one_valid_user() {
         let refused = app.rpc().destroy(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated, "{users:?}");
     }
+    assert_eq!(app.owned_by(OWNER).await, [1]);
+}
+
+#[tokio::test]
+async fn nobody_is_believed_unless_it_was_asked_for() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let app = App::start_with(ground, |settings| settings.insecure_identity = false).await;
+    app.put(1, OWNER).await;
+    let refused = destroy(&mut app.rpc(), OWNER, "custom-1", "").await.unwrap_err();
+    assert_eq!(reason(&refused), "CREDENTIALS_MISSING");
     assert_eq!(app.owned_by(OWNER).await, [1]);
 }
 

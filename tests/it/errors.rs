@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use collections_service::domain::{DestroyError, EdgeError};
 use http::Request;
-use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -13,8 +13,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    Answer, App, CONSUMER, Ground, NOW, OTHER, OWNER, PATH, cluster::Cluster, destroy, fresh_database,
-    oauth::Signer, reason, user,
+    Answer, App, BLOCKED, CONSUMER, Ground, NOW, OTHER, OWNER, PATH, cluster::Cluster, destroy,
+    fresh_database, oauth::Signer, reason, user, wait_for,
 };
 
 /// The contract's table, written out a second time: reason, gRPC code, HTTP status, 1.1 code, message.
@@ -257,19 +257,13 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
             app.rpc().destroy(request).await.unwrap_err()
         }
     });
-    let blocked = |what: &str| {
-        let of = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        Statement::from_string(DbBackend::Postgres, format!("SELECT {what} {of}"))
-    };
     let beside = app.ground.beside().await;
-    while beside.query_one_raw(blocked("pid")).await.unwrap().is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    wait_for(&beside, BLOCKED).await;
     grpc.status(&destroy(&mut app.rpc(), OWNER, "custom-3", "").await.unwrap_err(), "OVERLOADED");
     rest.answer(&app.send(signed(app, &Signer::owner(), "custom-3")).await, "OVERLOADED");
     grpc.status(&waiting.await.unwrap(), "DEADLINE_EXCEEDED");
     // Nobody waits for that statement any more; it must not run once the row is free.
-    assert!(beside.query_one_raw(blocked("pg_cancel_backend(pid)")).await.unwrap().is_some());
+    wait_for(&beside, &format!("SELECT pg_cancel_backend(pid) FROM ({BLOCKED}) AS blocked")).await;
     locked.rollback().await.unwrap();
 }
 

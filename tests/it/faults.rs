@@ -14,7 +14,8 @@ use tokio::{
 use tonic::Code;
 
 use super::support::{
-    App, Backend, Ground, OWNER, cluster::Cluster, destroy, fresh_database, fresh_postgres, oauth::Signer,
+    App, BLOCKED, Backend, Ground, OWNER, cluster::Cluster, destroy, fresh_database, fresh_postgres,
+    oauth::Signer, wait_for,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,27 +40,12 @@ async fn a_deadlock_is_retried() {
     let mut rpc = app.rpc();
     let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
     let beside = app.ground.beside().await;
-    wait_for(&beside, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").await;
+    wait_for(&beside, BLOCKED).await;
     rival.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     rival.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);
     wait_for(&beside, "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0")
         .await;
-}
-
-/// Until the query has a row.
-async fn wait_for(connection: &sea_orm::DatabaseConnection, query: &str) {
-    let seen = async {
-        while connection
-            .query_one_raw(sea_orm::Statement::from_string(sea_orm::DbBackend::Postgres, query))
-            .await
-            .unwrap()
-            .is_none()
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(Duration::from_secs(10), seen).await.unwrap_or_else(|_| panic!("never: {query}"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

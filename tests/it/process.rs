@@ -3,12 +3,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use nix::sys::signal::Signal;
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_now, program::Program, rpc, send,
+    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_now, program::Program, rpc, send,
+    wait_for,
 };
 
 const COLLECTIONS: i64 = 600;
@@ -116,6 +118,30 @@ async fn a_drain_loses_nothing_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_loses_nothing_on_postgres() {
     a_drain_loses_nothing(Backend::Postgres).await;
+}
+
+/// The signal comes while two calls are in the database, where somebody else's lock holds them up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_answers_what_was_accepted() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let program = Program::serve(&ground, &[]).await;
+    let beside = ground.beside().await;
+    let lock = beside.begin().await.unwrap();
+    lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
+    let mut client = rpc(&program.grpc);
+    let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
+    let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
+    let request = tokio::spawn(async move { send(&rest, request).await });
+    wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
+    program.signal(Signal::SIGTERM);
+    tokio::time::sleep(collections_service::config::LINGER * 2).await;
+    lock.rollback().await.unwrap();
+    assert!(call.await.unwrap().unwrap().get_ref().destroyed);
+    assert_eq!(request.await.unwrap().2, r#"{"destroyed":true}"#);
+    let (status, log) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(status.code(), Some(0), "{log:?}");
 }
 
 async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {

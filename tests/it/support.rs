@@ -19,7 +19,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 use tempfile::TempDir;
 use tonic::{Request, Response, Status, body::Body};
 use tonic_types::StatusExt;
@@ -196,6 +196,21 @@ pub async fn destroy(
     let mut request = Request::new(DestroyRequest { id: id.to_owned(), request_id: request_id.to_owned() });
     request.metadata_mut().insert("x-user-id", owner.to_string().parse().unwrap());
     rpc.destroy(request).await
+}
+
+/// The sessions of a PostgreSQL database that wait for somebody's lock.
+pub const BLOCKED: &str =
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+/// Until the query has a row. Not in a transaction: there pg_stat_activity stands still.
+pub async fn wait_for(connection: &DatabaseConnection, query: &str) {
+    let query = Statement::from_string(DbBackend::Postgres, query);
+    let seen = async {
+        while connection.query_one_raw(query.clone()).await.unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap_or_else(|_| panic!("never: {query}"));
 }
 
 /// A database of its own in the cluster that `tests/run` started.
