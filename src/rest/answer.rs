@@ -58,31 +58,11 @@ impl Outcome {
         for (name, value) in FIXED {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        if let Some(access) = self.access_level() {
-            response.headers_mut().insert("x-access-level", HeaderValue::from_static(access));
-        }
         if status == 401
             && let Ok(challenge) = HeaderValue::from_str(&format!("OAuth realm=\"{realm}\""))
         {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
-    }
-
-    /// What the token may do, once a token was accepted: only then can the request have come this far.
-    fn access_level(self) -> Option<&'static str> {
-        use DestroyError::{
-            DeadlineExceeded, IdInvalid, IdRequired, NotFound, NotOwner, RateLimited, RequestIdInvalid,
-            WriteAccessRequired,
-        };
-        match self {
-            Self::Failed(WriteAccessRequired) => Some("read"),
-            Self::Destroyed
-            | Self::Failed(
-                IdInvalid | IdRequired | RequestIdInvalid | NotFound | NotOwner | RateLimited
-                | DeadlineExceeded,
-            ) => Some("read-write"),
-            _ => None,
-        }
     }
 }

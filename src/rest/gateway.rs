@@ -44,7 +44,14 @@ impl Gateway {
         Self { client: CollectionsServiceClient::new(service), verifier, entropy, places }
     }
 
-    async fn destroy(&self, parts: &Parts, body: Body, origin: Option<&Origin>) -> Outcome {
+    /// `access` becomes what the token may do, once a token was accepted.
+    async fn destroy(
+        &self,
+        parts: &Parts,
+        body: Body,
+        origin: Option<&Origin>,
+        access: &mut &'static str,
+    ) -> Outcome {
         if parts.uri.path() != PATH {
             return Outcome::Refused(EdgeError::UnknownPath);
         }
@@ -60,7 +67,13 @@ impl Gateway {
         let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
         let form = if is_form(&parts.headers) { Parameters::decode(&body) } else { Parameters::default() };
         let destroyed = async {
-            let user = self.authenticate(parts, &query, &form, origin).await?;
+            let user = self.authenticate(parts, &query, &form, origin).await;
+            *access = match user {
+                Ok(_) => "read-write",
+                Err(DestroyError::WriteAccessRequired) => "read",
+                Err(_) => "",
+            };
+            let user = user?;
             Span::current().record("enduser.id", field::display(user.user()));
             let request =
                 DestroyRequest { id: the_id(&query, &form)?, request_id: idempotency_key(&parts.headers)? };
@@ -145,15 +158,17 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
     let origin = authority.and_then(|authority| Origin::of_request("http", authority));
     async {
-        let outcome = gateway.destroy(&parts, body, origin.as_ref()).await;
+        let mut access = "";
+        let outcome = gateway.destroy(&parts, body, origin.as_ref(), &mut access).await;
         let duration = begun.elapsed();
         let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
         let texts = [
             ("x-transaction-id", transaction.as_str()),
             ("x-response-time", &duration.as_millis().to_string()),
+            ("x-access-level", access),
         ];
-        for (name, text) in texts {
+        for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(http::HeaderName::from_static(name), value);
             }

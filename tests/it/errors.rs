@@ -105,6 +105,19 @@ impl Seen {
     fn answer(&mut self, answer: &Answer, expected: &'static str) {
         let (_, http, code, message) = self.row(expected);
         assert_answer(answer, http, &error_body(code, message));
+        let access = answer.1.get("x-access-level").map(|access| access.to_str().unwrap());
+        let known = match expected {
+            "WRITE_ACCESS_REQUIRED" => Some("read"),
+            "ID_REQUIRED"
+            | "ID_INVALID"
+            | "REQUEST_ID_INVALID"
+            | "NOT_OWNER"
+            | "COLLECTION_NOT_FOUND"
+            | "OVERLOADED"
+            | "INTERNAL" => Some("read-write"),
+            _ => access.filter(|_| expected == "STORE_UNAVAILABLE"),
+        };
+        assert_eq!(access, known, "{expected}");
     }
 }
 
@@ -136,7 +149,7 @@ async fn every_row_is_answered() {
     let body = tokio::time::timeout(Duration::from_secs(30), slow).await.unwrap().unwrap();
     rest.row("DEADLINE_EXCEEDED");
     assert!(body.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{body}");
-    assert!(body.ends_with(&error_body(130, "Over capacity")), "{body}");
+    assert!(body.ends_with(&error_body(130, "Over capacity")) && !body.contains("x-access"), "{body}");
     assert_eq!((app.owned_by(OWNER).await, app.owned_by(OTHER).await), (vec![1], vec![2]));
 
     cluster.stop();
