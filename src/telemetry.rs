@@ -1,5 +1,7 @@
 //! Logs: one line a call, on standard error, as JSON for machines or as text for people.
 
+use std::io::{self, IsTerminal};
+
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -16,7 +18,8 @@ pub enum LogFormat {
 pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse(filter)?)
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     let installed = match format {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).try_init(),

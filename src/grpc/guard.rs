@@ -46,7 +46,9 @@ impl<S> Guarded<S> {
         if !self.insecure {
             return Err(DestroyError::CredentialsMissing);
         }
-        identity::from_metadata(request.headers())
+        let user = identity::from_metadata(request.headers())?;
+        Span::current().record("enduser.id", field::display(user.user()));
+        Ok(user)
     }
 }
 
@@ -64,7 +66,6 @@ where
         let permit =
             self.admission.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
         let user = self.identify(&request)?;
-        Span::current().record("enduser.id", field::display(user.user()));
         request.extensions_mut().insert(user);
         request.extensions_mut().insert(Deadline(deadline));
         let answer = self.inner.call(request);

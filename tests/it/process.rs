@@ -213,5 +213,6 @@ async fn each_call_leaves_one_line_and_no_secret() {
         assert_eq!(span["collection.id"], format!("custom-{id}"), "{line}");
         assert!(line["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0), "{line}");
     }
+    assert!(lines.iter().all(|line| line.matches("enduser.id").count() <= 1), "{lines:?}");
     assert_eq!(calls[0]["span"]["rpc.method"], "collections.v1.CollectionsService/Destroy");
 }
