@@ -30,6 +30,8 @@ pub const MESSAGE_LIMIT: usize = 4 * 1024;
 pub const HEADER_LIMIT: u32 = 16 * 1024;
 /// The longest the headers of an HTTP/1 request may take to arrive.
 pub const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// The longest consumer key or token that is looked up, in bytes: whoever asks chooses them, and the cache keeps them.
+pub const OAUTH_KEY_LIMIT: usize = 256;
 /// Calls in flight on one HTTP/2 connection.
 pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).

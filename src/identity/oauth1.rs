@@ -158,15 +158,19 @@ impl Claims {
                 .map_or(Some(None), |value| std::str::from_utf8(value).ok().map(|text| Some(text.to_owned())))
         };
         let required = |name: &str| text(name)?.filter(|value| !value.is_empty());
+        // PostgreSQL's texts hold no NUL.
+        let is_key = |key: &String| key.len() <= config::OAUTH_KEY_LIMIT && !key.contains('\0');
         if let Some(version) = text("oauth_version")? {
             ["1.0", "1.0a", "1.0A"].contains(&version.as_str()).then_some(())?;
         }
+        let token = text("oauth_token")?.filter(|token| !token.is_empty());
+        token.iter().all(is_key).then_some(())?;
         required("oauth_nonce")?;
         let timestamp = required("oauth_timestamp")?;
         timestamp.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
         Some(Self {
-            consumer_key: required("oauth_consumer_key")?,
-            token: text("oauth_token")?.filter(|token| !token.is_empty()),
+            consumer_key: required("oauth_consumer_key").filter(is_key)?,
+            token,
             method: required("oauth_signature_method")?.parse().ok()?,
             signature: signature::decode(&required("oauth_signature")?)?,
             timestamp: timestamp.parse().ok()?,

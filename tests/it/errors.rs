@@ -233,6 +233,12 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
     }
     let unknown = Signer { token: Some(("1-x".to_owned(), "x".to_owned())), ..good.clone() };
     seen.answer(&app.send(signed(app, &unknown, "custom-1")).await, "TOKEN_INVALID");
+    for key in ["\0".to_owned(), "x".repeat(257)] {
+        let no_token = Signer { token: Some((key.clone(), "x".to_owned())), ..good.clone() };
+        seen.answer(&app.send(signed(app, &no_token, "custom-1")).await, "CREDENTIALS_INVALID");
+        let no_key = Signer { consumer: (key, "x".to_owned()), ..good.clone() };
+        seen.answer(&app.send(signed(app, &no_key, "custom-1")).await, "CREDENTIALS_INVALID");
+    }
     let stranger = Signer { consumer: ("x".to_owned(), "x".to_owned()), token: None, ..good.clone() };
     seen.answer(&app.send(signed(app, &stranger, "custom-1")).await, "APPLICATION_INVALID");
     let userless = Signer { token: None, ..good.clone() };
