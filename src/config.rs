@@ -28,8 +28,9 @@ pub const BODY_WAIT: Duration = Duration::from_secs(10);
 pub const MESSAGE_LIMIT: usize = 4 * 1024;
 /// The largest set of request headers, in bytes.
 pub const HEADER_LIMIT: u32 = 16 * 1024;
-/// The longest the headers of an HTTP/1 request may take to arrive.
-pub const HEADER_WAIT: Duration = Duration::from_secs(10);
+/// The longest an HTTP/1 connection may be idle, or the headers of a request may take to arrive. Longer than the minute
+/// for which proxies keep an idle connection: they would use it again just when it is closed.
+pub const HEADER_WAIT: Duration = Duration::from_secs(75);
 /// The longest consumer key or token that is looked up, in bytes: whoever asks chooses them, and the cache keeps them.
 pub const OAUTH_KEY_LIMIT: usize = 256;
 /// Calls in flight on one HTTP/2 connection.
