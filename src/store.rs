@@ -11,7 +11,10 @@ mod seed;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use sea_orm::{ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr};
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr, RuntimeErr,
+    sqlx::postgres::PgConnectOptions,
+};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -36,11 +39,17 @@ pub struct Store {
     gate: Arc<Semaphore>,
 }
 
-/// Why the database could not be opened. The text may go to an operator, never to a client.
+/// Why the database could not be opened. The text may go to an operator, never to a client, and does not show the URL.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("--database-url: {0}")]
-    Database(#[from] DbErr),
+    #[error("--database-url: expected sqlite:<path> or postgres://<user>@<host>/<database>")]
+    Unknown,
+    #[error(
+        "--database-url: {0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25"
+    )]
+    Postgres(DbErr),
+    #[error("--database-url: {0}; a file that is not there yet is made by sqlite:<path>?mode=rwc")]
+    Sqlite(DbErr),
 }
 
 impl Store {
@@ -50,8 +59,18 @@ impl Store {
     /// # Errors
     /// The URL is not understood, or an SQLite file cannot be opened.
     pub async fn connect(url: &DatabaseUrl, connections: u32, clock: Clock) -> Result<Self, ConnectError> {
-        let connections = if url.is_sqlite() { 1 } else { connections };
-        let db = Database::connect(options(url, connections)).await?;
+        let (connections, failed): (_, fn(_) -> _) = if url.is_sqlite() {
+            (1, ConnectError::Sqlite)
+        } else if url.is_postgres() {
+            // sea-orm would show a URL that does not parse, with the password in it.
+            let parsed = url.expose().parse::<PgConnectOptions>();
+            parsed
+                .map_err(|error| ConnectError::Postgres(DbErr::Conn(RuntimeErr::SqlxError(error.into()))))?;
+            (connections, ConnectError::Postgres)
+        } else {
+            return Err(ConnectError::Unknown);
+        };
+        let db = Database::connect(options(url, connections)).await.map_err(failed)?;
         Ok(Self { db, clock, gate: Arc::new(Semaphore::new(connections as usize)) })
     }
 

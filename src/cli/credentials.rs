@@ -13,26 +13,35 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand works on.
+#[derive(Debug, clap::Args)]
+struct Target {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
     /// The keys that seal secrets: a line a key, `<key id>:<base64 of 32 bytes>`, the one to seal with first
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: PathBuf,
-    #[command(subcommand)]
-    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make an application; prints its consumer key and secret
     CreateApp {
+        #[command(flatten)]
+        target: Target,
         /// What people call it
         #[arg(long)]
         name: String,
     },
     /// Issue an access token; prints it with its secret
     IssueToken {
+        #[command(flatten)]
+        target: Target,
         /// The application it is for
         #[arg(long)]
         consumer_key: String,
@@ -45,35 +54,47 @@ enum Command {
     },
     /// Revoke an access token for good; every replica refuses it within 30 s
     RevokeToken {
+        #[command(flatten)]
+        target: Target,
+        /// The token itself, as `list` shows it
         #[arg(long)]
         token: String,
     },
     /// List applications and tokens, without secrets
-    List,
+    List {
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let keys = read_keys(&args.credentials_key_file, Entropy::default())?;
-    let store = Store::connect(&args.database_url, 1, Clock::System).await.map_err(Exit::failed)?;
-    store.check_schema().await.map_err(Exit::failed)?;
-    let credentials = Credentials::new(store, keys);
     match args.command {
-        Command::CreateApp { name } => {
-            let app = credentials.create_app(&name).await.map_err(Exit::failed)?;
+        Command::CreateApp { target, name } => {
+            let app = target.open().await?.create_app(&name).await.map_err(Exit::failed)?;
             println!("consumer_key     {}\nconsumer_secret  {}", app.consumer_key, app.secret.expose());
         }
-        Command::IssueToken { consumer_key, user, read_only } => {
+        Command::IssueToken { target, consumer_key, user, read_only } => {
+            let credentials = target.open().await?;
             let issued =
                 credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
             println!("token         {}\ntoken_secret  {}", issued.token, issued.secret.expose());
         }
-        Command::RevokeToken { token } => {
-            credentials.revoke_token(&token).await.map_err(unknown_is_usage)?;
+        Command::RevokeToken { target, token } => {
+            target.open().await?.revoke_token(&token).await.map_err(unknown_is_usage)?;
             println!("revoked  {token}");
         }
-        Command::List => list(&credentials).await?,
+        Command::List { target } => list(&target.open().await?).await?,
     }
     Ok(())
+}
+
+impl Target {
+    async fn open(&self) -> Result<Credentials, Exit> {
+        let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
+        let store = Store::connect(&self.database_url, 1, Clock::System).await.map_err(Exit::usage)?;
+        store.check_schema().await.map_err(Exit::failed)?;
+        Ok(Credentials::new(store, keys))
+    }
 }
 
 async fn list(credentials: &Credentials) -> Result<(), Exit> {

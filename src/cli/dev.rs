@@ -68,8 +68,8 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let entropy = Entropy::default();
     let keys = open_folder(&args.data_dir, &entropy)?;
     let database = args.data_dir.join("collections.sqlite");
-    let url: DatabaseUrl = format!("sqlite:{}?mode=rwc", database.display()).parse().map_err(Exit::usage)?;
-    let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::failed)?;
+    let url = DatabaseUrl::from(format!("sqlite:{}?mode=rwc", database.display()));
+    let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::usage)?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
         println!("applied migration {name}");
     }

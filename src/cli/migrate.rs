@@ -56,5 +56,5 @@ async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
 
 /// One connection, so that what a migration sets for its session holds.
 async fn connect(url: &DatabaseUrl) -> Result<Store, Exit> {
-    Store::connect(url, 1, Clock::System).await.map_err(Exit::failed)
+    Store::connect(url, 1, Clock::System).await.map_err(Exit::usage)
 }

@@ -63,6 +63,18 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
         assert!(errors.contains(named), "{arguments:?} does not name {named}: {errors}");
         assert!(!errors.contains("u:p@"), "a password is shown: {errors}");
     }
+    for wrong in [
+        "mysql://u:secret@h/db",
+        "secret",
+        "postgres://u:sec#secret@h/db",
+        "postgres://u:secret@h:port/db",
+        "postgres://u:secret@[h/db",
+        "postgres://u:secret@h/db?sslmode=secure",
+    ] {
+        let (code, _, errors) =
+            run(&["serve", "--credentials-key-file", key], &[("COLLECTIONS_DATABASE_URL", wrong)]).await;
+        assert!(code == 2 && errors.contains("--database-url") && !errors.contains("secret"), "{errors}");
+    }
     std::fs::write(ground.folder.path().join("bad"), "key:c2hvcnQ=\n").unwrap();
     let bad = ground.folder.path().join("bad");
     let (code, _, errors) =
@@ -139,14 +151,15 @@ async fn credentials_are_shown_once() {
     );
     for secret in [field(&app, "consumer_secret"), field(&issued, "token_secret"), CONSUMER.1.to_owned()] {
         assert!(!listed.contains(&secret), "{listed}");
-        let file = std::fs::read(ground.folder.path().join("db")).unwrap();
-        assert!(
-            !file.windows(secret.len()).any(|window| window == secret.as_bytes()),
-            "a secret is stored in the clear"
-        );
+        for file in ["db", "db-wal"] {
+            let file = std::fs::read(ground.folder.path().join(file)).unwrap();
+            let clear = file.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!clear, "a secret is stored in the clear");
+        }
     }
     assert_eq!(run(&["credentials", "revoke-token", "--token", &token], &with).await.0, 0);
-    let (_, listed, _) = run(&["credentials", "list"], &with).await;
+    let list = ["credentials", "list", "--database-url", with[0].1, "--credentials-key-file", with[1].1];
+    let (_, listed, _) = run(&list, &[]).await;
     assert!(listed.contains(&format!("token  {token}  revoked")), "{listed}");
     for unknown in [
         &["credentials", "revoke-token", "--token", "x"][..],

@@ -76,7 +76,7 @@ impl Ground {
         let sqlite = || format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let url = postgres.unwrap_or_else(sqlite);
         let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
-        let store = Store::connect(&url.parse().unwrap(), 8, clock.clone()).await.unwrap();
+        let store = Store::connect(&url.clone().into(), 8, clock.clone()).await.unwrap();
         while store.migrate_one().await.unwrap().is_some() {}
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();
