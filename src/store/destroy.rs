@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
-    QueryFilter, Statement, TransactionOptions, TransactionTrait, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
+    RuntimeErr, TransactionOptions, TransactionTrait, sea_query::OnConflict, sqlx,
 };
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -49,6 +49,8 @@ enum Sight {
     NotFound,
     /// The statement's snapshot still shows the user's row, but another call took it meanwhile: look again.
     Overtaken,
+    /// The deadline passed before there was a connection, or the write lock: nothing was sent.
+    Late,
 }
 
 /// Deletes, writes the tombstone and tells the outcome, in one round trip.
@@ -74,6 +76,12 @@ SELECT CASE
   WHEN EXISTS (SELECT 1 FROM collections WHERE id = $1) THEN 'not_owner'
   ELSE 'not_found'
 END AS outcome";
+
+impl Destroy {
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
 
 impl Store {
     /// Destroys a collection of this user; returns once that is durable.
@@ -103,9 +111,6 @@ impl Store {
     /// Runs the step again while the database undoes it, a bounded number of times.
     async fn destroy_within_bounds(&self, destroy: &Destroy) -> Result<Destroyed, DestroyError> {
         for attempt in 1..=config::DESTROY_ATTEMPTS {
-            if Instant::now() >= destroy.deadline {
-                return Err(DestroyError::DeadlineExceeded);
-            }
             match tokio::time::timeout(config::STORE_BOUND, self.destroy_once(destroy)).await {
                 Err(_elapsed) => {
                     tracing::error!("the database did not answer in time");
@@ -115,6 +120,7 @@ impl Store {
                 Ok(Ok(Sight::Replayed)) => return Ok(Destroyed::Before),
                 Ok(Ok(Sight::NotOwner)) => return Err(DestroyError::NotOwner),
                 Ok(Ok(Sight::NotFound)) => return Err(DestroyError::NotFound),
+                Ok(Ok(Sight::Late)) => return Err(DestroyError::DeadlineExceeded),
                 Ok(Ok(Sight::Overtaken)) => {}
                 Ok(Err(error)) => match Failure::from(&error) {
                     Failure::Conflict => tokio::time::sleep(Duration::from_millis(1 << attempt)).await,
@@ -140,21 +146,21 @@ impl Store {
         }
     }
 
+    /// On a connection that sea-orm's pool gives first, because it may have to be made first: sea-orm would send the
+    /// statement over it however late it came.
     async fn destroy_on_postgres(&self, destroy: &Destroy) -> Result<Sight, DbErr> {
-        let request_id = destroy.request_id.map(RequestId::get);
-        let statement = Statement::from_sql_and_values(
-            DbBackend::Postgres,
-            DESTROY,
-            [
-                destroy.id.into(),
-                destroy.user.into(),
-                self.clock.now().into(),
-                request_id.into(),
-                destroy.caller.clone().into(),
-            ],
-        );
-        let row = self.db.query_one_raw(statement).await?;
-        let outcome: String = row.ok_or_else(|| unreadable("no row"))?.try_get("", "outcome")?;
+        let pool = self.db.get_postgres_connection_pool();
+        let mut connection = pool.acquire().await.map_err(sqlx_error)?;
+        if destroy.is_late() {
+            return Ok(Sight::Late);
+        }
+        let statement = sqlx::query_scalar(DESTROY)
+            .bind(destroy.id.get())
+            .bind(destroy.user.get())
+            .bind(self.clock.now())
+            .bind(destroy.request_id.map(RequestId::get))
+            .bind(destroy.caller.as_deref());
+        let outcome: String = statement.fetch_one(&mut *connection).await.map_err(sqlx_error)?;
         match outcome.as_str() {
             "destroyed" => Ok(Sight::Destroyed),
             "replayed" => Ok(Sight::Replayed),
@@ -172,6 +178,10 @@ impl Store {
             ..Default::default()
         };
         let transaction = self.db.begin_with_options(immediate).await?;
+        if destroy.is_late() {
+            transaction.rollback().await?;
+            return Ok(Sight::Late);
+        }
         let gone = collection::Entity::delete_many()
             .filter(collection::Column::Id.eq(destroy.id))
             .filter(collection::Column::OwnerId.eq(destroy.user))
@@ -229,6 +239,10 @@ async fn why_not(transaction: &DatabaseTransaction, destroy: &Destroy) -> Result
             && tombstone.request_id == destroy.request_id.map(RequestId::get)
     });
     Ok(if replayed { Sight::Replayed } else { Sight::NotFound })
+}
+
+fn sqlx_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
 fn unreadable(outcome: &str) -> DbErr {

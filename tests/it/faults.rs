@@ -5,6 +5,10 @@ use std::{
     time::Duration,
 };
 
+use collections_service::{
+    domain::{CollectionId, DestroyError},
+    store::{Destroy, Store},
+};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +19,7 @@ use tonic::Code;
 
 use super::support::{
     App, BLOCKED, Backend, Ground, OWNER, cluster::Cluster, destroy, fresh_database, fresh_postgres,
-    oauth::Signer, wait_for,
+    oauth::Signer, user, wait_for,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,17 +134,49 @@ async fn a_service_that_starts_first_waits_for_its_database() {
     timeout(Duration::from_secs(15), served).await.unwrap();
 }
 
+/// Nobody waits any more when the connection, or SQLite's write lock, comes at last.
+#[tokio::test]
+async fn a_late_destroy_is_not_sent() {
+    let late = || Destroy {
+        id: CollectionId::new(1).unwrap(),
+        user: user(OWNER),
+        request_id: None,
+        caller: None,
+        deadline: Instant::now() + Duration::from_millis(100),
+    };
+    let passed = || tokio::time::sleep(Duration::from_millis(200));
+
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let (listener, through, server) = front(&ground.url).await;
+    let store = Store::connect(&through.into(), 1, ground.clock.clone()).await.unwrap();
+    let call = tokio::spawn(async move { store.destroy(late()).await });
+    passed().await;
+    tokio::spawn(relay(listener, server, Sent::default()));
+    assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    assert_eq!(ground.owned_by(OWNER).await, [1]);
+
+    let ground = Ground::new(Backend::Sqlite).await;
+    ground.put(1, OWNER).await;
+    let rival = ground.beside().await.begin().await.unwrap();
+    rival.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
+    let store = ground.store.clone();
+    let call = tokio::spawn(async move { store.destroy(late()).await });
+    passed().await;
+    rival.rollback().await.unwrap();
+    assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    assert_eq!(ground.owned_by(OWNER).await, [1]);
+}
+
 /// Messages that a client sent to PostgreSQL, by their type bytes.
 type Sent = Arc<Mutex<Vec<u8>>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destroy_is_one_round_trip() {
     let url = fresh_postgres().await;
-    let server = url.rsplit_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
-    let (listener, sent) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Sent::default());
-    let through = url.replace(&server, &listener.local_addr().unwrap().to_string());
+    let ((listener, through, server), sent) = (front(&url).await, Sent::default());
     tokio::spawn(relay(listener, server, sent.clone()));
-    let app = App::start_with(Ground::on(Some(format!("{through}?sslmode=disable"))).await, |_| ()).await;
+    let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
     let mut rpc = app.rpc();
     // Enough for every connection of the pool to have prepared the statement, or for the one that is always reused.
     for id in 1..=20 {
@@ -162,6 +198,14 @@ async fn a_destroy_is_one_round_trip() {
         }
     }
     assert!(best.len() >= 2, "more than one statement a destroy");
+}
+
+/// A socket to stand before the PostgreSQL of this URL, the URL that leads through it, and the server behind.
+async fn front(url: &str) -> (TcpListener, String, String) {
+    let server = url.rsplit_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let through = url.replace(&server, &listener.local_addr().unwrap().to_string());
+    (listener, format!("{through}?sslmode=disable"), server)
 }
 
 async fn relay(listener: TcpListener, server: String, sent: Sent) {
