@@ -9,7 +9,7 @@
 //!
 //! # What always holds
 //!
-//! 1. Only [`store`] names sea-orm or holds SQL; only [`rest`] names axum.
+//! 1. Only [`store`] names sea-orm or holds SQL; only [`grpc`] names tonic's server, and only [`rest`] axum.
 //! 2. Nothing reaches [`collections::destroy`] without an [`identity::AuthenticatedUser`], which only [`identity`] makes.
 //! 3. Ownership is decided by the deleting statement itself, and OK is said only after its commit.
 //! 4. One table ([`domain::DestroyError::row`]) pairs each failure with its codes on both protocols.

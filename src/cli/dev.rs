@@ -4,11 +4,13 @@ use std::{
     fs, io,
     io::Write,
     net::SocketAddr,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 use super::{Exit, credentials::read_keys, serve::drain, signal::Stop};
 use crate::{
@@ -68,7 +70,9 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let entropy = Entropy::default();
     let keys = open_folder(&args.data_dir, &entropy)?;
     let database = args.data_dir.join("collections.sqlite");
-    let url = DatabaseUrl::from(format!("sqlite:{}?mode=rwc", database.display()));
+    // In a URL the folder's `?` and `%` would mean something else.
+    let path = percent_encode(database.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    let url = DatabaseUrl::from(format!("sqlite:{path}?mode=rwc"));
     let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::usage)?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
         println!("applied migration {name}");

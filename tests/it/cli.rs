@@ -208,7 +208,7 @@ async fn dev(folder: &std::path::Path, ports: [&str; 3]) -> (tokio::process::Chi
 
 #[tokio::test]
 async fn dev_says_what_to_do_when_its_ports_are_taken() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("a folder? 100%25 é").tempdir().unwrap();
     let free = "127.0.0.1:0";
     let (_child, printed) = dev(folder.path(), [free; 3]).await;
     let taken = printed.split_once("}' ").unwrap().1.split_whitespace().next().unwrap().to_owned();
