@@ -92,7 +92,7 @@ impl Target {
     async fn open(&self) -> Result<Credentials, Exit> {
         let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
         let store = Store::connect(&self.database_url, 1, Clock::System).await.map_err(Exit::usage)?;
-        store.check_schema().await.map_err(Exit::failed)?;
+        store.check().await.map_err(Exit::failed)?;
         Ok(Credentials::new(store, keys))
     }
 }

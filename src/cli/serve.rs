@@ -68,7 +68,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let store = Store::connect(&args.database_url, args.database_connections, Clock::System)
         .await
         .map_err(Exit::usage)?;
-    match store.check_schema().await {
+    match store.check().await {
         // A restart beside a database that is away must not end in a crash loop: the listeners say NOT_SERVING.
         Err(error) if error.is_transient() => {}
         checked => checked.map_err(Exit::failed)?,

@@ -25,7 +25,7 @@ impl Readiness {
     pub async fn look(&mut self) {
         let seen = match self.withheld {
             Some(calls) => {
-                let checked = self.store.check_schema().await.map_err(|error| error.to_string());
+                let checked = self.store.check().await.map_err(|error| error.to_string());
                 if checked.is_ok() {
                     self.admission.add_permits(calls);
                     self.withheld = None;

@@ -2,7 +2,7 @@
 
 mod m20261123_000001_initial;
 
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement};
 use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
 
 use super::{Store, failure::Failure};
@@ -23,7 +23,7 @@ pub struct MigrationState {
     pub applied: bool,
 }
 
-/// Why the schema could not be read, changed or served.
+/// Why the database's schema could not be read or changed, or why the database cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     #[error(
@@ -36,6 +36,10 @@ pub enum SchemaError {
     Database(#[from] DbErr),
     #[error("the database did not answer in time: is it up, and is --database-url right?")]
     Timeout,
+    #[error(
+        "the database says that a commit is done before it is durable: set synchronous_commit to on for this database or role"
+    )]
+    NotDurable,
 }
 
 impl SchemaError {
@@ -45,7 +49,7 @@ impl SchemaError {
         match self {
             Self::Database(error) => Failure::from(error) == Failure::Unavailable,
             Self::Timeout => true,
-            Self::Older(_) | Self::Newer => false,
+            Self::Older(_) | Self::Newer | Self::NotDurable => false,
         }
     }
 }
@@ -70,14 +74,27 @@ impl Store {
     /// Whether this program may serve the database.
     ///
     /// # Errors
-    /// The schema is older or newer than this program, or cannot be read.
-    pub async fn check_schema(&self) -> Result<(), SchemaError> {
-        let schema = tokio::time::timeout(config::STORE_BOUND, self.schema()).await;
-        let schema = schema.map_err(|_elapsed| SchemaError::Timeout)??;
-        match schema.into_iter().find(|migration| !migration.applied) {
-            Some(missing) => Err(SchemaError::Older(missing.name)),
-            None => Ok(()),
+    /// The schema is older or newer than this program, or cannot be read; or commits would not be durable.
+    pub async fn check(&self) -> Result<(), SchemaError> {
+        let check = async {
+            match self.schema().await?.into_iter().find(|migration| !migration.applied) {
+                Some(missing) => Err(SchemaError::Older(missing.name)),
+                None => self.check_durability().await,
+            }
+        };
+        tokio::time::timeout(config::STORE_BOUND, check).await.map_err(|_elapsed| SchemaError::Timeout)?
+    }
+
+    /// On SQLite we choose ourselves. PostgreSQL can be told to lose what it has acknowledged, and that for a database or
+    /// a role alone; its other choices ask more than our own disk or the same, and are the operator's.
+    async fn check_durability(&self) -> Result<(), SchemaError> {
+        if self.backend() != DbBackend::Postgres {
+            return Ok(());
         }
+        let ask = "SELECT current_setting('synchronous_commit', true) AS setting";
+        let row = self.db.query_one_raw(Statement::from_string(DbBackend::Postgres, ask)).await?;
+        let setting: Option<String> = row.map(|row| row.try_get("", "setting")).transpose()?.flatten();
+        if setting.as_deref() == Some("off") { Err(SchemaError::NotDurable) } else { Ok(()) }
     }
 
     /// Applies the oldest version that is missing, and names it; `None` when the schema is complete.
@@ -88,7 +105,7 @@ impl Store {
         let next = self.schema().await?.into_iter().find(|migration| !migration.applied);
         if next.is_some() {
             // The service bounds its statements; a migration may have to rewrite a table.
-            if self.backend() == sea_orm::DbBackend::Postgres {
+            if self.backend() == DbBackend::Postgres {
                 self.db.execute_unprepared("SET statement_timeout = 0").await?;
             }
             Migrator::up(&self.db, Some(1)).await.map_err(schema_error)?;

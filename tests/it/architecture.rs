@@ -48,25 +48,27 @@ fn sources(folder: &Path, found: &mut Vec<(String, String, String)>) {
 
 /// The rooms that a file imports, as `crate::room` or within `crate::{…}`.
 fn imports(code: &str) -> BTreeSet<&str> {
+    fn word(path: &str) -> &str {
+        path.split(|letter: char| !letter.is_alphanumeric() && letter != '_').next().unwrap()
+    }
     let mut rooms = BTreeSet::new();
     for path in code.split("crate::").skip(1) {
-        let mut depth = 0;
-        for (at, letter) in path.char_indices() {
-            match letter {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
+        let Some(group) = path.strip_prefix('{') else {
+            rooms.insert(word(path));
+            continue;
+        };
+        let mut depth = 1;
+        for piece in group.split_inclusive(['{', '}', ',']) {
+            if depth == 1 {
+                rooms.insert(word(piece.trim_start()));
             }
-            let begins = at == 0 || path[..at].trim_end().ends_with([',', '{']);
-            if begins && depth <= 1 && letter.is_alphabetic() {
-                let end = path[at..].find(|letter: char| !letter.is_alphanumeric() && letter != '_');
-                rooms.insert(end.map_or(&path[at..], |end| &path[at..at + end]));
-            }
+            depth += i32::from(piece.ends_with('{')) - i32::from(piece.ends_with('}'));
             if depth == 0 {
                 break;
             }
         }
     }
+    rooms.remove("");
     rooms
 }
 

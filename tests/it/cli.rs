@@ -126,6 +126,15 @@ async fn a_schema_is_made_once_and_checked() {
 }
 
 #[tokio::test]
+async fn serve_refuses_a_database_that_acknowledges_too_early() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let hasty = format!("{}?options[synchronous_commit]=off", ground.url);
+    let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
+    let (code, _, errors) = run(&serve, &[("COLLECTIONS_DATABASE_URL", &hasty)]).await;
+    assert!(code == 1 && errors.contains("synchronous_commit"), "{errors}");
+}
+
+#[tokio::test]
 async fn credentials_are_shown_once() {
     let ground = Ground::new(Backend::Sqlite).await;
     let key = ground.folder.path().join("key");
