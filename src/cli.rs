@@ -25,7 +25,7 @@ pub struct Cli {
     #[arg(
         long,
         global = true,
-        default_value = "info,sea_orm_migration=warn,sqlx=warn",
+        default_value = "info,sea_orm_migration=warn,sqlx=error",
         env = "COLLECTIONS_LOG"
     )]
     log: String,

@@ -4,8 +4,13 @@ use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
-/// The longest wait for a database connection, and for the database to say that it is there.
+/// The longest wait for a turn at the database, then for a connection, and for the database to say that it is there.
 pub const STORE_WAIT: Duration = Duration::from_secs(2);
+/// How long a database connection may be unused before it is closed.
+pub const STORE_IDLE: Duration = Duration::from_secs(300);
+/// How long a connection may be unused before it is asked whether it still works: within that, a restart of the
+/// database costs one call an UNAVAILABLE.
+pub const STORE_TRUST: Duration = Duration::from_secs(1);
 /// The longest a statement may run before PostgreSQL cancels it.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait for one statement with all around it: a database that neither answers nor hangs up.
@@ -16,6 +21,8 @@ pub const DESTROY_ATTEMPTS: u32 = 6;
 pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(15);
 /// How many applications, and how many tokens, are kept in memory.
 pub const CREDENTIAL_CACHE: u64 = 10_000;
+/// How many applications, the newest, must open with the key file before the gateway is ready.
+pub const CREDENTIAL_SAMPLE: u64 = 100;
 /// The longest a call may take when the caller names no deadline, or a longer one.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest REST body, in bytes.
@@ -44,6 +51,10 @@ pub const CONNECTION_LIMIT: usize = 10_000;
 pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
 /// How long connections may take to hand over the last answers once every accepted call is finished.
 pub const LINGER: Duration = Duration::from_secs(1);
+/// The pause before the next try when a connection could not be accepted, for want of file descriptors say.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What `RetryInfo` asks for: it is not known when it will get better.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often readiness asks the database.

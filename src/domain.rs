@@ -7,6 +7,6 @@ mod error;
 mod id;
 
 pub use ambient::{Clock, Entropy};
-pub use credential::{AccessToken, Application, CredentialDirectory, DirectoryUnavailable, Found, Secret};
+pub use credential::{AccessToken, Application, CredentialDirectory, DirectoryError, Found, Secret};
 pub use error::{DestroyError, EdgeError, ErrorRow};
 pub use id::{CollectionId, ParseCollectionIdError, ParseUserIdError, RequestId, UserId};

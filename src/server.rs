@@ -9,6 +9,7 @@ use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
 use tonic::Status;
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
+pub use self::readiness::NotReady;
 use self::{
     listener::{Lifecycle, Listener, Protocol},
     readiness::Readiness,
@@ -51,6 +52,8 @@ pub struct Rest {
 pub enum StartError {
     #[error("{flag} {address}: {error}")]
     Bind { flag: &'static str, address: SocketAddr, error: io::Error },
+    #[error(transparent)]
+    NotReady(NotReady),
     #[error("the reflection service could not be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -69,22 +72,37 @@ pub struct Running {
 }
 
 impl Running {
-    /// Binds every listener, then serves on all of them. Calls are refused until the database has the right schema.
+    /// Looks whether the database can be served, binds every listener, then serves on all of them. A database that is
+    /// away is waited for: a restart beside it must not end in a crash loop. Calls are refused until then.
     ///
     /// # Errors
-    /// An address cannot be bound; the error names its flag.
+    /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
-        let grpc_listener = bind("--grpc-addr", settings.grpc).await?;
-        let admin_listener = bind("--admin-addr", settings.admin).await?;
-        let rest = match settings.rest {
-            Some(rest) => Some((bind("--rest-addr", rest.address).await?, rest)),
-            None => None,
-        };
         let admission = Arc::new(Semaphore::new(0));
         let health = Health::new().await;
+        let credentials =
+            settings.rest.as_ref().map(|rest| Credentials::new(store.clone(), rest.keys.clone()));
+        let mut readiness = Readiness {
+            store: store.clone(),
+            credentials: credentials.clone(),
+            health: health.clone(),
+            admission: admission.clone(),
+            withheld: Some(settings.max_in_flight),
+            said: None,
+        };
+        match readiness.look().await {
+            Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
+            seen => readiness.say(seen),
+        }
+        let grpc_listener = bind("--grpc-addr", settings.grpc).await?;
+        let admin_listener = bind("--admin-addr", settings.admin).await?;
+        let rest = match settings.rest.zip(credentials) {
+            Some((rest, credentials)) => Some((bind("--rest-addr", rest.address).await?, rest, credentials)),
+            None => None,
+        };
         let running = Self {
             grpc: grpc_listener.address,
-            rest: rest.as_ref().map(|(listener, _)| listener.address),
+            rest: rest.as_ref().map(|(listener, ..)| listener.address),
             admin: admin_listener.address,
             store: store.clone(),
             health: health.clone(),
@@ -94,10 +112,7 @@ impl Running {
         };
         let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
         let public = grpc::public_routes(service.clone(), &health)?;
-        let mut readiness = Readiness::new(store.clone(), health.clone(), admission, settings.max_in_flight);
-        readiness.look().await;
-        if let Some((listener, rest)) = rest {
-            let credentials = Credentials::new(store, rest.keys);
+        if let Some((listener, rest, credentials)) = rest {
             let directory = Arc::new(CredentialCache::new(credentials));
             let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
             let router = rest::router(in_process(service), verifier, settings.entropy);

@@ -17,12 +17,18 @@ pub struct Args {
     command: Command,
 }
 
-/// What every subcommand works on.
 #[derive(Debug, clap::Args)]
 struct Target {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
+}
+
+/// What is needed to make secrets.
+#[derive(Debug, clap::Args)]
+struct Sealing {
+    #[command(flatten)]
+    target: Target,
     /// The keys that seal secrets: a line a key, `<key id>:<base64 of 32 bytes>`, the one to seal with first
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: PathBuf,
@@ -33,7 +39,7 @@ enum Command {
     /// Make an application; prints its consumer key and secret
     CreateApp {
         #[command(flatten)]
-        target: Target,
+        sealing: Sealing,
         /// What people call it
         #[arg(long)]
         name: String,
@@ -41,7 +47,7 @@ enum Command {
     /// Issue an access token; prints it with its secret
     IssueToken {
         #[command(flatten)]
-        target: Target,
+        sealing: Sealing,
         /// The application it is for
         #[arg(long)]
         consumer_key: String,
@@ -69,12 +75,12 @@ enum Command {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     match args.command {
-        Command::CreateApp { target, name } => {
-            let app = target.open().await?.create_app(&name).await.map_err(Exit::failed)?;
+        Command::CreateApp { sealing, name } => {
+            let app = sealing.open().await?.create_app(&name).await.map_err(Exit::failed)?;
             println!("consumer_key     {}\nconsumer_secret  {}", app.consumer_key, app.secret.expose());
         }
-        Command::IssueToken { target, consumer_key, user, read_only } => {
-            let credentials = target.open().await?;
+        Command::IssueToken { sealing, consumer_key, user, read_only } => {
+            let credentials = sealing.open().await?;
             let issued =
                 credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
             println!("token         {}\ntoken_secret  {}", issued.token, issued.secret.expose());
@@ -89,16 +95,22 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 impl Target {
-    async fn open(&self) -> Result<Credentials, Exit> {
-        let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
+    async fn open(&self) -> Result<Store, Exit> {
         let store = Store::connect(&self.database_url, 1, Clock::System).await.map_err(Exit::usage)?;
         store.check().await.map_err(Exit::failed)?;
-        Ok(Credentials::new(store, keys))
+        Ok(store)
     }
 }
 
-async fn list(credentials: &Credentials) -> Result<(), Exit> {
-    let (apps, tokens) = credentials.list().await.map_err(Exit::failed)?;
+impl Sealing {
+    async fn open(&self) -> Result<Credentials, Exit> {
+        let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
+        Ok(Credentials::new(self.target.open().await?, keys))
+    }
+}
+
+async fn list(store: &Store) -> Result<(), Exit> {
+    let (apps, tokens) = store.credentials().await.map_err(Exit::failed)?;
     for app in apps {
         let state = if app.suspended { "suspended" } else { "active" };
         println!(

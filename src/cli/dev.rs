@@ -87,7 +87,12 @@ pub async fn run(args: Args) -> Result<(), Exit> {
         clock: Clock::System,
         entropy: entropy.clone(),
     };
-    let demo = seed(&store, Credentials::new(store.clone(), keys)).await?;
+    let credentials = Credentials::new(store.clone(), keys);
+    credentials.check().await.map_err(|error| {
+        let folder = args.data_dir.display();
+        Exit::Failed(format!("--data-dir {folder}: {error}; delete the folder to begin anew"))
+    })?;
+    let demo = seed(&store, credentials).await?;
     let running = Running::start(store, settings).await.map_err(port_taken)?;
     print(&running, &demo, &entropy, &args.data_dir)?;
     stop.requested().await;

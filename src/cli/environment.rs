@@ -19,7 +19,10 @@ pub fn refuse_unknown(command: &clap::Command) -> Result<(), Exit> {
     if unknown.is_empty() {
         return Ok(());
     }
-    Err(Exit::Usage(format!("unknown environment variable {}", unknown.join(", "))))
+    // A Service of our name makes Kubernetes set COLLECTIONS_SERVICE_HOST and its kin in every pod beside it.
+    let from_kubernetes = unknown.iter().any(|name| name.starts_with("COLLECTIONS_SERVICE_"));
+    let advice = if from_kubernetes { "; in Kubernetes, set enableServiceLinks: false" } else { "" };
+    Err(Exit::Usage(format!("unknown environment variable {}{advice}", unknown.join(", "))))
 }
 
 fn collect(command: &clap::Command, known: &mut HashSet<String>) {

@@ -19,10 +19,14 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_HEALTHCHECK_ADDR")]
     addr: SocketAddr,
     /// The service to ask for; empty for the process as a whole
-    #[arg(long, default_value = "collections.v1.CollectionsService")]
+    #[arg(
+        long,
+        default_value = "collections.v1.CollectionsService",
+        env = "COLLECTIONS_HEALTHCHECK_SERVICE"
+    )]
     service: String,
     /// How long to wait, in milliseconds
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, env = "COLLECTIONS_HEALTHCHECK_TIMEOUT_MS")]
     timeout_ms: u64,
 }
 

@@ -7,7 +7,7 @@ use crate::{
     config::DatabaseUrl,
     domain::{Clock, Entropy},
     identity::oauth1::Origin,
-    server::{Rest, Running, Settings},
+    server::{NotReady, Rest, Running, Settings, StartError},
     store::Store,
 };
 
@@ -16,8 +16,8 @@ pub struct Args {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
-    /// Connections to PostgreSQL
-    #[arg(long, default_value_t = 16, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    /// Connections to PostgreSQL: one fewer destroys at one time
+    #[arg(long, default_value_t = 16, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(2..=1000))]
     database_connections: u32,
     /// Where gRPC is served
     #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
@@ -68,13 +68,20 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let store = Store::connect(&args.database_url, args.database_connections, Clock::System)
         .await
         .map_err(Exit::usage)?;
-    match store.check().await {
-        // A restart beside a database that is away must not end in a crash loop: the listeners say NOT_SERVING.
-        Err(error) if error.is_transient() => {}
-        checked => checked.map_err(Exit::failed)?,
+    let running = Running::start(store, settings).await.map_err(|error| match error {
+        StartError::NotReady(NotReady::Credentials(_)) => Exit::usage(error),
+        other => Exit::failed(other),
+    })?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        grpc = %running.grpc,
+        rest = running.rest.map(tracing::field::display),
+        admin = %running.admin,
+        "serving"
+    );
+    if args.insecure_identity {
+        tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
     }
-    let running = Running::start(store, settings).await.map_err(Exit::failed)?;
-    tracing::info!(grpc = %running.grpc, rest = running.rest.map(tracing::field::display), admin = %running.admin, "serving");
     stop.requested().await;
     drain(running).await;
     Ok(())

@@ -37,9 +37,14 @@ pub struct Found {
     pub token: Option<Arc<AccessToken>>,
 }
 
-/// The directory could not be asked: nothing is known about the credentials, so nobody is refused for good.
+/// The directory did not answer: nothing is known about the credentials, so nobody is refused for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DirectoryUnavailable;
+pub enum DirectoryError {
+    /// It is away.
+    Unavailable,
+    /// What it holds cannot be used: our own fault.
+    Broken,
+}
 
 /// Where applications and tokens are looked up.
 pub trait CredentialDirectory: Send + Sync {
@@ -48,7 +53,7 @@ pub trait CredentialDirectory: Send + Sync {
         &'a self,
         consumer_key: &'a str,
         token: Option<&'a str>,
-    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryUnavailable>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryError>> + Send + 'a>>;
 }
 
 impl Secret {

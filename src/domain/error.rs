@@ -134,6 +134,12 @@ impl DestroyError {
         ErrorRow { grpc, reason, http, code, message }
     }
 
+    /// Whether somebody who runs the service has to look into it.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        matches!(self, Self::StoreUnavailable | Self::Internal)
+    }
+
     /// The failure with this `ErrorInfo.reason`.
     #[must_use]
     pub fn from_reason(reason: &str) -> Option<Self> {

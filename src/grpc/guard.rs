@@ -11,6 +11,7 @@ use std::{
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body, server::NamedService};
+use tonic_types::StatusExt;
 use tower::Service;
 use tracing::{Instrument, Span, field};
 
@@ -128,6 +129,7 @@ fn call_span<B>(request: &Request<B>) -> Span {
         enduser.id = field::Empty,
         collection.id = field::Empty,
         replayed = field::Empty,
+        error = field::Empty,
     )
 }
 
@@ -144,10 +146,18 @@ fn explained(response: Response<Body>) -> Response<Body> {
     }
 }
 
+/// The call's line. What went wrong inside stands in the span's `error`.
 fn log(response: &Response<Body>, duration: Duration) {
-    let status = Status::from_header_map(response.headers());
-    let code = status.map_or(Code::Ok, |status| status.code());
-    tracing::info!(outcome = ?code, duration_ms = duration.as_secs_f64() * 1e3, "call");
+    let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
+    let duration_ms = duration.as_secs_f64() * 1e3;
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str());
+    match reason.and_then(DestroyError::from_reason) {
+        Some(error) if error.is_fault() => tracing::error!(outcome = reason, duration_ms, "call"),
+        Some(_) => tracing::info!(outcome = reason, duration_ms, "call"),
+        // OK, or what tonic itself answers to a method or an encoding that there is not.
+        None => tracing::info!(outcome = ?status.code(), duration_ms, "call"),
+    }
 }
 
 /// How long the call may take: what `grpc-timeout` says, within [`config::CALL_TIMEOUT`].

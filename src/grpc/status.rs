@@ -1,15 +1,13 @@
 //! Failures as statuses with `google.rpc` details.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::domain::DestroyError;
+use crate::{config, domain::DestroyError};
 
 const DOMAIN: &str = "collections.v1";
-/// What `RetryInfo` asks for when it is not known when it will get better.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The failure as a status.
 #[must_use]
@@ -23,7 +21,7 @@ pub fn status_of(error: DestroyError) -> Status {
             details.add_bad_request_violation(field, row.message);
         }
         Code::Unavailable | Code::ResourceExhausted => {
-            details.set_retry_info(Some(RETRY_AFTER));
+            details.set_retry_info(Some(config::RETRY_AFTER));
         }
         _ => {}
     }

@@ -7,10 +7,12 @@ mod signature;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
+use tracing::Span;
+
 use super::AuthenticatedUser;
 use crate::{
     config,
-    domain::{AccessToken, Clock, CredentialDirectory, DestroyError, Found},
+    domain::{AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryError, Found},
 };
 
 pub use header::Scheme;
@@ -83,17 +85,20 @@ impl Verifier {
             return Err(DestroyError::CredentialsMissing);
         }
         let claims = Claims::read(&sent).ok_or(DestroyError::CredentialsInvalid)?;
-        // saturating: the timestamp is the client's to choose
-        if self.clock.now().timestamp().saturating_sub(claims.timestamp).saturating_abs()
-            > config::OAUTH_WINDOW
-        {
+        Span::current().record("oauth.consumer_key", &claims.consumer_key);
+        // Saturating: the timestamp is the client's to choose.
+        let late = self.clock.now().timestamp().saturating_sub(claims.timestamp);
+        if late.saturating_abs() > config::OAUTH_WINDOW {
+            Span::current().record("oauth.late_by_s", late);
             return Err(DestroyError::TimestampOutOfBounds);
         }
-        let found = self
-            .directory
-            .find(&claims.consumer_key, claims.token.as_deref())
-            .await
-            .map_err(|_unavailable| DestroyError::StoreUnavailable)?;
+        let found =
+            self.directory.find(&claims.consumer_key, claims.token.as_deref()).await.map_err(|error| {
+                match error {
+                    DirectoryError::Unavailable => DestroyError::StoreUnavailable,
+                    DirectoryError::Broken => DestroyError::Internal,
+                }
+            })?;
         let token = self.check_signature(request, &claims, &sent, &found)?;
         let token = token.ok_or(DestroyError::UserContextRequired)?;
         if !token.write {
@@ -110,18 +115,7 @@ impl Verifier {
         sent: &[&Parameters],
         found: &'f Found,
     ) -> Result<Option<&'f AccessToken>, DestroyError> {
-        let token = match (&claims.token, &found.token) {
-            (None, _) => None,
-            (Some(_), Some(token)) if !token.revoked && token.consumer_key == claims.consumer_key => {
-                Some(&**token)
-            }
-            (Some(_), _) => return Err(DestroyError::TokenInvalid),
-        };
-        let application = found
-            .application
-            .as_ref()
-            .filter(|application| !application.suspended)
-            .ok_or(DestroyError::ApplicationInvalid)?;
+        let (application, token) = accept(claims, found)?;
         let normalized = Parameters::normalized(sent);
         let secrets = (&application.secret, token.map(|token| &token.secret));
         let configured = self.origins.iter();
@@ -137,6 +131,23 @@ impl Verifier {
         });
         if matches { Ok(token) } else { Err(DestroyError::CredentialsInvalid) }
     }
+}
+
+/// The application and the token of a request, if they are good and belong together.
+fn accept<'f>(
+    claims: &Claims,
+    found: &'f Found,
+) -> Result<(&'f Application, Option<&'f AccessToken>), DestroyError> {
+    let token = found.token.as_deref().filter(|token| !token.revoked);
+    if claims.token.is_some() && token.is_none() {
+        return Err(DestroyError::TokenInvalid);
+    }
+    let application = found.application.as_deref().filter(|application| !application.suspended);
+    let application = application.ok_or(DestroyError::ApplicationInvalid)?;
+    if token.is_some_and(|token| token.consumer_key != claims.consumer_key) {
+        return Err(DestroyError::TokenInvalid);
+    }
+    Ok((application, token))
 }
 
 impl fmt::Debug for Verifier {

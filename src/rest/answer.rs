@@ -40,7 +40,7 @@ impl Outcome {
     /// For the log.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Destroyed => "OK",
+            Self::Destroyed => "Ok",
             Self::Failed(error) => error.row().reason,
             Self::Refused(EdgeError::WrongMethod) => "WRONG_METHOD",
             Self::Refused(EdgeError::UnknownPath) => "UNKNOWN_PATH",

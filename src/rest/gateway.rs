@@ -1,6 +1,6 @@
 //! One request: read, authenticate, call, answer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::State};
 use bytes::Bytes;
@@ -144,18 +144,22 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     let transaction = gateway.entropy.hex::<8>();
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
     let span = tracing::info_span!(
         "request",
         http.request.method = %parts.method,
+        server.address = authority,
         url.path = parts.uri.path(),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),
         transaction.id = transaction,
         enduser.id = field::Empty,
         collection.id = field::Empty,
+        oauth.consumer_key = field::Empty,
+        oauth.late_by_s = field::Empty,
         replayed = field::Empty,
+        error = field::Empty,
     );
-    let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
     let origin = authority.and_then(|authority| Origin::of_request("http", authority));
     async {
         let mut access = "";
@@ -174,16 +178,21 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
             }
         }
         let response = outcome.into_response(realm, headers);
-        tracing::info!(
-            http.response.status_code = response.status().as_u16(),
-            outcome = outcome.name(),
-            duration_ms = duration.as_secs_f64() * 1e3,
-            "request"
-        );
+        log(outcome, response.status().as_u16(), duration);
         response
     }
     .instrument(span.clone())
     .await
+}
+
+/// The request's line. What went wrong inside stands in the span's `error`.
+fn log(outcome: Outcome, status: u16, duration: Duration) {
+    let duration_ms = duration.as_secs_f64() * 1e3;
+    if matches!(outcome, Outcome::Failed(error) if error.is_fault()) {
+        tracing::error!(http.response.status_code = status, outcome = outcome.name(), duration_ms, "request");
+    } else {
+        tracing::info!(http.response.status_code = status, outcome = outcome.name(), duration_ms, "request");
+    }
 }
 
 /// The whole body, within its limits. A length announced as too large is refused before the client sends it.

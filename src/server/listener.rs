@@ -176,7 +176,7 @@ async fn accept(socket: &TcpListener) -> TcpStream {
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(config::ACCEPT_PAUSE).await;
             }
         }
     }

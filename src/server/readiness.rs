@@ -1,46 +1,81 @@
-//! Whether calls can be served: the database is there, and has the schema that this program knows.
+//! Whether calls can be served: the database can, and the gateway's keys open what is stored in it.
 
 use crate::{
     config,
     grpc::{Admission, Health},
-    store::Store,
+    store::{CredentialError, Credentials, StateError, Store},
 };
 
-/// Keeps health true to the database, and admits the first call once the schema was seen to be right.
+/// Keeps health true to the database, and admits the first call once everything was seen to be right.
 pub struct Readiness {
-    store: Store,
-    health: Health,
-    admission: Admission,
-    /// The calls to admit as soon as the schema is known to be right.
-    withheld: Option<usize>,
-    ready: Option<bool>,
+    pub store: Store,
+    /// The gateway's, where there is one.
+    pub credentials: Option<Credentials>,
+    pub health: Health,
+    pub admission: Admission,
+    /// The calls to admit as soon as everything is known to be right.
+    pub withheld: Option<usize>,
+    /// What the log was told last.
+    pub said: Option<Result<(), String>>,
+}
+
+/// Why no call can be served.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    #[error(transparent)]
+    Database(#[from] StateError),
+    #[error("--credentials-key-file: {0}")]
+    Credentials(#[from] CredentialError),
+}
+
+impl NotReady {
+    /// Whether waiting may help.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Database(error) => error.is_transient(),
+            Self::Credentials(error) => error.is_transient(),
+        }
+    }
 }
 
 impl Readiness {
-    pub const fn new(store: Store, health: Health, admission: Admission, max_in_flight: usize) -> Self {
-        Self { store, health, admission, withheld: Some(max_in_flight), ready: None }
-    }
-
-    /// One look at the database.
-    pub async fn look(&mut self) {
+    /// One look, of which health is told.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub async fn look(&mut self) -> Result<(), NotReady> {
         let seen = match self.withheld {
             Some(calls) => {
-                let checked = self.store.check().await.map_err(|error| error.to_string());
-                if checked.is_ok() {
+                let seen = self.look_at_everything().await;
+                if seen.is_ok() {
                     self.admission.add_permits(calls);
                     self.withheld = None;
                 }
-                checked
+                seen
             }
-            None if self.store.is_reachable().await => Ok(()),
-            None => Err("the database does not answer".to_owned()),
+            None => self.store.check_again().await.map_err(NotReady::from),
         };
         self.health.set_ready(seen.is_ok()).await;
-        if self.ready.replace(seen.is_ok()) != Some(seen.is_ok()) {
-            match seen {
+        seen
+    }
+
+    async fn look_at_everything(&self) -> Result<(), NotReady> {
+        self.store.check().await?;
+        match &self.credentials {
+            Some(credentials) => Ok(credentials.check().await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Logs what was seen, where it differs from before.
+    pub fn say(&mut self, seen: Result<(), NotReady>) {
+        let seen = seen.map_err(|error| error.to_string());
+        if self.said.as_ref() != Some(&seen) {
+            match &seen {
                 Ok(()) => tracing::info!("ready"),
                 Err(error) => tracing::error!(error, "not ready"),
             }
+            self.said = Some(seen);
         }
     }
 
@@ -48,7 +83,8 @@ impl Readiness {
     pub async fn keep(mut self) {
         loop {
             tokio::time::sleep(config::READINESS_INTERVAL).await;
-            self.look().await;
+            let seen = self.look().await;
+            self.say(seen);
         }
     }
 }

@@ -5,15 +5,19 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use moka::future::Cache;
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+};
+use tracing::Span;
 
 use super::{
     KeyRing, Store,
     entities::{oauth_access_token as token, oauth_application as application},
+    failure::Failure,
 };
 use crate::{
     config,
-    domain::{AccessToken, Application, CredentialDirectory, DirectoryUnavailable, Found, Secret, UserId},
+    domain::{AccessToken, Application, CredentialDirectory, DirectoryError, Found, Secret, UserId},
 };
 
 /// The operator's side.
@@ -71,10 +75,20 @@ pub enum CredentialError {
     UnknownApplication(String),
     #[error("no such token: {0}")]
     UnknownToken(String),
-    #[error("a stored secret does not open with the keys of --credentials-key-file (key id {0})")]
+    #[error(
+        "a stored secret does not open: the key that sealed it, {0}, is missing from the key file or another one"
+    )]
     Sealed(String),
     #[error("the database failed: {0}")]
     Database(#[from] DbErr),
+}
+
+impl CredentialError {
+    /// Whether the database is only away, so that asking again may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(error) if Failure::from(error) == Failure::Unavailable)
+    }
 }
 
 impl Credentials {
@@ -164,31 +178,19 @@ impl Credentials {
         Ok(())
     }
 
-    /// Revokes a token for good; every replica refuses it within [`config::CREDENTIAL_LIFE`].
+    /// Whether these keys are the ones that sealed what is stored, as far as the newest applications show.
     ///
     /// # Errors
-    /// The token is unknown, or the database failed.
-    pub async fn revoke_token(&self, token: &str) -> Result<(), CredentialError> {
-        let Some(model) = token::Entity::find_by_id(token).one(&self.store.db).await? else {
-            return Err(CredentialError::UnknownToken(token.to_owned()));
-        };
-        if model.revoked_at.is_none() {
-            let mut revoked: token::ActiveModel = model.into();
-            revoked.revoked_at = Set(Some(self.store.clock.now()));
-            revoked.update(&self.store.db).await?;
+    /// A secret does not open, or the database failed.
+    pub async fn check(&self) -> Result<(), CredentialError> {
+        let newest = application::Entity::find()
+            .order_by_desc(application::Column::CreatedAt)
+            .limit(config::CREDENTIAL_SAMPLE)
+            .all(&self.store.db);
+        for model in newest.await? {
+            self.open(&model.key_id, &model.sealed_secret, &app_row(&model.consumer_key))?;
         }
         Ok(())
-    }
-
-    /// All applications and all tokens, oldest first, without secrets.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn list(&self) -> Result<(Vec<AppView>, Vec<TokenView>), CredentialError> {
-        let db = &self.store.db;
-        let apps = application::Entity::find().order_by_asc(application::Column::CreatedAt).all(db).await?;
-        let tokens = token::Entity::find().order_by_asc(token::Column::CreatedAt).all(db).await?;
-        Ok((apps.into_iter().map(AppView::from).collect(), tokens.into_iter().map(TokenView::from).collect()))
     }
 
     /// The secret of an application that has this name, with its key: what `dev` signs its demo line with.
@@ -221,18 +223,49 @@ impl Credentials {
         let Some(model) = token::Entity::find_by_id(token).one(&self.store.db).await? else {
             return Ok(None);
         };
-        let expired = model.expires_at.is_some_and(|expiry| expiry <= self.store.clock.now());
         Ok(Some(Arc::new(AccessToken {
+            revoked: is_over(&model, self.store.clock.now()),
             secret: self.open(&model.key_id, &model.sealed_secret, &token_row(token))?,
             consumer_key: model.consumer_key,
             user: model.user_id,
             write: model.write_access,
-            revoked: expired || model.revoked_at.is_some(),
         })))
     }
 
     fn open(&self, key_id: &str, sealed: &[u8], row: &str) -> Result<Secret, CredentialError> {
         self.keys.open(key_id, sealed, row).map_err(|_| CredentialError::Sealed(key_id.to_owned()))
+    }
+}
+
+/// What needs no keys.
+impl Store {
+    /// Revokes a token for good; every replica refuses it within [`config::CREDENTIAL_LIFE`].
+    ///
+    /// # Errors
+    /// The token is unknown, or the database failed.
+    pub async fn revoke_token(&self, token: &str) -> Result<(), CredentialError> {
+        let Some(model) = token::Entity::find_by_id(token).one(&self.db).await? else {
+            return Err(CredentialError::UnknownToken(token.to_owned()));
+        };
+        if model.revoked_at.is_none() {
+            let mut revoked: token::ActiveModel = model.into();
+            revoked.revoked_at = Set(Some(self.clock.now()));
+            revoked.update(&self.db).await?;
+        }
+        Ok(())
+    }
+
+    /// All applications and all tokens, oldest first, without secrets.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn credentials(&self) -> Result<(Vec<AppView>, Vec<TokenView>), CredentialError> {
+        let db = &self.db;
+        let apps = application::Entity::find().order_by_asc(application::Column::CreatedAt).all(db).await?;
+        let tokens = token::Entity::find().order_by_asc(token::Column::CreatedAt).all(db).await?;
+        let now = self.clock.now();
+        let tokens = tokens.into_iter().map(|model| TokenView::of(model, now));
+        Ok((apps.into_iter().map(AppView::from).collect(), tokens.collect()))
     }
 }
 
@@ -260,20 +293,19 @@ impl CredentialDirectory for CredentialCache {
         &'a self,
         consumer_key: &'a str,
         token: Option<&'a str>,
-    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryUnavailable>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryError>> + Send + 'a>> {
         Box::pin(async move {
             let found = tokio::time::timeout(config::STORE_BOUND, self.look_up(consumer_key, token)).await;
-            match found {
-                Ok(Ok(found)) => Ok(found),
-                Ok(Err(error)) => {
-                    tracing::error!(error = %error, "credentials could not be looked up");
-                    Err(DirectoryUnavailable)
-                }
+            let (error, cause) = match found {
+                Ok(Ok(found)) => return Ok(found),
+                Ok(Err(cause)) if cause.is_transient() => (DirectoryError::Unavailable, cause.to_string()),
+                Ok(Err(cause)) => (DirectoryError::Broken, cause.to_string()),
                 Err(_elapsed) => {
-                    tracing::error!("credentials could not be looked up in time");
-                    Err(DirectoryUnavailable)
+                    (DirectoryError::Unavailable, "the database did not answer in time".to_owned())
                 }
-            }
+            };
+            Span::current().record("error", format!("credentials could not be looked up: {cause}"));
+            Err(error)
         })
     }
 }
@@ -297,10 +329,15 @@ impl From<application::Model> for AppView {
     }
 }
 
-impl From<token::Model> for TokenView {
-    fn from(model: token::Model) -> Self {
-        let revoked = model.revoked_at.is_some();
+impl TokenView {
+    fn of(model: token::Model, now: DateTime<Utc>) -> Self {
+        let revoked = is_over(&model, now);
         let token::Model { token, consumer_key, user_id, write_access, .. } = model;
         Self { token, consumer_key, user: user_id, write: write_access, revoked }
     }
+}
+
+/// Revoked or expired.
+fn is_over(model: &token::Model, now: DateTime<Utc>) -> bool {
+    model.revoked_at.is_some() || model.expires_at.is_some_and(|expiry| expiry <= now)
 }

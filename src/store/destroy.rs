@@ -1,6 +1,6 @@
 //! The destroy: one atomic step that deletes the row where id and owner match and leaves the tombstone.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -8,7 +8,7 @@ use sea_orm::{
     RuntimeErr, TransactionOptions, TransactionTrait, sea_query::OnConflict, sqlx,
 };
 use tokio::time::Instant;
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 
 use super::{
     Store,
@@ -90,12 +90,15 @@ impl Store {
     ///
     /// # Errors
     /// [`DestroyError::NotOwner`], [`DestroyError::NotFound`], [`DestroyError::DeadlineExceeded`] when the statement was
-    /// not sent in time, [`DestroyError::StoreUnavailable`], [`DestroyError::Internal`].
+    /// not sent in time, [`DestroyError::Overloaded`] when its turn did not come, [`DestroyError::StoreUnavailable`],
+    /// [`DestroyError::Internal`].
     pub async fn destroy(&self, destroy: Destroy) -> Result<Destroyed, DestroyError> {
-        let permit = tokio::time::timeout_at(destroy.deadline, self.gate.clone().acquire_owned())
-            .await
-            .map_err(|_elapsed| DestroyError::DeadlineExceeded)?
-            .map_err(|_closed| DestroyError::StoreUnavailable)?;
+        let patience = destroy.deadline.min(Instant::now() + config::STORE_WAIT);
+        let permit = match tokio::time::timeout_at(patience, self.gate.clone().acquire_owned()).await {
+            Ok(permit) => permit.map_err(|_closed| DestroyError::StoreUnavailable)?,
+            Err(_elapsed) if destroy.is_late() => return Err(DestroyError::DeadlineExceeded),
+            Err(_elapsed) => return Err(DestroyError::Overloaded),
+        };
         let store = self.clone();
         let work = async move {
             let outcome = store.destroy_within_bounds(&destroy).await;
@@ -103,8 +106,7 @@ impl Store {
             outcome
         };
         tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| {
-            tracing::error!(error = %error, "a destroy's task died");
-            Err(DestroyError::Internal)
+            Err(blame(DestroyError::Internal, format!("a destroy's task died: {error}")))
         })
     }
 
@@ -113,8 +115,7 @@ impl Store {
         for attempt in 1..=config::DESTROY_ATTEMPTS {
             match tokio::time::timeout(config::STORE_BOUND, self.destroy_once(destroy)).await {
                 Err(_elapsed) => {
-                    tracing::error!("the database did not answer in time");
-                    return Err(DestroyError::StoreUnavailable);
+                    return Err(blame(DestroyError::StoreUnavailable, "the database did not answer in time"));
                 }
                 Ok(Ok(Sight::Destroyed)) => return Ok(Destroyed::Now),
                 Ok(Ok(Sight::Replayed)) => return Ok(Destroyed::Before),
@@ -124,19 +125,12 @@ impl Store {
                 Ok(Ok(Sight::Overtaken)) => {}
                 Ok(Err(error)) => match Failure::from(&error) {
                     Failure::Conflict => tokio::time::sleep(Duration::from_millis(1 << attempt)).await,
-                    Failure::Unavailable => {
-                        tracing::error!(error = %error, "the database is unavailable");
-                        return Err(DestroyError::StoreUnavailable);
-                    }
-                    Failure::Fault => {
-                        tracing::error!(error = %error, "the destroy statement failed");
-                        return Err(DestroyError::Internal);
-                    }
+                    Failure::Unavailable => return Err(blame(DestroyError::StoreUnavailable, error)),
+                    Failure::Fault => return Err(blame(DestroyError::Internal, error)),
                 },
             }
         }
-        tracing::error!(attempts = config::DESTROY_ATTEMPTS, "the destroy kept colliding with others");
-        Err(DestroyError::StoreUnavailable)
+        Err(blame(DestroyError::StoreUnavailable, "the destroy kept colliding with others"))
     }
 
     async fn destroy_once(&self, destroy: &Destroy) -> Result<Sight, DbErr> {
@@ -239,6 +233,12 @@ async fn why_not(transaction: &DatabaseTransaction, destroy: &Destroy) -> Result
             && tombstone.request_id == destroy.request_id.map(RequestId::get)
     });
     Ok(if replayed { Sight::Replayed } else { Sight::NotFound })
+}
+
+/// Writes the cause on the call's line in the log; the caller is told the failure alone.
+fn blame(failure: DestroyError, cause: impl fmt::Display) -> DestroyError {
+    Span::current().record("error", field::display(cause));
+    failure
 }
 
 fn sqlx_error(error: sqlx::Error) -> DbErr {

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use collections_service::{
+    domain::Entropy,
+    store::{KeyRing, StateError, Store},
+};
 use sea_orm::ConnectionTrait;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -70,6 +74,7 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
         "postgres://u:secret@h:port/db",
         "postgres://u:secret@[h/db",
         "postgres://u:secret@h/db?sslmode=secure",
+        "postgres://u@h/db?sslmod=verify-full&pasword=secret",
     ] {
         let (code, _, errors) =
             run(&["serve", "--credentials-key-file", key], &[("COLLECTIONS_DATABASE_URL", wrong)]).await;
@@ -132,6 +137,21 @@ async fn serve_refuses_a_database_that_acknowledges_too_early() {
     let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
     let (code, _, errors) = run(&serve, &[("COLLECTIONS_DATABASE_URL", &hasty)]).await;
     assert!(code == 1 && errors.contains("synchronous_commit"), "{errors}");
+    // A replica may become the primary in a moment.
+    let replica = format!("{}?options[default_transaction_read_only]=on", ground.url);
+    let store = Store::connect(&replica.into(), 2, ground.clock.clone()).await.unwrap();
+    let state = store.check().await.unwrap_err();
+    assert!(matches!(state, StateError::ReadOnly) && state.is_transient(), "{state}");
+}
+
+#[tokio::test]
+async fn serve_refuses_keys_that_open_nothing() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let other = ground.folder.path().join("other");
+    std::fs::write(&other, KeyRing::generate_line("test", &Entropy::default()).as_bytes()).unwrap();
+    let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", path(&other)];
+    let (code, _, errors) = run(&serve, &[]).await;
+    assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");
 }
 
 #[tokio::test]
@@ -166,17 +186,18 @@ async fn credentials_are_shown_once() {
             assert!(!clear, "a secret is stored in the clear");
         }
     }
-    assert_eq!(run(&["credentials", "revoke-token", "--token", &token], &with).await.0, 0);
-    let list = ["credentials", "list", "--database-url", with[0].1, "--credentials-key-file", with[1].1];
+    assert_eq!(run(&["credentials", "revoke-token", "--token", &token], &with[..1]).await.0, 0);
+    // Who lists or revokes needs no key.
+    let list = ["credentials", "list", "--database-url", with[0].1];
     let (_, listed, _) = run(&list, &[]).await;
     assert!(listed.contains(&format!("token  {token}  revoked")), "{listed}");
     for unknown in [
-        &["credentials", "revoke-token", "--token", "x"][..],
-        &["credentials", "issue-token", "--consumer-key", "x", "--user", "7"],
+        &["credentials", "issue-token", "--consumer-key", "x", "--user", "7"][..],
         &["credentials", "issue-token", "--consumer-key", &consumer_key, "--user", "0"],
     ] {
         assert_eq!(run(unknown, &with).await.0, 2, "{unknown:?}");
     }
+    assert_eq!(run(&["credentials", "revoke-token", "--token", "x"], &with[..1]).await.0, 2);
 }
 
 #[tokio::test]

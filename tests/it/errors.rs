@@ -241,6 +241,12 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
     }
     let stranger = Signer { consumer: ("x".to_owned(), "x".to_owned()), token: None, ..good.clone() };
     seen.answer(&app.send(signed(app, &stranger, "custom-1")).await, "APPLICATION_INVALID");
+    let astray = Signer { consumer: ("x".to_owned(), CONSUMER.1.to_owned()), ..good.clone() };
+    seen.answer(&app.send(signed(app, &astray, "custom-1")).await, "APPLICATION_INVALID");
+    let other = app.ground.credentials.create_app("other").await.unwrap();
+    let consumer = (other.consumer_key, other.secret.expose().to_owned());
+    let borrowed = Signer { consumer, ..good.clone() };
+    seen.answer(&app.send(signed(app, &borrowed, "custom-1")).await, "TOKEN_INVALID");
     let userless = Signer { token: None, ..good.clone() };
     seen.answer(&app.send(signed(app, &userless, "custom-1")).await, "USER_CONTEXT_REQUIRED");
     let credentials = &app.ground.credentials;

@@ -18,8 +18,8 @@ use tokio::{
 use tonic::Code;
 
 use super::support::{
-    App, BLOCKED, Backend, Ground, OWNER, cluster::Cluster, destroy, fresh_database, fresh_postgres,
-    oauth::Signer, user, wait_for,
+    App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, cluster::Cluster, destroy, fresh_database,
+    fresh_postgres, oauth::Signer, reason, user, wait_for,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,6 +132,53 @@ async fn a_service_that_starts_first_waits_for_its_database() {
         }
     };
     timeout(Duration::from_secs(15), served).await.unwrap();
+}
+
+/// Every destroy that the pool has room for is stuck: more are refused soon, and health is not among the stuck.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stuck_destroys_do_not_take_health_with_them() {
+    let app = App::start(Backend::Postgres).await;
+    let lock = app.ground.beside().await.begin().await.unwrap();
+    lock.execute_unprepared("LOCK TABLE collections").await.unwrap();
+    let call = |id: u32| {
+        let mut rpc = app.rpc();
+        tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await })
+    };
+    let stuck: Vec<_> = (1..CONNECTIONS).map(call).collect();
+    let beside = app.ground.beside().await;
+    wait_for(&beside, &format!("{BLOCKED} OFFSET {}", CONNECTIONS - 2)).await;
+    let begun = Instant::now();
+    let refused = call(CONNECTIONS).await.unwrap().unwrap_err();
+    assert_eq!(reason(&refused), "OVERLOADED");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    app.ground.store.check_again().await.unwrap();
+    lock.rollback().await.unwrap();
+    for call in stuck {
+        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::NotFound);
+    }
+}
+
+/// What stands in the way is logged when it changes, not only whether something does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_says_why_not() {
+    let mut ground = Ground::new(Backend::Sqlite).await;
+    let (listener, through, server) = front(&fresh_postgres().await).await;
+    ground.url = through;
+    let program = super::support::program::Program::serve(&ground, &[]).await;
+    let sent = Sent::default();
+    tokio::spawn(relay(listener, server, sent.clone()));
+    let asked_twice = async {
+        while sent.lock().unwrap().iter().filter(|kind| **kind == b'E').count() < 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), asked_twice).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(25)).await;
+    let why: Vec<_> = log.iter().filter(|line| line.contains("not ready")).collect();
+    assert!(why[0].contains("gave no connection") && why[1].contains("migrate up"), "{why:?}");
+    assert_eq!(why.len(), 2, "{why:?}");
 }
 
 /// Nobody waits any more when the connection, or SQLite's write lock, comes at last.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use collections_service::domain::Clock;
 use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
@@ -9,8 +10,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_now, program::Program, rpc, send,
-    wait_for,
+    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now, program::Program, rpc,
+    send, wait_for,
 };
 
 const COLLECTIONS: i64 = 600;
@@ -191,8 +192,13 @@ async fn each_call_leaves_one_line_and_no_secret() {
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err();
     let request = form_now(&program.rest, "custom-2");
+    let late = form_at(&program.rest, "custom-2", Clock::System.now().timestamp() - 1000);
+    assert_eq!(send(&program.rest, late).await.0, 401);
     let authorization = request.headers()["authorization"].to_str().unwrap().to_owned();
     assert_eq!(send(&program.rest, request).await.0, 200);
+    ground.beside().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
+    destroy(&mut rpc, OWNER, "custom-3", "").await.unwrap_err();
+    let rest = program.rest.clone();
     program.signal(Signal::SIGTERM);
     let (_, lines) = program.ended(Duration::from_secs(25)).await;
 
@@ -205,8 +211,13 @@ async fn each_call_leaves_one_line_and_no_secret() {
     let of =
         |message: &str| -> Vec<_> { events.iter().filter(|event| event["message"] == message).collect() };
     let (calls, requests) = (of("call"), of("request"));
-    assert_eq!((calls.len(), requests.len()), (2, 1), "{lines:?}");
-    for (line, id, outcome) in [(calls[0], 1, "Ok"), (calls[1], 1, "NotFound"), (requests[0], 2, "OK")] {
+    assert_eq!((calls.len(), requests.len()), (3, 2), "{lines:?}");
+    for (line, id, outcome) in [
+        (calls[0], 1, "Ok"),
+        (calls[1], 1, "COLLECTION_NOT_FOUND"),
+        (calls[2], 3, "INTERNAL"),
+        (requests[1], 2, "Ok"),
+    ] {
         assert_eq!(line["outcome"], outcome, "{line}");
         let span = &line["span"];
         assert_eq!(span["enduser.id"], OWNER.to_string(), "{line}");
@@ -214,5 +225,14 @@ async fn each_call_leaves_one_line_and_no_secret() {
         assert!(line["duration_ms"].as_f64().is_some_and(|duration| duration > 0.0), "{line}");
     }
     assert!(lines.iter().all(|line| line.matches("enduser.id").count() <= 1), "{lines:?}");
+    // The cause stands on the line itself, for the operator alone.
+    assert!(calls[2]["span"]["error"].as_str().unwrap().contains("no such table"), "{}", calls[2]);
+    let levels: Vec<_> = calls.iter().map(|call| &call["level"]).collect();
+    assert_eq!(levels, ["INFO", "INFO", "ERROR"]);
+    let (refused, span) = (requests[0], &requests[0]["span"]);
+    assert_eq!(refused["outcome"], "TIMESTAMP_OUT_OF_BOUNDS");
+    assert_eq!(span["oauth.consumer_key"], CONSUMER.0);
+    assert!(span["oauth.late_by_s"].as_i64().is_some_and(|late| late >= 1000), "{refused}");
+    assert_eq!(span["server.address"], rest.trim_start_matches("http://"));
     assert_eq!(calls[0]["span"]["rpc.method"], "collections.v1.CollectionsService/Destroy");
 }

@@ -18,7 +18,7 @@ const DESTROYED: &str = r#"{"destroyed":true}"#;
 async fn a_revoked_token_is_refused() {
     let app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
-    app.ground.credentials.revoke_token(TOKEN.0).await.unwrap();
+    app.ground.store.revoke_token(TOKEN.0).await.unwrap();
     let refused = app.send(signed(&app, &Signer::owner(), "custom-1")).await;
     assert_answer(&refused, 401, &error_body(89, "Invalid or expired token."));
     assert_eq!(app.owned_by(OWNER).await, [1]);

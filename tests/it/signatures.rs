@@ -8,8 +8,7 @@ use std::{
 
 use collections_service::{
     domain::{
-        AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryUnavailable, Found,
-        Secret,
+        AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryError, Found, Secret,
     },
     identity::{
         AuthenticatedUser,
@@ -30,7 +29,7 @@ impl CredentialDirectory for Documentation {
         &'a self,
         consumer_key: &'a str,
         token: Option<&'a str>,
-    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryUnavailable>> + Send + 'a>> {
+    ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryError>> + Send + 'a>> {
         let secret = |text: &str| Secret::from(text.to_owned());
         let application = Application { secret: secret(CONSUMER.1), suspended: false };
         let access = AccessToken {

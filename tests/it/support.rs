@@ -36,6 +36,8 @@ pub const OWNER: i64 = 119_476_949;
 pub const OTHER: i64 = 783_214;
 /// Where the services' clocks stand.
 pub const NOW: i64 = 1_795_461_500;
+/// Of a store to PostgreSQL.
+pub const CONNECTIONS: u32 = 8;
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +78,7 @@ impl Ground {
         let sqlite = || format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let url = postgres.unwrap_or_else(sqlite);
         let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
-        let store = Store::connect(&url.clone().into(), 8, clock.clone()).await.unwrap();
+        let store = Store::connect(&url.clone().into(), CONNECTIONS, clock.clone()).await.unwrap();
         while store.migrate_one().await.unwrap().is_some() {}
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();
@@ -177,7 +179,11 @@ pub fn reason(status: &Status) -> String {
 
 /// A form that the documentation's user signs at this very moment, for a service whose clock is the machine's.
 pub fn form_now(origin: &str, id: &str) -> http::Request<String> {
-    let signer = oauth::Signer { timestamp: Clock::System.now().timestamp(), ..oauth::Signer::owner() };
+    form_at(origin, id, Clock::System.now().timestamp())
+}
+
+pub fn form_at(origin: &str, id: &str, timestamp: i64) -> http::Request<String> {
+    let signer = oauth::Signer { timestamp, ..oauth::Signer::owner() };
     let header = signer.header(&format!("{origin}{PATH}"), &[("id", id)]);
     super::errors::form(PATH, &header, &format!("id={id}"))
 }

@@ -1,0 +1,100 @@
+//! Opens the database a URL names, without ever showing the URL: it may hold a password.
+
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, sqlx::postgres::PgConnectOptions,
+};
+
+use crate::config::{self, DatabaseUrl};
+
+/// Why the database could not be opened. The text may go to an operator, never to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("--database-url: expected sqlite:<path> or postgres://<user>@<host>/<database>")]
+    Unknown,
+    #[error(
+        "--database-url: {0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25"
+    )]
+    Postgres(DbErr),
+    #[error("--database-url: unknown parameter {0}")]
+    Parameter(String),
+    #[error("--database-url: {0}; a file that is not there yet is made by sqlite:<path>?mode=rwc")]
+    Sqlite(DbErr),
+}
+
+/// What may stand behind the `?` of a PostgreSQL URL, and `options[…]`.
+const PARAMETERS: [&str; 13] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "statement-cache-capacity",
+];
+
+/// A pool of this many connections. PostgreSQL's are made when they are first used.
+pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnection, ConnectError> {
+    let failed = if url.is_sqlite() {
+        ConnectError::Sqlite
+    } else if url.is_postgres() {
+        check_parameters(url.expose())?;
+        // sea-orm would show a URL that does not parse.
+        let parsed = url.expose().parse::<PgConnectOptions>();
+        parsed.map_err(|error| ConnectError::Postgres(DbErr::Conn(RuntimeErr::SqlxError(error.into()))))?;
+        ConnectError::Postgres
+    } else {
+        return Err(ConnectError::Unknown);
+    };
+    Database::connect(options(url, connections)).await.map_err(failed)
+}
+
+/// sqlx goes on without what it does not know, and logs its value: a misspelt `sslmode` would leave the server
+/// unverified, a misspelt `password` stand in the log.
+fn check_parameters(url: &str) -> Result<(), ConnectError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let query = query.split('#').next().unwrap_or_default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let name = pair.split('=').next().unwrap_or_default();
+        if !PARAMETERS.contains(&name) && !name.starts_with("options[") {
+            return Err(ConnectError::Parameter(name.to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// One SQLite connection, because SQLite has one writer: a second would wait in SQLite's busy loop instead of a fair
+/// queue. Full durability on both: an acknowledged destroy survives a power cut.
+fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url.expose());
+    options
+        .max_connections(connections)
+        .acquire_timeout(config::STORE_WAIT)
+        .connect_timeout(config::STORE_WAIT)
+        .idle_timeout(config::STORE_IDLE)
+        .test_before_acquire_if_idle_for(config::STORE_TRUST)
+        .connect_lazy(!url.is_sqlite())
+        .sqlx_logging(false)
+        .record_stmt_in_spans(false)
+        .map_sqlx_postgres_opts(|postgres| {
+            let statement_timeout = config::STATEMENT_TIMEOUT.as_millis().to_string();
+            postgres.application_name("collections-service").options([
+                ("statement_timeout", statement_timeout.as_str()),
+                ("idle_in_transaction_session_timeout", statement_timeout.as_str()),
+            ])
+        })
+        .map_sqlx_sqlite_opts(|sqlite| {
+            use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(config::STORE_WAIT)
+                .pragma("secure_delete", "ON")
+        });
+    options
+}
