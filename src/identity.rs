@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::domain::UserId;
 
-pub use insecure::from_metadata;
+pub use insecure::believed_user;
 
 /// A user whose credentials were checked, and the service that speaks for them where one is known.
 #[derive(Clone, Debug)]

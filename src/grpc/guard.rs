@@ -47,7 +47,7 @@ impl<S> Guarded<S> {
         if !self.insecure {
             return Err(DestroyError::CredentialsMissing);
         }
-        let user = identity::from_metadata(request.headers())?;
+        let user = identity::believed_user(request.headers())?;
         Span::current().record("enduser.id", field::display(user.user()));
         Ok(user)
     }

@@ -10,7 +10,7 @@ use crate::domain::{DestroyError, UserId};
 /// # Errors
 /// [`DestroyError::CredentialsMissing`] without it, [`DestroyError::CredentialsInvalid`] when it stands there twice or
 /// is no user id. Two are refused even if equal: something on the way added one.
-pub fn from_metadata(metadata: &HeaderMap) -> Result<AuthenticatedUser, DestroyError> {
+pub fn believed_user(metadata: &HeaderMap) -> Result<AuthenticatedUser, DestroyError> {
     let mut values = metadata.get_all("x-user-id").iter();
     let value = values.next().ok_or(DestroyError::CredentialsMissing)?;
     if values.next().is_some() {
