@@ -1,7 +1,12 @@
 //! Opens the database a URL names, without ever showing the URL: it may hold a password.
 
 use sea_orm::{
-    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr, sqlx::postgres::PgConnectOptions,
+    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr,
+    sqlx::{
+        Connection,
+        postgres::PgConnectOptions,
+        sqlite::{SqliteJournalMode, SqliteSynchronous},
+    },
 };
 
 use crate::config::{self, DatabaseUrl};
@@ -17,6 +22,8 @@ pub enum ConnectError {
     Postgres(DbErr),
     #[error("--database-url: unknown parameter {0}")]
     Parameter(String),
+    #[error("--database-url: an SQLite database in memory keeps nothing; name a file")]
+    Memory,
     #[error("--database-url: {0}; a file that is not there yet is made by sqlite:<path>?mode=rwc")]
     Sqlite(DbErr),
 }
@@ -41,6 +48,9 @@ const PARAMETERS: [&str; 13] = [
 /// A pool of this many connections. PostgreSQL's are made when they are first used.
 pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnection, ConnectError> {
     let failed = if url.is_sqlite() {
+        if is_in_memory(url.expose()) {
+            return Err(ConnectError::Memory);
+        }
         ConnectError::Sqlite
     } else if url.is_postgres() {
         check_parameters(url.expose())?;
@@ -52,6 +62,11 @@ pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnect
         return Err(ConnectError::Unknown);
     };
     Database::connect(options(url, connections)).await.map_err(failed)
+}
+
+fn is_in_memory(url: &str) -> bool {
+    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
+    path.is_empty() || path.starts_with(['?', ':']) || path.contains("mode=memory")
 }
 
 /// sqlx goes on without what it does not know, and logs its value: a misspelt `sslmode` would leave the server
@@ -88,8 +103,13 @@ fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
                 ("idle_in_transaction_session_timeout", statement_timeout.as_str()),
             ])
         })
+        .map_sqlx_sqlite_before_acquire(|connection, _idle| {
+            // A commit that fails, on a full disk say, is undone by SQLite itself, and sqlx goes on counting a
+            // transaction: the next one would be a savepoint in it, and its commit keep nothing.
+            let ended = !connection.is_in_transaction();
+            Box::pin(async move { Ok(ended) })
+        })
         .map_sqlx_sqlite_opts(|sqlite| {
-            use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
             sqlite
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)

@@ -14,6 +14,11 @@ impl MigrationTrait for Migration {
         }
         Ok(())
     }
+
+    /// All or nothing, on SQLite too: half a version could neither be finished nor undone.
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
+    }
 }
 
 fn collections() -> TableCreateStatement {
