@@ -21,6 +21,8 @@ pub const DESTROY_ATTEMPTS: u32 = 6;
 pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(15);
 /// How many applications, and how many tokens, are kept in memory.
 pub const CREDENTIAL_CACHE: u64 = 10_000;
+/// The longest name of an application, in bytes.
+pub const APPLICATION_NAME_LIMIT: usize = 200;
 /// How many applications, the newest, must open with the key file before the gateway is ready.
 pub const CREDENTIAL_SAMPLE: u64 = 100;
 /// The longest a call may take when the caller names no deadline, or a longer one.
@@ -33,6 +35,8 @@ pub const REST_IN_FLIGHT: usize = 1024;
 pub const BODY_WAIT: Duration = Duration::from_secs(10);
 /// The largest gRPC message, in bytes: a destroy needs some sixty.
 pub const MESSAGE_LIMIT: usize = 4 * 1024;
+/// The longest text of a UUID that is read, in bytes: `urn:uuid:` and 36 more.
+pub const REQUEST_ID_LIMIT: usize = 45;
 /// The largest set of request headers, in bytes.
 pub const HEADER_LIMIT: u32 = 16 * 1024;
 /// The longest an HTTP/1 connection may be idle, or the headers of a request may take to arrive. Longer than the minute

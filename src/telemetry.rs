@@ -1,7 +1,12 @@
 //! Logs: one line a call, on standard error, as JSON for machines or as text for people.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal},
+    mem,
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -9,6 +14,35 @@ use tracing_subscriber::EnvFilter;
 pub enum LogFormat {
     Json,
     Pretty,
+}
+
+/// A call without its line in the log yet. Dropped like that, because its caller went away, it writes one.
+#[derive(Debug)]
+pub struct Unanswered {
+    name: &'static str,
+    begun: Instant,
+}
+
+impl Unanswered {
+    #[must_use]
+    pub fn new(name: &'static str) -> Self {
+        Self { name, begun: Instant::now() }
+    }
+
+    /// There is an answer, after this time.
+    #[must_use]
+    pub fn answered(self) -> Duration {
+        let duration = self.begun.elapsed();
+        mem::forget(self);
+        duration
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let duration_ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(outcome = "Cancelled", duration_ms, "{}", self.name);
+    }
 }
 
 /// Installs the log for this process. `filter` takes the directives of `RUST_LOG`.
@@ -19,7 +53,10 @@ pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse(filter)?)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .with_writer(io::stderr)
+        // It would say on standard error that standard error cannot be written, and panic: the log may be lost, a call
+        // must not.
+        .log_internal_errors(false);
     let installed = match format {
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).try_init(),

@@ -20,6 +20,7 @@ use crate::{
     config,
     domain::DestroyError,
     identity::{self, AuthenticatedUser},
+    telemetry::Unanswered,
 };
 
 /// A service behind the guard.
@@ -99,15 +100,15 @@ where
         // A call from the gateway is part of a request that has a span and a line of its own.
         let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
         let span = if in_process { Span::current() } else { call_span(&request) };
-        let begun = Instant::now();
+        let line = (!in_process).then(|| Unanswered::new("call"));
         let answer = span.in_scope(|| self.admit(request));
         let call = async move {
             let response = match answer {
                 Ok(answer) => answer.await,
                 Err(error) => status_of(error).into_http(),
             };
-            if !in_process {
-                log(&response, begun.elapsed());
+            if let Some(line) = line {
+                log(&response, line.answered());
             }
             Ok(response)
         };

@@ -221,6 +221,10 @@ impl FromStr for Origin {
             return Err(OriginError);
         }
         let host = authority.host().to_ascii_lowercase();
+        // A port that is none would be left out without a word.
+        if authority.port_u16().is_none() && authority.as_str().len() != host.len() {
+            return Err(OriginError);
+        }
         Ok(Self(match authority.port_u16().filter(|port| *port != default_port) {
             Some(port) => format!("{scheme}://{host}:{port}"),
             None => format!("{scheme}://{host}"),

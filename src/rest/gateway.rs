@@ -6,7 +6,7 @@ use axum::{body::Body, extract::State};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::util::BoxCloneSyncService;
@@ -21,6 +21,7 @@ use crate::{
         oauth1::{self, Origin, Parameters, Scheme, Verifier},
     },
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
+    telemetry::Unanswered,
 };
 
 /// What the generated client speaks through: the in-process service, or a channel.
@@ -140,7 +141,6 @@ impl Gateway {
 
 /// The service of every path and method.
 pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> Response<Body> {
-    let begun = Instant::now();
     let transaction = gateway.entropy.hex::<8>();
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
@@ -160,11 +160,13 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
         replayed = field::Empty,
         error = field::Empty,
     );
-    let origin = authority.and_then(|authority| Origin::of_request("http", authority));
+    let origin = authority
+        .and_then(|authority| Origin::of_request(parts.uri.scheme_str().unwrap_or("http"), authority));
     async {
+        let line = Unanswered::new("request");
         let mut access = "";
         let outcome = gateway.destroy(&parts, body, origin.as_ref(), &mut access).await;
-        let duration = begun.elapsed();
+        let duration = line.answered();
         let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
         let texts = [
@@ -234,7 +236,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<String, DestroyError> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let Some(key) = keys.next() else { return Ok(String::new()) };
     let key = key.to_str().unwrap_or_default().trim().trim_matches('"');
-    if key.is_empty() || keys.next().is_some() {
+    if key.is_empty() || key.len() > config::REQUEST_ID_LIMIT || keys.next().is_some() {
         return Err(DestroyError::RequestIdInvalid);
     }
     Ok(key.to_owned())

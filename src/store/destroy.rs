@@ -7,7 +7,7 @@ use sea_orm::{
     ActiveValue::Set, ColumnTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
     RuntimeErr, TransactionOptions, TransactionTrait, sea_query::OnConflict, sqlx,
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use tracing::{Instrument, Span, field};
 
 use super::{
@@ -100,14 +100,16 @@ impl Store {
             Err(_elapsed) => return Err(DestroyError::Overloaded),
         };
         let store = self.clone();
+        let (answer, answered) = oneshot::channel();
         let work = async move {
             let outcome = store.destroy_within_bounds(&destroy).await;
             drop(permit);
-            outcome
+            if answer.send(outcome).is_err() {
+                tracing::info!(?outcome, "a destroy ended that nobody waited for any more");
+            }
         };
-        tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| {
-            Err(blame(DestroyError::Internal, format!("a destroy's task died: {error}")))
-        })
+        tokio::spawn(work.in_current_span());
+        answered.await.unwrap_or_else(|_died| Err(blame(DestroyError::Internal, "the destroy's task died")))
     }
 
     /// Runs the step again while the database undoes it, a bounded number of times.
