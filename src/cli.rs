@@ -8,7 +8,11 @@ mod migrate;
 mod serve;
 mod signal;
 
-use std::{fmt, process::ExitCode};
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
@@ -76,7 +80,8 @@ impl Exit {
             Self::Failed(message) => (1, message),
             Self::Code(code, message) => (code, message),
         };
-        eprintln!("error: {message}");
+        // Where nobody listens, the code alone must do.
+        drop(writeln!(io::stderr(), "error: {message}"));
         ExitCode::from(code)
     }
 }
@@ -106,8 +111,15 @@ fn usage(error: &clap::Error) -> Result<(), Exit> {
 
 /// 2, but 1 for `healthcheck`, whose codes are those of container probes.
 fn usage_code() -> u8 {
-    let is_healthcheck = std::env::args().any(|argument| argument == "healthcheck");
-    if is_healthcheck { 1 } else { 2 }
+    let command = std::env::args_os().skip(1).find(|argument| !argument.to_string_lossy().starts_with('-'));
+    if command.is_some_and(|command| command == "healthcheck") { 1 } else { 2 }
+}
+
+/// Writes a line to standard output, which may be closed or full.
+fn print(line: impl fmt::Display) -> Result<(), Exit> {
+    let mut output = io::stdout().lock();
+    let written = writeln!(output, "{line}").and_then(|()| output.flush());
+    written.map_err(|error| Exit::Failed(format!("standard output: {error}")))
 }
 
 fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {

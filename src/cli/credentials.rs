@@ -4,9 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
 
-use super::Exit;
+use super::{Exit, print};
 use crate::{
-    config::DatabaseUrl,
+    config::{self, DatabaseUrl},
     domain::{Clock, Entropy, UserId},
     store::{CredentialError, Credentials, KeyRing, Store},
 };
@@ -41,7 +41,7 @@ enum Command {
         #[command(flatten)]
         sealing: Sealing,
         /// What people call it
-        #[arg(long)]
+        #[arg(long, value_parser = parse_name)]
         name: String,
     },
     /// Issue an access token; prints it with its secret
@@ -77,17 +77,19 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     match args.command {
         Command::CreateApp { sealing, name } => {
             let app = sealing.open().await?.create_app(&name).await.map_err(Exit::failed)?;
-            println!("consumer_key     {}\nconsumer_secret  {}", app.consumer_key, app.secret.expose());
+            let (key, secret) = (&app.consumer_key, app.secret.expose());
+            print(format_args!("consumer_key     {key}\nconsumer_secret  {secret}")).map_err(lost(key))?;
         }
         Command::IssueToken { sealing, consumer_key, user, read_only } => {
             let credentials = sealing.open().await?;
             let issued =
                 credentials.issue_token(&consumer_key, user, !read_only).await.map_err(unknown_is_usage)?;
-            println!("token         {}\ntoken_secret  {}", issued.token, issued.secret.expose());
+            let (token, secret) = (&issued.token, issued.secret.expose());
+            print(format_args!("token         {token}\ntoken_secret  {secret}")).map_err(lost(token))?;
         }
         Command::RevokeToken { target, token } => {
             target.open().await?.revoke_token(&token).await.map_err(unknown_is_usage)?;
-            println!("revoked  {token}");
+            print(format_args!("revoked  {token}"))?;
         }
         Command::List { target } => list(&target.open().await?).await?,
     }
@@ -113,20 +115,20 @@ async fn list(store: &Store) -> Result<(), Exit> {
     let (apps, tokens) = store.credentials().await.map_err(Exit::failed)?;
     for app in apps {
         let state = if app.suspended { "suspended" } else { "active" };
-        println!(
+        print(format_args!(
             "application  {}  {state}  {}  {}",
             app.consumer_key,
             app.created_at.format("%FT%TZ"),
             app.name
-        );
+        ))?;
     }
     for token in tokens {
         let state = if token.revoked { "revoked" } else { "active" };
         let access = if token.write { "read-write" } else { "read" };
-        println!(
+        print(format_args!(
             "token  {}  {state}  {access}  user {}  application {}",
             token.token, token.user, token.consumer_key
-        );
+        ))?;
     }
     Ok(())
 }
@@ -135,6 +137,22 @@ async fn list(store: &Store) -> Result<(), Exit> {
 pub fn read_keys(path: &std::path::Path, entropy: Entropy) -> Result<Arc<KeyRing>, Exit> {
     let flag = |error| Exit::Usage(format!("--credentials-key-file {}: {error}", path.display()));
     KeyRing::read(path, entropy).map(Arc::new).map_err(flag)
+}
+
+/// The secret cannot be shown a second time.
+fn lost(key: &str) -> impl FnOnce(Exit) -> Exit {
+    move |exit| match exit {
+        Exit::Failed(why) => Exit::Failed(format!("{key} was made, and its secret is lost: {why}")),
+        other => other,
+    }
+}
+
+/// What people call an application, on one line of a terminal.
+fn parse_name(name: &str) -> Result<String, String> {
+    let fits = (1..=config::APPLICATION_NAME_LIMIT).contains(&name.len()) && !name.contains(char::is_control);
+    let expected =
+        format!("expected 1 to {} bytes without control characters", config::APPLICATION_NAME_LIMIT);
+    if fits { Ok(name.to_owned()) } else { Err(expected) }
 }
 
 fn unknown_is_usage(error: CredentialError) -> Exit {

@@ -12,7 +12,7 @@ use std::{
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
-use super::{Exit, credentials::read_keys, serve::drain, signal::Stop};
+use super::{Exit, credentials::read_keys, print, serve::drain, signal::Stop};
 use crate::{
     config::DatabaseUrl,
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
@@ -75,7 +75,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let url = DatabaseUrl::from(format!("sqlite:{path}?mode=rwc"));
     let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::usage)?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
-        println!("applied migration {name}");
+        print(format_args!("applied migration {name}"))?;
     }
     let settings = Settings {
         grpc: args.grpc_addr,
@@ -94,7 +94,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     })?;
     let demo = seed(&store, credentials).await?;
     let running = Running::start(store, settings).await.map_err(port_taken)?;
-    print(&running, &demo, &entropy, &args.data_dir)?;
+    print_commands(&running, &demo, &entropy, &args.data_dir)?;
     stop.requested().await;
     drain(running).await;
     Ok(())
@@ -159,7 +159,7 @@ async fn seed(store: &Store, credentials: Credentials) -> Result<Demo, Exit> {
     })
 }
 
-fn print(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Path) -> Result<(), Exit> {
+fn print_commands(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Path) -> Result<(), Exit> {
     let (Some(rest), [by_grpc, by_rest, ..]) = (running.rest, demo.ids.as_slice()) else {
         return Err(Exit::failed("the demo has nothing to destroy"));
     };
@@ -174,7 +174,7 @@ fn print(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Path) -> Re
     )
     .ok_or_else(|| Exit::failed("the demo request could not be signed"))?;
     let names: Vec<String> = demo.ids.iter().map(ToString::to_string).collect();
-    println!(
+    print(format_args!(
         "User {user} owns {names}; user {OTHER_USER} owns custom-{OTHER_COLLECTION}.
 
 Destroy one over gRPC:
@@ -205,6 +205,5 @@ ready",
         token_secret = demo.token.1.expose(),
         admin = running.admin,
         folder = folder.display(),
-    );
-    Ok(())
+    ))
 }

@@ -11,7 +11,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::Exit;
+use super::{Exit, print};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,10 +33,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<(), Exit> {
     let asked = tokio::time::timeout(Duration::from_millis(args.timeout_ms), ask(&args)).await;
     match asked.unwrap_or_else(|_elapsed| Err(Exit::Code(2, format!("no answer from {}", args.addr))))? {
-        ServingStatus::Serving => {
-            println!("serving");
-            Ok(())
-        }
+        ServingStatus::Serving => print("serving"),
         other => Err(Exit::Code(4, format!("not serving: {}", other.as_str_name()))),
     }
 }

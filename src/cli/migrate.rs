@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::Exit;
+use super::{Exit, print};
 use crate::{config::DatabaseUrl, domain::Clock, store::Store};
 
 #[derive(Debug, clap::Args)]
@@ -36,16 +36,15 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 async fn up(url: &DatabaseUrl) -> Result<(), Exit> {
     let store = connect(url).await?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
-        println!("applied  {name}");
+        print(format_args!("applied  {name}"))?;
     }
-    println!("the schema is complete");
-    Ok(())
+    print("the schema is complete")
 }
 
 async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
     let versions = connect(url).await?.schema().await.map_err(Exit::failed)?;
     for version in &versions {
-        println!("{}  {}", if version.applied { "applied" } else { "missing" }, version.name);
+        print(format_args!("{}  {}", if version.applied { "applied" } else { "missing" }, version.name))?;
     }
     if versions.iter().all(|version| version.applied) {
         Ok(())

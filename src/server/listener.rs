@@ -31,7 +31,12 @@ pub enum Protocol {
 /// When to stop, and what has to end before; shared by all listeners.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
+    /// The drain begins: background loops end, open connections are told to leave. New ones are still accepted, so that
+    /// whoever asks hears NOT_SERVING and UNAVAILABLE rather than nothing.
     stop: CancellationToken,
+    /// Every accepted call is answered: no more connections, and the last ones are told to leave.
+    close: CancellationToken,
+    /// Whatever is still open is cut.
     cut: CancellationToken,
     connections: TaskTracker,
     calls: TaskTracker,
@@ -59,7 +64,7 @@ impl Lifecycle {
         });
     }
 
-    /// Ends the background loops, accepts no more connections and tells the open ones to finish.
+    /// Begins the drain.
     pub fn stop(&self) {
         self.stop.cancel();
     }
@@ -71,6 +76,7 @@ impl Lifecycle {
         self.calls.close();
         self.connections.close();
         let finished = tokio::time::timeout_at(deadline, self.calls.wait()).await.is_ok();
+        self.close.cancel();
         let linger = deadline.min(Instant::now() + config::LINGER);
         let all_closed = tokio::time::timeout_at(linger, self.connections.wait()).await.is_ok();
         if !all_closed {
@@ -110,7 +116,8 @@ impl Listener {
         let builder = builder(protocol);
         let shared = lifecycle.clone();
         let places = Arc::new(Semaphore::new(config::CONNECTION_LIMIT));
-        lifecycle.spawn(async move {
+        let close = lifecycle.close.clone();
+        let accepting = async move {
             while let Ok(place) = places.clone().acquire_owned().await {
                 let stream = accept(&self.socket).await;
                 let connection = serve_connection(builder.clone(), stream, service.clone(), shared.clone());
@@ -119,6 +126,9 @@ impl Listener {
                     drop(place);
                 });
             }
+        };
+        lifecycle.connections.spawn(async move {
+            close.run_until_cancelled(accepting).await;
         });
     }
 }
@@ -145,11 +155,13 @@ async fn serve_connection<S, B>(
             answer
         }
     });
+    // Who comes during the drain is answered, and told to leave when it ends.
+    let leave = if lifecycle.stop.is_cancelled() { &lifecycle.close } else { &lifecycle.stop };
     let connection = builder.serve_connection(TokioIo::new(stream), counted);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = lifecycle.stop.cancelled() => None,
+        () = leave.cancelled() => None,
         () = tokio::time::sleep(lifecycle.age()) => None,
     };
     let ended = match ended {

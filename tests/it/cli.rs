@@ -55,6 +55,10 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
             &["--database-url", url, "--credentials-key-file", key, "--public-origin", "https://a/b"],
             "--public-origin",
         ),
+        (
+            &["--database-url", url, "--credentials-key-file", key, "--public-origin", "https://a:99999"],
+            "--public-origin",
+        ),
         (&["--database-url", "mysql://x", "--credentials-key-file", key], "--database-url"),
         (&["--database-url", "postgres://u:p@localhost/x", "--credentials-key-file", key], "--database-url"),
         (&["--database-url", url, "--credentials-key-file", key, "--rest-addr", "nowhere"], "--rest-addr"),
@@ -70,6 +74,8 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
     for wrong in [
         "mysql://u:secret@h/db",
         "secret",
+        "sqlite:",
+        "sqlite::memory:",
         "postgres://u:sec#secret@h/db",
         "postgres://u:secret@h:port/db",
         "postgres://u:secret@[h/db",
@@ -100,6 +106,28 @@ async fn variables_are_read_and_unknown_ones_refused() {
 }
 
 #[tokio::test]
+async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Stdio};
+    let ground = Ground::new(Backend::Sqlite).await;
+    let mut no_text = command(&["credentials", "create-app", "--name"]);
+    let output = no_text.arg(OsStr::from_bytes(b"\xff")).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // The word is a command only in its own place.
+    assert_eq!(run(&["credentials", "create-app", "--name", "healthcheck"], &[]).await.0, 2);
+    assert_eq!(run(&["healthcheck", "--bogus"], &[]).await.0, 1);
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let key = ground.folder.path().join("key");
+    let with = ["--database-url", &ground.url, "--credentials-key-file", path(&key), "--name", "x"];
+    let mut unheard = command(&[&["credentials", "create-app"][..], &with].concat());
+    let child = unheard.stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && errors.contains("its secret is lost"), "{errors}");
+    let status = command(&["migrate", "up"]).stderr(full()).status().await.unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[tokio::test]
 async fn a_schema_is_made_once_and_checked() {
     for postgres in [None, Some(super::support::fresh_postgres().await)] {
         let folder = tempfile::tempdir().unwrap();
@@ -114,6 +142,11 @@ async fn a_schema_is_made_once_and_checked() {
         let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
         let (code, _, errors) = run(&serve, &with).await;
         assert!(code == 1 && errors.contains("older") && errors.contains("migrate up"), "{errors}");
+        // A version that fails leaves nothing behind that would stop the next try.
+        let beside = sea_orm::Database::connect(&url).await.unwrap();
+        beside.execute_unprepared("CREATE TABLE oauth_access_tokens (x int)").await.unwrap();
+        assert_eq!(run(&["migrate", "up"], &with).await.0, 1);
+        beside.execute_unprepared("DROP TABLE oauth_access_tokens").await.unwrap();
         let (code, made, errors) = run(&["migrate", "up"], &with).await;
         assert!(
             code == 0 && made.contains("applied  m20") && made.ends_with("the schema is complete\n"),
@@ -122,7 +155,6 @@ async fn a_schema_is_made_once_and_checked() {
         let (code, again, _) = run(&["migrate", "up"], &with).await;
         assert_eq!((code, again.as_str()), (0, "the schema is complete\n"));
         assert_eq!(run(&["migrate", "status"], &with).await.0, 0);
-        let beside = sea_orm::Database::connect(&url).await.unwrap();
         let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
         beside.execute_unprepared(newer).await.unwrap();
         let (code, _, errors) = run(&serve, &with).await;
@@ -194,6 +226,8 @@ async fn credentials_are_shown_once() {
     for unknown in [
         &["credentials", "issue-token", "--consumer-key", "x", "--user", "7"][..],
         &["credentials", "issue-token", "--consumer-key", &consumer_key, "--user", "0"],
+        &["credentials", "create-app", "--name", ""],
+        &["credentials", "create-app", "--name", "x\ntoken  forged"],
     ] {
         assert_eq!(run(unknown, &with).await.0, 2, "{unknown:?}");
     }

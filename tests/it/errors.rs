@@ -199,9 +199,11 @@ async fn refused_rest(app: &App, seen: &mut Seen) {
     let two = good.header(&url, &[("id", "custom-1"), ("id", "custom-3")]);
     let request = form(&format!("{PATH}?id=custom-1"), &two, "id=custom-3");
     seen.answer(&app.send(request).await, "ID_INVALID");
-    let mut keyed = signed(app, &good, "custom-9");
-    keyed.headers_mut().insert("idempotency-key", "x".parse().unwrap());
-    seen.answer(&app.send(keyed).await, "REQUEST_ID_INVALID");
+    for key in ["x".to_owned(), "x".repeat(5000)] {
+        let mut keyed = signed(app, &good, "custom-9");
+        keyed.headers_mut().insert("idempotency-key", key.parse().unwrap());
+        seen.answer(&app.send(keyed).await, "REQUEST_ID_INVALID");
+    }
 
     let edge = |error: EdgeError| error.row();
     for (request, error) in [

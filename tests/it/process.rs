@@ -10,8 +10,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now, program::Program, rpc,
-    send, wait_for,
+    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now,
+    program::{Program, run},
+    reason, rpc, send, wait_for,
 };
 
 const COLLECTIONS: i64 = 600;
@@ -90,7 +91,7 @@ async fn a_drain_loses_nothing(backend: Backend) {
     assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
     drop(silent);
     let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
-    let (mut destroyed, mut refused) = (0, 0);
+    let (mut destroyed, mut refused) = (0_u32, 0_u32);
     for (id, outcome) in load.outcomes().await {
         match outcome {
             Ok(()) => {
@@ -101,6 +102,7 @@ async fn a_drain_loses_nothing(backend: Backend) {
             Err(status) if status.get_error_details().error_info().is_some() => {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 assert!(standing.contains(&id), "custom-{id} was refused and is gone");
+                refused += 1;
             }
             Err(_) => refused += 1,
         }
@@ -137,6 +139,14 @@ async fn a_drain_answers_what_was_accepted() {
     let request = tokio::spawn(async move { send(&rest, request).await });
     wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
     program.signal(Signal::SIGTERM);
+    // Whoever comes now is told so.
+    let admin = program.admin.trim_start_matches("http://");
+    let not_serving = async { while run(&["healthcheck", "--addr", admin], &[]).await.0 != 4 {} };
+    tokio::time::timeout(Duration::from_secs(3), not_serving).await.unwrap();
+    let refused = destroy(&mut rpc(&program.grpc), OWNER, "custom-3", "").await.unwrap_err();
+    assert_eq!(reason(&refused), "OVERLOADED");
+    let answer = send(&program.rest, form_now(&program.rest, "custom-3")).await;
+    assert_eq!((answer.0, answer.2), (503, super::errors::error_body(130, "Over capacity")));
     tokio::time::sleep(collections_service::config::LINGER * 2).await;
     lock.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);
@@ -172,6 +182,76 @@ async fn a_kill_loses_no_acknowledged_destroy_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_loses_no_acknowledged_destroy_on_postgres() {
     a_kill_loses_no_acknowledged_destroy(Backend::Postgres).await;
+}
+
+/// A disk that is full for a while: nothing is acknowledged that another process does not see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_loses_no_acknowledged_destroy() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    for id in 1..=6 {
+        ground.put(id, OWNER).await;
+    }
+    let program = Program::serve(&ground, &[]).await;
+    let mut rpc = rpc(&program.grpc);
+    let limit = async |size: &str| {
+        let (pid, limit) = (program.pid().to_string(), format!("--fsize={size}:unlimited"));
+        let done = tokio::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status().await;
+        assert!(done.unwrap().success());
+    };
+    destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
+    let log = std::fs::metadata(ground.folder.path().join("db-wal")).unwrap().len();
+    limit(&log.to_string()).await;
+    for id in [2, 3] {
+        let refused = destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await.unwrap_err();
+        assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
+    }
+    assert_eq!(ground.owned_by(OWNER).await, [2, 3, 4, 5, 6]);
+    limit("unlimited").await;
+    for id in [2, 4] {
+        destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await.unwrap();
+    }
+    assert_eq!(ground.owned_by(OWNER).await, [3, 5, 6]);
+}
+
+/// A log that cannot be written costs the log, and no call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_costs_no_call() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    ground.put(1, OWNER).await;
+    let mut program = Program::serve(&ground, &[]).await;
+    program.ignore_log().await;
+    let mut rpc = rpc(&program.grpc);
+    destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
+    assert_eq!(destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended(Duration::from_secs(9)).await.0.code(), Some(0));
+}
+
+/// Who goes away before the answer leaves a line too, and so does the end of what was begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_was_given_up_leaves_its_line() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let program = Program::serve(&ground, &[]).await;
+    let beside = ground.beside().await;
+    let lock = beside.begin().await.unwrap();
+    lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
+    let mut client = rpc(&program.grpc);
+    let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
+    let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
+    let request = tokio::spawn(async move { send(&rest, request).await });
+    wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
+    call.abort();
+    request.abort();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    lock.rollback().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    program.signal(Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    let with = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((with("\"Cancelled\""), with("nobody waited")), (2, 2), "{log:?}");
 }
 
 async fn ground(backend: Backend) -> Ground {

@@ -157,7 +157,10 @@ async fn http_as_old_clients_speak_it() {
 #[tokio::test]
 async fn http2_with_prior_knowledge() {
     use http_body_util::{BodyExt, Full};
-    use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    use hyper_util::{
+        client::legacy::Client,
+        rt::{TokioExecutor, TokioIo},
+    };
     let app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<bytes::Bytes>>();
@@ -167,6 +170,20 @@ async fn http2_with_prior_knowledge() {
     assert_eq!(answer.version(), http::Version::HTTP_2);
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, DESTROYED.as_bytes());
+
+    // The scheme that a front end passes on is the one that its client signed.
+    app.put(2, OWNER).await;
+    let address = app.rest.trim_start_matches("http://");
+    let header = Signer::owner().header(&format!("https://{address}{PATH}"), &[("id", "custom-2")]);
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let (mut parts, body) = form(PATH, &header, "id=custom-2").into_parts();
+    parts.uri = format!("https://{address}{PATH}").parse().unwrap();
+    let answer =
+        sender.send_request(Request::from_parts(parts, Full::<bytes::Bytes>::from(body))).await.unwrap();
+    assert_eq!(answer.status(), 200);
 }
 
 #[tokio::test]

@@ -27,9 +27,10 @@ pub struct Program {
     pub admin: String,
 }
 
-/// The binary, blind to the variables of whoever runs the tests.
+/// The binary, blind to the variables of whoever runs the tests. A file that may not grow fails it, and does not kill it.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_collections-service"));
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_collections-service")]);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("COLLECTIONS_")) {
         command.env_remove(name);
     }
@@ -87,8 +88,18 @@ impl Program {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().expect("it has ended");
-        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it has ended")
+    }
+
+    /// Reads its log no more: what it writes now fails.
+    pub async fn ignore_log(&mut self) {
+        self.log.abort();
+        let _cancelled = (&mut self.log).await;
+        self.log = tokio::spawn(async { Vec::new() });
     }
 
     /// Waits for the process to end by itself.
