@@ -5,7 +5,7 @@ mod readiness;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore, time::Instant};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
 use tonic::Status;
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
@@ -67,6 +67,7 @@ pub struct Running {
     store: Store,
     health: Health,
     admission: grpc::Admission,
+    readiness: JoinHandle<()>,
     lifecycle: Lifecycle,
     drain: Duration,
 }
@@ -100,18 +101,19 @@ impl Running {
             Some((rest, credentials)) => Some((bind("--rest-addr", rest.address).await?, rest, credentials)),
             None => None,
         };
+        let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
+        let public = grpc::public_routes(service.clone(), &health)?;
         let running = Self {
             grpc: grpc_listener.address,
             rest: rest.as_ref().map(|(listener, ..)| listener.address),
             admin: admin_listener.address,
-            store: store.clone(),
+            store,
             health: health.clone(),
-            admission: admission.clone(),
+            admission,
+            readiness: tokio::spawn(readiness.keep()),
             lifecycle: Lifecycle::new(settings.entropy.clone()),
             drain: settings.drain,
         };
-        let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
-        let public = grpc::public_routes(service.clone(), &health)?;
         if let Some((listener, rest, credentials)) = rest {
             let directory = Arc::new(CredentialCache::new(credentials));
             let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
@@ -120,7 +122,6 @@ impl Running {
         }
         grpc_listener.serve(public, Protocol::Grpc, &running.lifecycle);
         admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, &running.lifecycle);
-        running.lifecycle.spawn(readiness.keep());
         Ok(running)
     }
 
@@ -129,6 +130,8 @@ impl Running {
     pub async fn drain(self) -> bool {
         let deadline = Instant::now() + self.drain;
         // First of all the readiness loop, or it could say SERVING once more.
+        self.readiness.abort();
+        let _aborted = self.readiness.await;
         self.lifecycle.stop();
         self.admission.close();
         self.health.set_draining().await;

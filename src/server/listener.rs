@@ -1,6 +1,6 @@
 //! Our own accept loop: every connection has its limits, hears of the drain, and is waited for.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -31,8 +31,8 @@ pub enum Protocol {
 /// When to stop, and what has to end before; shared by all listeners.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
-    /// The drain begins: background loops end, open connections are told to leave. New ones are still accepted, so that
-    /// whoever asks hears NOT_SERVING and UNAVAILABLE rather than nothing.
+    /// The drain begins: open connections are told to leave. New ones are still accepted, so that whoever asks hears
+    /// NOT_SERVING and UNAVAILABLE rather than nothing.
     stop: CancellationToken,
     /// Every accepted call is answered: no more connections, and the last ones are told to leave.
     close: CancellationToken,
@@ -54,14 +54,6 @@ impl Lifecycle {
     /// Connections get their ages from this source.
     pub fn new(entropy: Entropy) -> Self {
         Self { entropy, ..Self::default() }
-    }
-
-    /// Runs a background loop until the stop.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
-        self.connections.spawn(async move {
-            stop.run_until_cancelled(task).await;
-        });
     }
 
     /// Begins the drain.
@@ -100,7 +92,7 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the lifecycle until it stops; then every connection finishes what it has begun.
+    /// Serves in tasks of the lifecycle until that closes; every connection finishes what it has begun.
     pub fn serve<S, B>(self, service: S, protocol: Protocol, lifecycle: &Lifecycle)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
