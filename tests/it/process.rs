@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use collections_service::domain::Clock;
+use collections_service::{domain::Clock, proto::DestroyResponse};
 use nix::sys::signal::Signal;
-use sea_orm::{ConnectionTrait, TransactionTrait};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch};
-use tonic::{Code, Status};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::watch, task::JoinHandle};
+use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now,
+    Answer, BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now,
     program::{Program, run},
     reason, rpc, send, wait_for,
 };
@@ -27,7 +27,7 @@ fn request_id(id: i64) -> String {
 
 /// Callers that each destroy their share, one call after the other, until the connection is gone.
 struct Load {
-    callers: Vec<tokio::task::JoinHandle<Outcomes>>,
+    callers: Vec<JoinHandle<Outcomes>>,
     answered: watch::Sender<u32>,
 }
 
@@ -123,21 +123,35 @@ async fn a_drain_loses_nothing_on_postgres() {
     a_drain_loses_nothing(Backend::Postgres).await;
 }
 
+/// A call of each protocol, for collections 1 and 2, that waits in the database for a lock.
+struct Held {
+    program: Program,
+    lock: DatabaseTransaction,
+    call: JoinHandle<Result<Response<DestroyResponse>, Status>>,
+    request: JoinHandle<Answer>,
+}
+
+impl Held {
+    async fn on(ground: &Ground) -> Self {
+        ground.put(1, OWNER).await;
+        ground.put(2, OWNER).await;
+        let program = Program::serve(ground, &[]).await;
+        let lock = ground.beside().await.begin().await.unwrap();
+        lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
+        let mut client = rpc(&program.grpc);
+        let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
+        let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
+        let request = tokio::spawn(async move { send(&rest, request).await });
+        wait_for(&ground.beside().await, &format!("{BLOCKED} OFFSET 1")).await;
+        Self { program, lock, call, request }
+    }
+}
+
 /// The signal comes while two calls are in the database, where somebody else's lock holds them up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_answers_what_was_accepted() {
     let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
-    let program = Program::serve(&ground, &[]).await;
-    let beside = ground.beside().await;
-    let lock = beside.begin().await.unwrap();
-    lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
-    let mut client = rpc(&program.grpc);
-    let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
-    let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
-    let request = tokio::spawn(async move { send(&rest, request).await });
-    wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
+    let Held { program, lock, call, request } = Held::on(&ground).await;
     program.signal(Signal::SIGTERM);
     // Whoever comes now is told so.
     let admin = program.admin.trim_start_matches("http://");
@@ -231,22 +245,13 @@ async fn a_log_that_nobody_reads_costs_no_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_was_given_up_leaves_its_line() {
     let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
-    let program = Program::serve(&ground, &[]).await;
-    let beside = ground.beside().await;
-    let lock = beside.begin().await.unwrap();
-    lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
-    let mut client = rpc(&program.grpc);
-    let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
-    let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
-    let request = tokio::spawn(async move { send(&rest, request).await });
-    wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
+    let Held { program, lock, call, request } = Held::on(&ground).await;
     call.abort();
     request.abort();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // The service sees them go while they wait.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     lock.rollback().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    wait_for(&ground.beside().await, "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM collections)").await;
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(9)).await;
     assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
