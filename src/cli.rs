@@ -111,8 +111,15 @@ fn usage(error: &clap::Error) -> Result<(), Exit> {
 
 /// 2, but 1 for `healthcheck`, whose codes are those of container probes.
 fn usage_code() -> u8 {
-    let command = std::env::args_os().skip(1).find(|argument| !argument.to_string_lossy().starts_with('-'));
-    if command.is_some_and(|command| command == "healthcheck") { 1 } else { 2 }
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_string_lossy().as_ref() {
+            "--log" | "--log-format" => drop(arguments.next()),
+            option if option.starts_with('-') => {}
+            command => return if command == "healthcheck" { 1 } else { 2 },
+        }
+    }
+    2
 }
 
 /// Writes a line to standard output, which may be closed or full.

@@ -9,7 +9,7 @@ pub const STORE_WAIT: Duration = Duration::from_secs(2);
 /// How long a database connection may be unused before it is closed.
 pub const STORE_IDLE: Duration = Duration::from_secs(300);
 /// How long a connection may be unused before it is asked whether it still works: within that, a restart of the
-/// database costs one call an UNAVAILABLE.
+/// database costs each such connection one call an UNAVAILABLE.
 pub const STORE_TRUST: Duration = Duration::from_secs(1);
 /// The longest a statement may run before PostgreSQL cancels it.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -33,8 +33,8 @@ pub use state::StateError;
 pub struct Store {
     db: DatabaseConnection,
     clock: Clock,
-    /// Destroys wait here, where their deadlines can end the wait. There is a permit fewer than connections: however
-    /// many destroys are stuck, health and the look-up of credentials get theirs.
+    /// Destroys wait here, where their deadlines can end the wait. There is a permit fewer than connections, except on
+    /// SQLite: however many destroys are stuck, health and the look-up of credentials get theirs.
     gate: Arc<Semaphore>,
 }
 

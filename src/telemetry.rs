@@ -16,7 +16,7 @@ pub enum LogFormat {
     Pretty,
 }
 
-/// A call without its line in the log yet. Dropped like that, because its caller went away, it writes one.
+/// A call without its line in the log yet. Dropped like that, because its caller went away or it was cut, it writes one.
 #[derive(Debug)]
 pub struct Unanswered {
     name: &'static str,

@@ -19,7 +19,7 @@ use crate::{
     identity::oauth1::{self, Origin, Parameters},
     rest,
     server::{Rest, Running, Settings, StartError},
-    store::{Credentials, KeyRing, NewCollection, Store},
+    store::{CredentialError, Credentials, KeyRing, NewCollection, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -89,8 +89,11 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     };
     let credentials = Credentials::new(store.clone(), keys);
     credentials.check().await.map_err(|error| {
-        let folder = args.data_dir.display();
-        Exit::Failed(format!("--data-dir {folder}: {error}; delete the folder to begin anew"))
+        let advice = match error {
+            CredentialError::Sealed(_) => "; delete the folder to begin anew",
+            _ => "",
+        };
+        Exit::Failed(format!("--data-dir {}: {error}{advice}", args.data_dir.display()))
     })?;
     let demo = seed(&store, credentials).await?;
     let running = Running::start(store, settings).await.map_err(port_taken)?;

@@ -33,7 +33,11 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<(), Exit> {
     let asked = tokio::time::timeout(Duration::from_millis(args.timeout_ms), ask(&args)).await;
     match asked.unwrap_or_else(|_elapsed| Err(Exit::Code(2, format!("no answer from {}", args.addr))))? {
-        ServingStatus::Serving => print("serving"),
+        ServingStatus::Serving => {
+            // The code is the answer.
+            drop(print("serving"));
+            Ok(())
+        }
         other => Err(Exit::Code(4, format!("not serving: {}", other.as_str_name()))),
     }
 }

@@ -122,7 +122,8 @@ impl<S: NamedService> NamedService for Guarded<S> {
 
 fn call_span<B>(request: &Request<B>) -> Span {
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    tracing::info_span!(
+    // At the highest level, or a filter for errors alone would lose what the line says of them.
+    tracing::error_span!(
         "call",
         rpc.method = request.uri().path().trim_start_matches('/'),
         request.id = header("x-request-id"),

@@ -145,10 +145,10 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
-    let span = tracing::info_span!(
+    let span = tracing::error_span!(
         "request",
         http.request.method = %parts.method,
-        server.address = authority,
+        server.address = authority.and_then(|authority| authority.rsplit('@').next()),
         url.path = parts.uri.path(),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),

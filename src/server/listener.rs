@@ -75,6 +75,8 @@ impl Lifecycle {
             tracing::debug!(connections = self.connections.len(), "open connections are cut");
         }
         self.cut.cancel();
+        // They end at once; each call that is cut leaves its line.
+        let _all_cut = tokio::time::timeout(config::LINGER, self.connections.wait()).await;
         finished
     }
 
@@ -138,17 +140,17 @@ async fn serve_connection<S, B>(
     B::Data: Send,
     B::Error: Into<StdError>,
 {
-    let calls = lifecycle.calls.clone();
+    // Who comes during the drain is answered, but not waited for.
+    let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
+    let leave = if late { &lifecycle.close } else { &lifecycle.stop };
     let counted = hyper::service::service_fn(move |request| {
-        let (call, answer) = (calls.token(), service.clone().oneshot(request));
+        let (call, answer) = ((!late).then(|| calls.token()), service.clone().oneshot(request));
         async move {
             let answer = answer.await;
             drop(call);
             answer
         }
     });
-    // Who comes during the drain is answered, and told to leave when it ends.
-    let leave = if lifecycle.stop.is_cancelled() { &lifecycle.close } else { &lifecycle.stop };
     let connection = builder.serve_connection(TokioIo::new(stream), counted);
     tokio::pin!(connection);
     let ended = tokio::select! {

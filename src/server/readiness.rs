@@ -25,7 +25,16 @@ pub enum NotReady {
     #[error(transparent)]
     Database(#[from] StateError),
     #[error("--credentials-key-file: {0}")]
-    Credentials(#[from] CredentialError),
+    Credentials(CredentialError),
+}
+
+impl From<CredentialError> for NotReady {
+    fn from(error: CredentialError) -> Self {
+        match error {
+            CredentialError::Database(error) => Self::Database(error.into()),
+            other => Self::Credentials(other),
+        }
+    }
 }
 
 impl NotReady {
@@ -33,7 +42,7 @@ impl NotReady {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Database(error) => error.is_transient(),
-            Self::Credentials(error) => error.is_transient(),
+            Self::Credentials(_) => false,
         }
     }
 }
@@ -61,10 +70,9 @@ impl Readiness {
 
     async fn look_at_everything(&self) -> Result<(), NotReady> {
         self.store.check().await?;
-        match &self.credentials {
-            Some(credentials) => Ok(credentials.check().await?),
-            None => Ok(()),
-        }
+        let Some(credentials) = &self.credentials else { return Ok(()) };
+        let check = tokio::time::timeout(config::STORE_BOUND, credentials.check());
+        Ok(check.await.map_err(|_elapsed| StateError::Timeout)??)
     }
 
     /// Logs what was seen, where it differs from before.

@@ -1,5 +1,6 @@
 //! Opens the database a URL names, without ever showing the URL: it may hold a password.
 
+use percent_encoding::percent_decode_str;
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr,
     sqlx::{
@@ -20,20 +21,25 @@ pub enum ConnectError {
         "--database-url: {0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25"
     )]
     Postgres(DbErr),
-    #[error("--database-url: unknown parameter {0}")]
-    Parameter(String),
+    #[error("--database-url: unknown parameter; known are {}; a `?` in a password is written %3F", PARAMETERS.join(", "))]
+    Parameter,
     #[error("--database-url: an SQLite database in memory keeps nothing; name a file")]
     Memory,
     #[error("--database-url: {0}; a file that is not there yet is made by sqlite:<path>?mode=rwc")]
     Sqlite(DbErr),
 }
 
-/// What may stand behind the `?` of a PostgreSQL URL, and `options[…]`.
-const PARAMETERS: [&str; 13] = [
+/// What may stand behind the `?` of a PostgreSQL URL.
+const PARAMETERS: [&str; 19] = [
     "sslmode",
     "sslrootcert",
     "sslcert",
     "sslkey",
+    "ssl-mode",
+    "ssl-root-cert",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
     "host",
     "hostaddr",
     "port",
@@ -42,6 +48,7 @@ const PARAMETERS: [&str; 13] = [
     "password",
     "application_name",
     "options",
+    "options[<setting>]",
     "statement-cache-capacity",
 ];
 
@@ -75,9 +82,10 @@ fn check_parameters(url: &str) -> Result<(), ConnectError> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
     let query = query.split('#').next().unwrap_or_default();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let name = pair.split('=').next().unwrap_or_default();
-        if !PARAMETERS.contains(&name) && !name.starts_with("options[") {
-            return Err(ConnectError::Parameter(name.to_owned()));
+        let name = percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy();
+        let is_setting = name.starts_with("options[") && name.ends_with(']');
+        if !is_setting && !PARAMETERS.contains(&&*name) {
+            return Err(ConnectError::Parameter);
         }
     }
     Ok(())

@@ -104,8 +104,11 @@ impl Store {
         let work = async move {
             let outcome = store.destroy_within_bounds(&destroy).await;
             drop(permit);
-            if answer.send(outcome).is_err() {
-                tracing::info!(?outcome, "a destroy ended that nobody waited for any more");
+            const UNHEARD: &str = "a destroy ended that nobody waited for any more";
+            match (answer.send(outcome), outcome) {
+                (Ok(()), _) => {}
+                (Err(_), Err(error)) if error.is_fault() => tracing::error!(?outcome, "{UNHEARD}"),
+                (Err(_), _) => tracing::info!(?outcome, "{UNHEARD}"),
             }
         };
         tokio::spawn(work.in_current_span());

@@ -81,6 +81,7 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
         "postgres://u:secret@[h/db",
         "postgres://u:secret@h/db?sslmode=secure",
         "postgres://u@h/db?sslmod=verify-full&pasword=secret",
+        "postgres://u:12?secret@h/db",
     ] {
         let (code, _, errors) =
             run(&["serve", "--credentials-key-file", key], &[("COLLECTIONS_DATABASE_URL", wrong)]).await;
@@ -115,6 +116,7 @@ async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
     // The word is a command only in its own place.
     assert_eq!(run(&["credentials", "create-app", "--name", "healthcheck"], &[]).await.0, 2);
     assert_eq!(run(&["healthcheck", "--bogus"], &[]).await.0, 1);
+    assert_eq!(run(&["--log", "debug", "healthcheck", "--bogus"], &[]).await.0, 1);
     let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
     let key = ground.folder.path().join("key");
     let with = ["--database-url", &ground.url, "--credentials-key-file", path(&key), "--name", "x"];

@@ -178,7 +178,6 @@ async fn readiness_says_why_not() {
     let (_, log) = program.ended(Duration::from_secs(25)).await;
     let why: Vec<_> = log.iter().filter(|line| line.contains("not ready")).collect();
     assert!(why[0].contains("gave no connection") && why[1].contains("migrate up"), "{why:?}");
-    assert_eq!(why.len(), 2, "{why:?}");
 }
 
 /// Nobody waits any more when the connection, or SQLite's write lock, comes at last.

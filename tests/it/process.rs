@@ -10,7 +10,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    Answer, BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN, destroy, form_at, form_now,
+    Answer, BLOCKED, Backend, CONSUMER, Ground, OWNER, PATH, TOKEN, destroy, form_at, form_now,
     program::{Program, run},
     reason, rpc, send, wait_for,
 };
@@ -161,12 +161,18 @@ async fn a_drain_answers_what_was_accepted() {
     assert_eq!(reason(&refused), "OVERLOADED");
     let answer = send(&program.rest, form_now(&program.rest, "custom-3")).await;
     assert_eq!((answer.0, answer.2), (503, super::errors::error_body(130, "Over capacity")));
-    tokio::time::sleep(collections_service::config::LINGER * 2).await;
+    // A body that does not come holds up nobody.
+    let mut slow = TcpStream::connect(program.rest.trim_start_matches("http://")).await.unwrap();
+    let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n");
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(collections_service::config::LINGER * 5 / 4).await;
     lock.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);
     assert_eq!(request.await.unwrap().2, r#"{"destroyed":true}"#);
-    let (status, log) = program.ended(Duration::from_secs(9)).await;
+    let (status, log) = program.ended(Duration::from_secs(5)).await;
     assert_eq!(status.code(), Some(0), "{log:?}");
+    let with = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((with("\"stopped\""), with("\"Cancelled\"")), (1, 1), "{log:?}");
 }
 
 async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {
