@@ -29,6 +29,8 @@ pub const CREDENTIAL_SAMPLE: u64 = 100;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest REST body, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
+/// Parameters in a query, and in a form.
+pub const PARAMETER_LIMIT: usize = 256;
 /// REST requests being read or worked on: with the largest bodies, 64 MiB.
 pub const REST_IN_FLIGHT: usize = 1024;
 /// The longest a REST body may take to arrive.

@@ -107,7 +107,13 @@ impl Target {
 impl Sealing {
     async fn open(&self) -> Result<Credentials, Exit> {
         let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
-        Ok(Credentials::new(self.target.open().await?, keys))
+        let credentials = Credentials::new(self.target.open().await?, keys);
+        // What other keys sealed would keep the service from starting.
+        credentials.check().await.map_err(|error| match error {
+            CredentialError::Sealed(_) => Exit::Usage(format!("--credentials-key-file: {error}")),
+            other => Exit::failed(other),
+        })?;
+        Ok(credentials)
     }
 }
 

@@ -21,7 +21,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// The time now, to the microsecond: what PostgreSQL stores.
+    /// The time now.
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
     pub fn now(&self) -> DateTime<Utc> {

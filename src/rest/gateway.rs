@@ -67,6 +67,9 @@ impl Gateway {
         };
         let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
         let form = if is_form(&parts.headers) { Parameters::decode(&body) } else { Parameters::default() };
+        if query.are_too_many() || form.are_too_many() {
+            return Outcome::Refused(EdgeError::BodyTooLarge);
+        }
         let destroyed = async {
             let user = self.authenticate(parts, &query, &form, origin).await;
             *access = match user {

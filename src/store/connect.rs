@@ -4,7 +4,7 @@ use percent_encoding::percent_decode_str;
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr,
     sqlx::{
-        Connection,
+        self, Connection,
         postgres::PgConnectOptions,
         sqlite::{SqliteJournalMode, SqliteSynchronous},
     },
@@ -104,6 +104,16 @@ fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
         .connect_lazy(!url.is_sqlite())
         .sqlx_logging(false)
         .record_stmt_in_spans(false)
+        .map_sqlx_postgres_pool_opts(|pool| {
+            // sqlx asks a connection that comes back whether it still works, and waits for ever where the other end has
+            // fallen silent: its place would be lost until TCP gives up.
+            pool.after_release(|connection, _age| {
+                Box::pin(async move {
+                    let answered = tokio::time::timeout(config::STORE_WAIT, connection.ping()).await;
+                    answered.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
+                })
+            })
+        })
         .map_sqlx_postgres_opts(|postgres| {
             let statement_timeout = config::STATEMENT_TIMEOUT.as_millis().to_string();
             postgres.application_name("collections-service").options([

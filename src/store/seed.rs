@@ -1,8 +1,8 @@
 //! Putting collections in: the demo's now, any importer's later. An id that was ever destroyed stays unusable.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    TransactionTrait, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait, DbBackend, DbErr, EntityTrait, IsolationLevel, QueryFilter, QueryOrder,
+    QuerySelect, TransactionTrait, sea_query::OnConflict,
 };
 
 use super::{
@@ -37,7 +37,9 @@ impl Store {
     /// # Errors
     /// The database failed; nothing was put in.
     pub async fn insert_collection(&self, new: NewCollection) -> Result<bool, SeedError> {
-        let transaction = self.db.begin().await?;
+        // Whatever the database's default: a snapshot for the whole transaction would not show that tombstone.
+        let isolation = (self.backend() == DbBackend::Postgres).then_some(IsolationLevel::ReadCommitted);
+        let transaction = self.db.begin_with_config(isolation, None).await?;
         let model = collection::ActiveModel {
             id: Set(new.id),
             owner_id: Set(new.owner),

@@ -186,6 +186,10 @@ async fn serve_refuses_keys_that_open_nothing() {
     let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", path(&other)];
     let (code, _, errors) = run(&serve, &[]).await;
     assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");
+    let create = ["credentials", "create-app", "--name", "x", "--database-url", &ground.url];
+    let (code, _, errors) =
+        run(&[&create[..], &["--credentials-key-file", path(&other)]].concat(), &[]).await;
+    assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");
 }
 
 #[tokio::test]

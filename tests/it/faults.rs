@@ -1,13 +1,16 @@
 //! What PostgreSQL does to a destroy: conflicts, deadlocks, a stop, a freeze. And how little is asked of it.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use collections_service::{
     domain::{CollectionId, DestroyError},
-    store::{Destroy, Store},
+    store::{Destroy, NewCollection, Store},
 };
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{
@@ -30,6 +33,82 @@ async fn serialization_failures_are_retried() {
     let codes = super::destroy::race(&app, "").await;
     assert_eq!(codes.iter().filter(|code| **code == Code::Ok).count(), 1, "{codes:?}");
     assert_eq!(codes.iter().filter(|code| **code == Code::NotFound).count(), 63, "{codes:?}");
+}
+
+/// An import beside a destroy in flight, where each transaction keeps its first snapshot unless it says otherwise.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_in_flight_does_not_return() {
+    let url = fresh_postgres().await;
+    let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
+    let ground = Ground::on(Some(strict)).await;
+    ground.put(1, OWNER).await;
+    let rival = ground.beside().await.begin().await.unwrap();
+    rival.execute_unprepared("DELETE FROM collections").await.unwrap();
+    let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
+    rival.execute_unprepared(tombstone).await.unwrap();
+    let store = ground.store.clone();
+    let again = NewCollection {
+        id: CollectionId::new(1).unwrap(),
+        owner: user(OWNER),
+        name: String::new(),
+        entries: vec![1],
+    };
+    let import = tokio::spawn(async move { store.insert_collection(again).await });
+    wait_for(&ground.beside().await, BLOCKED).await;
+    rival.commit().await.unwrap();
+    assert!(!import.await.unwrap().unwrap());
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+}
+
+/// Connections that fall silent, as after the fail-over of an address, give their places back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_are_replaced() {
+    let url = fresh_postgres().await;
+    let (listener, through, server) = front(&url).await;
+    let silent = Arc::new(AtomicBool::new(false));
+    tokio::spawn(relay_until(listener, server, silent.clone()));
+    let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
+    app.put(1, OWNER).await;
+    let calls: Vec<_> = (2..40)
+        .map(|id| {
+            let mut rpc = app.rpc();
+            tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::NotFound);
+    }
+    silent.store(true, Ordering::SeqCst);
+    let mut rpc = app.rpc();
+    let served = async {
+        while destroy(&mut rpc, OWNER, "custom-1", "").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), served).await.unwrap();
+}
+
+/// Passes everything on, but nothing more over connections that were there when `silent` was set.
+async fn relay_until(listener: TcpListener, server: String, silent: Arc<AtomicBool>) {
+    while let Ok((mut client, _)) = listener.accept().await {
+        let (server, silent) = (server.clone(), silent.clone());
+        tokio::spawn(async move {
+            let mut upstream = TcpStream::connect(server).await.unwrap();
+            let old = !silent.load(Ordering::SeqCst);
+            let falls_silent = async {
+                while !(old && silent.load(Ordering::SeqCst)) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                _ended = tokio::io::copy_bidirectional(&mut client, &mut upstream) => {}
+                () = falls_silent => {
+                    // Both ends stay open, and hear nothing.
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 
+use crate::config;
+
 /// RFC 5849, 3.6: letters, digits and these four stay as they are.
 pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -10,13 +12,14 @@ pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remov
 pub struct Parameters(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Parameters {
-    /// Reads a query or a form-urlencoded body. `+` is a space; a `%` that begins no escape stands for itself, as in
+    /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::PARAMETER_LIMIT`]. `+` is a space; a `%` that begins no escape stands for itself, as in
     /// every browser.
     #[must_use]
     pub fn decode(encoded: &[u8]) -> Self {
         let pairs = encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
         Self(
             pairs
+                .take(config::PARAMETER_LIMIT + 1)
                 .map(|pair| {
                     let mut halves = pair.splitn(2, |byte| *byte == b'=');
                     let mut half = || form_decode(halves.next().unwrap_or_default());
@@ -29,6 +32,12 @@ impl Parameters {
     /// Adds a percent-encoded parameter, in which `+` is a plus.
     pub fn push_encoded(&mut self, name: &[u8], value: &[u8]) {
         self.0.push((percent_decode(name).collect(), percent_decode(value).collect()));
+    }
+
+    /// Whether there are more than anybody needs: each costs far more memory than it has bytes.
+    #[must_use]
+    pub fn are_too_many(&self) -> bool {
+        self.0.len() > config::PARAMETER_LIMIT
     }
 
     /// Every value of a parameter.
