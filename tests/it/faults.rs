@@ -9,10 +9,11 @@ use std::{
 };
 
 use collections_service::{
+    config::STORE_WAIT,
     domain::{CollectionId, DestroyError},
     store::{Destroy, NewCollection, Store},
 };
-use sea_orm::{ConnectionTrait, TransactionTrait};
+use sea_orm::{ConnectionTrait, Database, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
@@ -21,7 +22,7 @@ use tokio::{
 use tonic::Code;
 
 use super::support::{
-    App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, cluster::Cluster, destroy, fresh_database,
+    App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, Rpc, cluster::Cluster, destroy, fresh_database,
     fresh_postgres, oauth::Signer, reason, user, wait_for,
 };
 
@@ -68,24 +69,32 @@ async fn silent_connections_are_replaced() {
     let silent = Arc::new(AtomicBool::new(false));
     tokio::spawn(relay_until(listener, server, silent.clone()));
     let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
-    app.put(1, OWNER).await;
-    let calls: Vec<_> = (2..40)
-        .map(|id| {
-            let mut rpc = app.rpc();
-            tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(call.await.unwrap().unwrap_err().code(), Code::NotFound);
-    }
-    silent.store(true, Ordering::SeqCst);
-    let mut rpc = app.rpc();
-    let served = async {
-        while destroy(&mut rpc, OWNER, "custom-1", "").await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let calls = || -> Vec<_> {
+        let call = |mut rpc: Rpc| async move { destroy(&mut rpc, OWNER, "custom-2", "").await };
+        (1..CONNECTIONS).map(|_| tokio::spawn(call(app.rpc()))).collect()
+    };
+    // A lock makes each of them hold a connection of its own, or nearly: one may still meet a silent one.
+    let beside = Database::connect(&url).await.unwrap();
+    let most_at_work = async || {
+        let lock = beside.begin().await.unwrap();
+        lock.execute_unprepared("LOCK TABLE collections").await.unwrap();
+        let all = calls();
+        let watcher = Database::connect(&url).await.unwrap();
+        wait_for(&watcher, &format!("{BLOCKED} OFFSET {}", CONNECTIONS - 4)).await;
+        lock.rollback().await.unwrap();
+        for call in all {
+            let code = call.await.unwrap().unwrap_err().code();
+            assert!(matches!(code, Code::NotFound | Code::Unavailable), "{code:?}");
         }
     };
-    timeout(Duration::from_secs(30), served).await.unwrap();
+    most_at_work().await;
+    silent.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for call in calls() {
+        let _unavailable = call.await.unwrap();
+    }
+    tokio::time::sleep(STORE_WAIT + Duration::from_secs(1)).await;
+    most_at_work().await;
 }
 
 /// Passes everything on, but nothing more over connections that were there when `silent` was set.
