@@ -13,13 +13,15 @@ pub struct Signer {
     pub consumer: (String, String),
     pub token: Option<(String, String)>,
     pub timestamp: i64,
+    /// HMAC-SHA256 rather than HMAC-SHA1.
+    pub sha256: bool,
 }
 
 impl Signer {
     /// The documentation's application and user, now.
     pub fn owner() -> Self {
         let pair = |(key, secret): (&str, &str)| (key.to_owned(), secret.to_owned());
-        Self { consumer: pair(CONSUMER), token: Some(pair(TOKEN)), timestamp: NOW }
+        Self { consumer: pair(CONSUMER), token: Some(pair(TOKEN)), timestamp: NOW, sha256: false }
     }
 
     /// The `Authorization` header for a POST to this URL with these query or form parameters.
@@ -27,7 +29,10 @@ impl Signer {
         let mut oauth = vec![
             ("oauth_consumer_key".to_owned(), self.consumer.0.clone()),
             ("oauth_nonce".to_owned(), "n0nce".to_owned()),
-            ("oauth_signature_method".to_owned(), "HMAC-SHA1".to_owned()),
+            (
+                "oauth_signature_method".to_owned(),
+                format!("HMAC-SHA{}", if self.sha256 { "256" } else { "1" }),
+            ),
             ("oauth_timestamp".to_owned(), self.timestamp.to_string()),
         ];
         if let Some((token, _)) = &self.token {
@@ -42,13 +47,22 @@ impl Signer {
         let base = format!("POST&{}&{}", escape(url), escape(joined.join("&")));
         let token_secret = self.token.as_ref().map(|(_, secret)| escape(secret)).unwrap_or_default();
         let key = format!("{}&{token_secret}", escape(&self.consumer.1));
-        let mut mac = Hmac::<sha1::Sha1>::new_from_slice(key.as_bytes()).unwrap();
-        mac.update(base.as_bytes());
-        oauth.push(("oauth_signature".to_owned(), BASE64_STANDARD.encode(mac.finalize().into_bytes())));
+        let signature = if self.sha256 {
+            BASE64_STANDARD.encode(mac::<Hmac<sha2::Sha256>>(&key, &base))
+        } else {
+            BASE64_STANDARD.encode(mac::<Hmac<sha1::Sha1>>(&key, &base))
+        };
+        oauth.push(("oauth_signature".to_owned(), signature));
         let fields: Vec<String> =
             oauth.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
         format!("OAuth {}", fields.join(", "))
     }
+}
+
+fn mac<M: Mac + KeyInit>(key: &str, base: &str) -> Vec<u8> {
+    let mut mac = <M as KeyInit>::new_from_slice(key.as_bytes()).unwrap();
+    mac.update(base.as_bytes());
+    mac.finalize().into_bytes().to_vec()
 }
 
 /// RFC 5849, 3.6.
