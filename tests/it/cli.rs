@@ -252,6 +252,10 @@ async fn healthcheck_exits_as_probes_do() {
     assert_eq!(check(&["nowhere"]).await, 1);
     assert_eq!(check(&["127.0.0.1:1"]).await, 2);
     assert_eq!(check(&[admin, "--service", "x"]).await, 3);
+    // The code is the answer, whether or not the word can be written.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = command(&["healthcheck", "--addr", admin]).stdout(full).status().await.unwrap();
+    assert_eq!(status.code(), Some(0));
 }
 
 /// `dev` on these ports until its last line; the process and all that it printed.

@@ -2,17 +2,18 @@
 
 use std::{os::unix::process::CommandExt, process::Stdio, time::Duration};
 
-use collections_service::domain::DestroyError;
+use collections_service::domain::{DestroyError, Entropy};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
+use sea_orm::ConnectionTrait;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::Command,
 };
 
-use super::support::{fresh_postgres, program};
+use super::support::{Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send};
 
 const README: &str = include_str!("../../README.md");
 
@@ -39,6 +40,25 @@ async fn its_table_has_every_flag() {
         .filter(|word| !README.contains(&format!("| `{word}` |")))
         .collect();
     assert_eq!(missing, [] as [&str; 0], "not in the README's table");
+}
+
+/// A role with what the README says that `serve` needs, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_grants_suffice() {
+    let mut ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let role = format!("r{}", Entropy::default().hex::<8>());
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT SELECT, DELETE ON collections TO {role};
+         GRANT SELECT, INSERT, UPDATE ON destroyed_collections TO {role};
+         GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
+    );
+    ground.beside().await.execute_unprepared(&grants).await.unwrap();
+    ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
+    let program = program::Program::serve(&ground, &[]).await;
+    destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
+    assert_eq!(send(&program.rest, form_now(&program.rest, "custom-2")).await.0, 200);
 }
 
 /// Everything under "In production", with another database and free ports.
