@@ -2,7 +2,9 @@
 
 mod credentials;
 mod dev;
+mod edge;
 mod environment;
+mod gateway;
 mod healthcheck;
 mod migrate;
 mod serve;
@@ -42,7 +44,9 @@ enum Command {
     /// Run on this machine alone, with an embedded database and data to destroy
     Dev(dev::Args),
     /// Run the service
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
+    /// Run the REST gateway alone, in front of the service elsewhere
+    Gateway(Box<gateway::Args>),
     /// Create or inspect the database schema
     Migrate(migrate::Args),
     /// Manage OAuth applications and access tokens
@@ -139,7 +143,8 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
-            Command::Serve(args) => serve::run(args).await,
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Gateway(args) => gateway::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Credentials(args) => credentials::run(args).await,
             Command::Healthcheck(args) => healthcheck::run(args).await,

@@ -50,8 +50,29 @@ pub const OAUTH_KEY_LIMIT: usize = 256;
 pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
-/// Open connections on one listener.
-pub const CONNECTION_LIMIT: usize = 10_000;
+/// Open connections on one listener. Over it, the one that has been idle longest leaves for the next.
+pub const CONNECTION_LIMIT: usize = 2048;
+/// Connections on one listener that have not made a call yet: in a TLS handshake, sending slow headers, or silent. Over
+/// it, the oldest of them leaves, so that a flood of them costs nobody a place who ever made a call.
+pub const NEW_CONNECTION_LIMIT: usize = 512;
+/// The longest a TLS handshake may take.
+pub const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// The longest a connection may take to its first call: preface and headers, however slowly they come.
+pub const FIRST_CALL_WAIT: Duration = Duration::from_secs(30);
+/// How long a connection may be without a call before it is told to go away.
+pub const IDLE: Duration = Duration::from_secs(300);
+/// How long an idle connection has to go when another one needs its place.
+pub const EVICTION: Duration = Duration::from_millis(250);
+/// Bytes that a peer may send on one stream, and on one HTTP/2 connection, before we have read them: HTTP/2's own
+/// default, which a destroy does not fill.
+pub const WINDOW: u32 = 64 * 1024 - 1;
+/// The longest name in a certificate that is compared, in bytes: SPIFFE's own limit.
+pub const PEER_NAME_LIMIT: usize = 2048;
+/// Names that are read from one certificate.
+pub const PEER_NAME_COUNT: usize = 100;
+/// How often files are looked at that may change while the service runs. A change is used at the second look that sees
+/// it: within two seconds with ease.
+pub const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
 /// How old a connection may become, give or take a tenth, before it is told to go away: gRPC clients hold on to theirs,
 /// so without an age a new replica would never get work.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
@@ -65,6 +86,19 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often readiness asks the database.
 pub const READINESS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a gateway sends one call before it gives up: to different addresses, where there are several.
+pub const UPSTREAM_ATTEMPTS: u32 = 3;
+/// The pause before the second try of a call; before the third it is twice as long.
+pub const UPSTREAM_PAUSE: Duration = Duration::from_millis(25);
+/// The longest a connection to the upstream may take, TLS included: then another address is tried.
+pub const UPSTREAM_CONNECT_WAIT: Duration = Duration::from_secs(2);
+/// How long an address that could not be reached is passed over.
+pub const UPSTREAM_AWAY: Duration = Duration::from_secs(5);
+/// Addresses of the upstream that are used.
+pub const UPSTREAM_ADDRESSES: usize = 100;
+/// How often the upstream's name is looked up, and how long that may take.
+pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
+pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
 /// OAuth timestamps may differ from our clock by this many seconds.
 pub const OAUTH_WINDOW: i64 = 300;
 

@@ -15,6 +15,7 @@ use tonic_health::{
 
 use crate::{
     config,
+    identity::Callers,
     proto::collections_service_server::{CollectionsServiceServer, SERVICE_NAME},
     store::Store,
 };
@@ -36,12 +37,12 @@ pub struct Health {
     service: HealthServer<HealthService>,
 }
 
-/// The guarded service. `insecure` believes the metadata `x-user-id` of anyone.
+/// The guarded service.
 #[must_use]
-pub fn service(store: Store, admission: Admission, insecure: bool) -> Service {
+pub fn service(store: Store, admission: Admission, callers: Callers) -> Service {
     let server = CollectionsServiceServer::new(Collections::new(store))
         .max_decoding_message_size(config::MESSAGE_LIMIT);
-    Guarded::new(server, admission, insecure)
+    Guarded::new(server, admission, callers)
 }
 
 /// What the public listener serves: the service, health, and reflection for clients old and new.

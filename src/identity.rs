@@ -1,13 +1,17 @@
 //! Turns credentials into an [`AuthenticatedUser`]. Nothing else can make one, so holding one is the proof.
 
-mod insecure;
+mod callers;
+pub mod jwt;
 pub mod oauth1;
+mod peer;
 
 use std::sync::Arc;
 
 use crate::domain::UserId;
 
-pub use insecure::believed_user;
+pub use callers::Callers;
+pub use oauth1::Scheme;
+pub use peer::{Peer, PeerName, PeerNameError, Transport, TrustedPeers};
 
 /// A user whose credentials were checked, and the service that speaks for them where one is known.
 #[derive(Clone, Debug)]

@@ -2,18 +2,20 @@
 
 mod answer;
 mod gateway;
+mod surroundings;
 
 use axum::Router;
 
 use crate::{domain::Entropy, identity::oauth1::Verifier};
 
-pub use gateway::{Gateway, Rpc};
+pub use gateway::{Bounds, Gateway, Rpc};
+pub use surroundings::Surroundings;
 
 /// The one path of the API.
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
 /// The gateway as a service for a listener.
-pub fn router(service: Rpc, verifier: Verifier, entropy: Entropy) -> Router {
-    let gateway = Gateway::new(service, verifier, entropy);
+pub fn router(service: Rpc, verifier: Verifier, surroundings: Surroundings, entropy: Entropy) -> Router {
+    let gateway = Gateway::new(service, verifier, surroundings, entropy);
     Router::new().fallback(gateway::handle).with_state(gateway)
 }

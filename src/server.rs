@@ -2,35 +2,53 @@
 
 mod listener;
 mod readiness;
+mod reload;
+mod resolver;
+mod roster;
+mod tls;
+mod upstream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::Instant};
-use tonic::Status;
-use tower::{ServiceExt, util::BoxCloneSyncService};
+use http::{Request, Response};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
+use tonic::{Status, body::Body};
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-pub use self::readiness::NotReady;
 use self::{
     listener::{Lifecycle, Listener, Protocol},
     readiness::Readiness,
+    reload::Watched,
+    upstream::Upstream,
+};
+pub use self::{
+    readiness::NotReady,
+    resolver::{UpstreamUrl, UpstreamUrlError},
+    tls::{ClientTls, Clients, Identity, ServerTls, TlsError},
 };
 use crate::{
     domain::{Clock, Entropy},
     grpc::{self, Health},
-    identity::oauth1::{Origin, Verifier},
-    rest,
+    identity::{
+        Callers, TrustedPeers,
+        oauth1::{Origin, Verifier},
+    },
+    rest::{self, Surroundings},
     store::{CredentialCache, Credentials, KeyRing, Store},
 };
 
 /// What to serve, and where. Port 0 takes a free one.
 #[derive(Debug)]
 pub struct Settings {
-    pub grpc: SocketAddr,
+    pub rpc: Rpc,
     /// The REST gateway, with the keys that open its credentials.
     pub rest: Option<Rest>,
     pub admin: SocketAddr,
-    /// Believe `x-user-id` of anyone. Refused beyond loopback before it comes here.
-    pub insecure_identity: bool,
     /// Calls in flight; more are refused at once.
     pub max_in_flight: usize,
     /// The longest wait for accepted calls after a signal to stop.
@@ -39,10 +57,33 @@ pub struct Settings {
     pub entropy: Entropy,
 }
 
+/// Where the RPC is.
+#[derive(Debug)]
+pub enum Rpc {
+    /// Here, for callers and for the gateway.
+    Served(Grpc),
+    /// Elsewhere: this process is a gateway alone.
+    Upstream(UpstreamUrl, ClientTls),
+}
+
+/// The gRPC side.
+#[derive(Debug)]
+pub struct Grpc {
+    pub address: SocketAddr,
+    /// The admin listener never has TLS: a probe carries no certificate.
+    pub tls: Option<ServerTls>,
+    /// Services that may say who the user is, once their certificates are verified.
+    pub trusted_peers: TrustedPeers,
+    /// Believe `x-user-id` of anyone. Refused beyond loopback before it comes here.
+    pub insecure_identity: bool,
+}
+
 /// The REST side.
 #[derive(Debug)]
 pub struct Rest {
     pub address: SocketAddr,
+    pub tls: Option<ServerTls>,
+    pub surroundings: Surroundings,
     pub public_origins: Vec<Origin>,
     pub keys: Arc<KeyRing>,
 }
@@ -52,6 +93,8 @@ pub struct Rest {
 pub enum StartError {
     #[error("{flag} {address}: {error}")]
     Bind { flag: &'static str, address: SocketAddr, error: io::Error },
+    #[error("{flag} {error}")]
+    Tls { flag: &'static str, error: TlsError },
     #[error(transparent)]
     NotReady(NotReady),
     #[error("the reflection service could not be built: {0}")]
@@ -61,13 +104,17 @@ pub enum StartError {
 /// A server that is up.
 #[derive(Debug)]
 pub struct Running {
-    pub grpc: SocketAddr,
+    /// None in a gateway.
+    pub grpc: Option<SocketAddr>,
     pub rest: Option<SocketAddr>,
     pub admin: SocketAddr,
     store: Store,
     health: Health,
     admission: grpc::Admission,
     readiness: JoinHandle<()>,
+    /// What keeps certificates and addresses true, for as long as anybody is served.
+    #[expect(dead_code, reason = "ends when dropped")]
+    background: JoinSet<()>,
     lifecycle: Lifecycle,
     drain: Duration,
 }
@@ -95,33 +142,51 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             seen => readiness.say(seen),
         }
-        let grpc_listener = bind("--grpc-addr", settings.grpc).await?;
+        let lifecycle = Lifecycle::new(settings.entropy.clone());
+        let mut loaded = Loaded { clock: settings.clock.clone(), tasks: JoinSet::new() };
         let admin_listener = bind("--admin-addr", settings.admin).await?;
         let rest = match settings.rest.zip(credentials) {
-            Some((rest, credentials)) => Some((bind("--rest-addr", rest.address).await?, rest, credentials)),
+            Some((rest, credentials)) => {
+                let tls = loaded.server("--rest-tls-cert", rest.tls.clone())?;
+                Some((bind("--rest-addr", rest.address).await?, tls, rest, credentials))
+            }
             None => None,
         };
-        let service = grpc::service(store.clone(), admission.clone(), settings.insecure_identity);
-        let public = grpc::public_routes(service.clone(), &health)?;
+        let (rpc, grpc_address) = match settings.rpc {
+            Rpc::Served(grpc) => {
+                let tls = loaded.server("--tls-cert", grpc.tls)?;
+                let listener = bind("--grpc-addr", grpc.address).await?;
+                let callers = Callers {
+                    insecure: grpc.insecure_identity,
+                    trusted_peers: grpc.trusted_peers,
+                    jwt: None,
+                };
+                let service = grpc::service(store.clone(), admission.clone(), callers);
+                let (routes, address) = (grpc::public_routes(service.clone(), &health)?, listener.address);
+                listener.serve(routes, Protocol::Grpc, tls, &lifecycle);
+                (local(service), Some(address))
+            }
+            Rpc::Upstream(url, tls) => (loaded.upstream(url, tls, admission.clone()).await?, None),
+        };
         let running = Self {
-            grpc: grpc_listener.address,
+            grpc: grpc_address,
             rest: rest.as_ref().map(|(listener, ..)| listener.address),
             admin: admin_listener.address,
             store,
             health: health.clone(),
             admission,
+            background: loaded.tasks,
             readiness: tokio::spawn(readiness.keep()),
-            lifecycle: Lifecycle::new(settings.entropy.clone()),
+            lifecycle,
             drain: settings.drain,
         };
-        if let Some((listener, rest, credentials)) = rest {
+        if let Some((listener, tls, rest, credentials)) = rest {
             let directory = Arc::new(CredentialCache::new(credentials));
             let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
-            let router = rest::router(in_process(service), verifier, settings.entropy);
-            listener.serve(router, Protocol::Http, &running.lifecycle);
+            let router = rest::router(rpc, verifier, rest.surroundings, settings.entropy);
+            listener.serve(router, Protocol::Http, tls, &running.lifecycle);
         }
-        grpc_listener.serve(public, Protocol::Grpc, &running.lifecycle);
-        admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, &running.lifecycle);
+        admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, None, &running.lifecycle);
         Ok(running)
     }
 
@@ -140,8 +205,50 @@ impl Running {
     }
 }
 
-/// The gateway's way to the RPC without a socket.
-fn in_process(service: grpc::Service) -> rest::Rpc {
+/// What comes from files and names, and the tasks that keep it true to them.
+struct Loaded {
+    clock: Clock,
+    tasks: JoinSet<()>,
+}
+
+impl Loaded {
+    /// The listener's side of TLS.
+    fn server(
+        &mut self,
+        flag: &'static str,
+        tls: Option<ServerTls>,
+    ) -> Result<Option<listener::Tls>, StartError> {
+        let Some(tls) = tls else { return Ok(None) };
+        let (files, clock) = (tls.files(), self.clock.clone());
+        let loaded = Watched::load(flag, files, move || tls.load(&clock));
+        let (watched, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
+        self.tasks.spawn(watched.keep());
+        Ok(Some(current))
+    }
+
+    /// The gateway's way to the RPC over the network.
+    async fn upstream(
+        &mut self,
+        url: UpstreamUrl,
+        tls: ClientTls,
+        admission: grpc::Admission,
+    ) -> Result<rest::Rpc, StartError> {
+        let made = Upstream::new(url, tls, self.clock.clone(), admission);
+        let flag = "--upstream-cert";
+        let (upstream, watched, mut resolver) = made.map_err(|error| StartError::Tls { flag, error })?;
+        resolver.look().await;
+        self.tasks.spawn(watched.keep());
+        self.tasks.spawn(resolver.keep());
+        Ok(local(upstream))
+    }
+}
+
+/// The gateway's way to a service that is in this process, and never fails but by a status.
+fn local<S>(service: S) -> rest::Rpc
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
     BoxCloneSyncService::new(service.map_err(|never: Infallible| -> Status { match never {} }))
 }
 

@@ -16,9 +16,12 @@ use super::{Exit, credentials::read_keys, print, serve::drain, signal::Stop};
 use crate::{
     config::DatabaseUrl,
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
-    identity::oauth1::{self, Origin, Parameters},
-    rest,
-    server::{Rest, Running, Settings, StartError},
+    identity::{
+        TrustedPeers,
+        oauth1::{self, Origin, Parameters},
+    },
+    rest::{self, Surroundings},
+    server::{Grpc, Rest, Rpc, Running, Settings, StartError},
     store::{CredentialError, Credentials, KeyRing, NewCollection, Store},
 };
 
@@ -78,10 +81,20 @@ pub async fn run(args: Args) -> Result<(), Exit> {
         print(format_args!("applied migration {name}"))?;
     }
     let settings = Settings {
-        grpc: args.grpc_addr,
-        rest: Some(Rest { address: args.rest_addr, public_origins: Vec::new(), keys: keys.clone() }),
+        rpc: Rpc::Served(Grpc {
+            address: args.grpc_addr,
+            tls: None,
+            trusted_peers: TrustedPeers::default(),
+            insecure_identity: true,
+        }),
+        rest: Some(Rest {
+            address: args.rest_addr,
+            tls: None,
+            surroundings: Surroundings::default(),
+            public_origins: Vec::new(),
+            keys: keys.clone(),
+        }),
         admin: args.admin_addr,
-        insecure_identity: true,
         max_in_flight: 1024,
         drain: Duration::from_secs(3),
         clock: Clock::System,
@@ -163,7 +176,8 @@ async fn seed(store: &Store, credentials: Credentials) -> Result<Demo, Exit> {
 }
 
 fn print_commands(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Path) -> Result<(), Exit> {
-    let (Some(rest), [by_grpc, by_rest, ..]) = (running.rest, demo.ids.as_slice()) else {
+    let (Some(grpc), Some(rest), [by_grpc, by_rest, ..]) = (running.grpc, running.rest, demo.ids.as_slice())
+    else {
         return Err(Exit::failed("the demo has nothing to destroy"));
     };
     let origin = Origin::of_request("http", &rest.to_string()).ok_or_else(|| Exit::failed("no origin"))?;
@@ -199,7 +213,6 @@ Health is on {admin}, the data in {folder}: delete that folder to begin anew. Ct
 ready",
         user = demo.user,
         names = names.join(", "),
-        grpc = running.grpc,
         origin = origin.as_str(),
         path = rest::PATH,
         key = demo.application.0,

@@ -2,12 +2,16 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Exit, credentials::read_keys, signal::Stop};
+use super::{
+    Exit,
+    credentials::read_keys,
+    edge::{Edge, GrpcTls},
+    signal::Stop,
+};
 use crate::{
     config::DatabaseUrl,
     domain::{Clock, Entropy},
-    identity::oauth1::Origin,
-    server::{NotReady, Rest, Running, Settings, StartError},
+    server::{Grpc, NotReady, Rpc, Running, Settings, StartError},
     store::Store,
 };
 
@@ -28,9 +32,10 @@ pub struct Args {
     /// Where health is served, in plain text, for probes
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
     admin_addr: SocketAddr,
-    /// An origin that REST clients sign for, such as https://api.twitter.com; repeatable. Without any, each request's own
-    #[arg(long, env = "COLLECTIONS_PUBLIC_ORIGIN", value_delimiter = ',')]
-    public_origin: Vec<Origin>,
+    #[command(flatten)]
+    grpc_tls: GrpcTls,
+    #[command(flatten)]
+    edge: Edge,
     /// The keys that open OAuth secrets. Needed for the REST gateway
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: Option<PathBuf>,
@@ -63,25 +68,37 @@ impl FromStr for RestAddr {
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let mut stop = Stop::listen()?;
     let settings = settings(&args)?;
-    let store = Store::connect(&args.database_url, args.database_connections, Clock::System)
-        .await
-        .map_err(Exit::usage)?;
+    let insecure = args.insecure_identity;
+    run_settings(&args.database_url, args.database_connections, settings, || {
+        if insecure {
+            tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
+        }
+    })
+    .await
+}
+
+/// Serves until a signal says otherwise; `serving` is called once it does.
+pub async fn run_settings(
+    database: &DatabaseUrl,
+    connections: u32,
+    settings: Settings,
+    serving: impl FnOnce(),
+) -> Result<(), Exit> {
+    let mut stop = Stop::listen()?;
+    let store = Store::connect(database, connections, Clock::System).await.map_err(Exit::usage)?;
     let running = Running::start(store, settings).await.map_err(|error| match error {
-        StartError::NotReady(NotReady::Credentials(_)) => Exit::usage(error),
+        StartError::NotReady(NotReady::Credentials(_)) | StartError::Tls { .. } => Exit::usage(error),
         other => Exit::failed(other),
     })?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        grpc = %running.grpc,
+        grpc = running.grpc.map(tracing::field::display),
         rest = running.rest.map(tracing::field::display),
         admin = %running.admin,
         "serving"
     );
-    if args.insecure_identity {
-        tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
-    }
+    serving();
     stop.requested().await;
     drain(running).await;
     Ok(())
@@ -112,23 +129,31 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         (RestAddr(Some(_)), None) => {
             return refuse("--credentials-key-file: is needed by the REST gateway; or give --rest-addr off");
         }
-        (RestAddr(Some(address)), Some(path)) => Some(Rest {
-            address,
-            public_origins: args.public_origin.clone(),
-            keys: read_keys(path, entropy.clone())?,
-        }),
+        (RestAddr(Some(address)), Some(path)) => {
+            Some(args.edge.rest(address, read_keys(path, entropy.clone())?)?)
+        }
     };
-    if rest.is_none() && !args.public_origin.is_empty() {
-        return refuse("--public-origin: is for the REST gateway, but --rest-addr is off");
+    if let (None, Some(flag)) = (&rest, args.edge.given()) {
+        return refuse(&format!("{flag}: is for the REST gateway, but --rest-addr is off"));
     }
-    if rest.is_none() && !args.insecure_identity {
-        return refuse("--insecure-identity or --rest-addr: without one of them no caller can be identified");
+    let trusted_peers = &args.grpc_tls.trusted_peer;
+    if args.insecure_identity && !trusted_peers.is_empty() {
+        return refuse("--insecure-identity: believes anyone, so there is no use in --trusted-peer");
+    }
+    if rest.is_none() && !args.insecure_identity && trusted_peers.is_empty() {
+        return refuse(
+            "--trusted-peer, --insecure-identity or --rest-addr: without one of them no caller can be identified",
+        );
     }
     Ok(Settings {
-        grpc: args.grpc_addr,
+        rpc: Rpc::Served(Grpc {
+            address: args.grpc_addr,
+            tls: args.grpc_tls.server(args.insecure_identity),
+            trusted_peers: trusted_peers.iter().cloned().collect(),
+            insecure_identity: args.insecure_identity,
+        }),
         rest,
         admin: args.admin_addr,
-        insecure_identity: args.insecure_identity,
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),
         clock: Clock::System,

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    mem,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -19,7 +20,7 @@ use super::{Admission, service::Deadline, status_of};
 use crate::{
     config,
     domain::DestroyError,
-    identity::{self, AuthenticatedUser},
+    identity::{AuthenticatedUser, Callers, Peer},
     telemetry::Unanswered,
 };
 
@@ -28,64 +29,49 @@ use crate::{
 pub struct Guarded<S> {
     inner: S,
     admission: Admission,
-    insecure: bool,
+    callers: Callers,
 }
 
 impl<S> Guarded<S> {
-    pub const fn new(inner: S, admission: Admission, insecure: bool) -> Self {
-        Self { inner, admission, insecure }
-    }
-
-    /// The user of a call. In process the gateway has already found out, and says so in an extension, which nothing on a
-    /// network can set.
-    fn identify<B>(&self, request: &Request<B>) -> Result<AuthenticatedUser, DestroyError> {
-        if let Some(user) = request.extensions().get::<AuthenticatedUser>() {
-            return Ok(user.clone());
-        }
-        if request.headers().contains_key(http::header::AUTHORIZATION) {
-            return Err(DestroyError::CredentialsInvalid);
-        }
-        if !self.insecure {
-            return Err(DestroyError::CredentialsMissing);
-        }
-        let user = identity::believed_user(request.headers())?;
-        Span::current().record("enduser.id", field::display(user.user()));
-        Ok(user)
+    pub const fn new(inner: S, admission: Admission, callers: Callers) -> Self {
+        Self { inner, admission, callers }
     }
 }
 
 impl<S> Guarded<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + 'static,
-    S::Future: Send + 'static,
 {
-    /// The call's answer, begun now; an error where the guard refuses it.
-    fn admit(
-        &mut self,
+    /// The call's answer; an error where the guard refuses it.
+    async fn answer(
+        mut self,
         mut request: Request<Body>,
-    ) -> Result<impl Future<Output = Response<Body>> + Send + use<S>, DestroyError> {
-        let deadline = Instant::now() + timeout(request.headers());
-        let permit =
-            self.admission.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
-        let user = self.identify(&request)?;
-        request.extensions_mut().insert(user);
-        request.extensions_mut().insert(Deadline(deadline));
-        let answer = self.inner.call(request);
-        Ok(async move {
-            let answer = tokio::time::timeout_at(deadline, answer).await;
-            drop(permit);
-            match answer {
-                Ok(Ok(response)) => explained(response),
-                Ok(Err(never)) => match never {},
-                Err(_elapsed) => status_of(DestroyError::DeadlineExceeded).into_http(),
+        deadline: Instant,
+    ) -> Result<Response<Body>, DestroyError> {
+        let _permit =
+            self.admission.try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
+        let answer = async {
+            // In process the gateway has already found out who the user is, and says so in an extension.
+            if request.extensions().get::<AuthenticatedUser>().is_none() {
+                let peer = request.extensions().get::<Peer>();
+                let user = self.callers.identify(request.headers(), peer).await?;
+                Span::current().record("enduser.id", field::display(user.user()));
+                Span::current().record("caller", user.caller());
+                request.extensions_mut().insert(user);
             }
-        })
+            request.extensions_mut().insert(Deadline(deadline));
+            match self.inner.call(request).await {
+                Ok(response) => Ok(explained(response)),
+                Err(never) => match never {},
+            }
+        };
+        tokio::time::timeout_at(deadline, answer).await.unwrap_or(Err(DestroyError::DeadlineExceeded))
     }
 }
 
 impl<S> Service<Request<Body>> for Guarded<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + 'static,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -101,12 +87,13 @@ where
         let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
         let span = if in_process { Span::current() } else { call_span(&request) };
         let line = (!in_process).then(|| Unanswered::new("call"));
-        let answer = span.in_scope(|| self.admit(request));
+        // The service that was asked whether it is ready must be the one that is called.
+        let ready = self.clone();
+        let ready = mem::replace(self, ready);
+        let deadline = Instant::now() + timeout(request.headers());
         let call = async move {
-            let response = match answer {
-                Ok(answer) => answer.await,
-                Err(error) => status_of(error).into_http(),
-            };
+            let answer = ready.answer(request, deadline).await;
+            let response = answer.unwrap_or_else(|error| status_of(error).into_http());
             if let Some(line) = line {
                 log(&response, line.answered());
             }
@@ -128,6 +115,8 @@ fn call_span<B>(request: &Request<B>) -> Span {
         rpc.method = request.uri().path().trim_start_matches('/'),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),
+        client.address = request.extensions().get::<Peer>().map(|peer| field::display(peer.address)),
+        caller = field::Empty,
         enduser.id = field::Empty,
         collection.id = field::Empty,
         replayed = field::Empty,

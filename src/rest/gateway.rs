@@ -6,18 +6,18 @@ use axum::{body::Body, extract::State};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::{BodyExt, Limited};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tower::util::BoxCloneSyncService;
 use tracing::{Instrument, Span, field};
 
-use super::{PATH, answer::Outcome};
+use super::{PATH, Surroundings, answer::Outcome};
 use crate::{
     config,
     domain::{DestroyError, EdgeError, Entropy},
     identity::{
-        AuthenticatedUser,
+        AuthenticatedUser, Peer,
         oauth1::{self, Origin, Parameters, Scheme, Verifier},
     },
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
@@ -27,22 +27,35 @@ use crate::{
 /// What the generated client speaks through: the in-process service, or a channel.
 pub type Rpc = BoxCloneSyncService<Request<tonic::body::Body>, Response<tonic::body::Body>, Status>;
 
+/// How far the way to the RPC may go for a call; in the extensions of its request.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Nobody waits for the answer any longer.
+    pub deadline: Instant,
+    /// The call has a request id, so that sending it twice does no harm.
+    pub repeatable: bool,
+}
+
 /// The gateway's parts.
 #[derive(Clone, Debug)]
 pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
     verifier: Verifier,
+    surroundings: Surroundings,
     entropy: Entropy,
     places: Arc<Semaphore>,
 }
+
+/// What the 1.1 API asked of browsers: twenty years of TLS.
+const HSTS: &str = "max-age=631138519";
 
 /// Headers of a request that go on to the RPC as they are.
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
-    pub fn new(service: Rpc, verifier: Verifier, entropy: Entropy) -> Self {
+    pub fn new(service: Rpc, verifier: Verifier, surroundings: Surroundings, entropy: Entropy) -> Self {
         let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
-        Self { client: CollectionsServiceClient::new(service), verifier, entropy, places }
+        Self { client: CollectionsServiceClient::new(service), verifier, surroundings, entropy, places }
     }
 
     /// `access` becomes what the token may do, once a token was accepted.
@@ -50,9 +63,13 @@ impl Gateway {
         &self,
         parts: &Parts,
         body: Body,
+        secure: bool,
         origin: Option<&Origin>,
         access: &mut &'static str,
     ) -> Outcome {
+        if self.surroundings.require_tls && !secure {
+            return Outcome::Refused(EdgeError::TlsRequired);
+        }
         if parts.uri.path() != PATH {
             return Outcome::Refused(EdgeError::UnknownPath);
         }
@@ -61,6 +78,7 @@ impl Gateway {
         }
         // The service limits the calls; this limits the bodies that are kept until there is a call.
         let Ok(_place) = self.places.try_acquire() else { return Outcome::Failed(DestroyError::Overloaded) };
+        let deadline = Instant::now() + config::CALL_TIMEOUT;
         let body = match read(parts, body).await {
             Ok(body) => body,
             Err(outcome) => return outcome,
@@ -81,7 +99,7 @@ impl Gateway {
             Span::current().record("enduser.id", field::display(user.user()));
             let request =
                 DestroyRequest { id: the_id(&query, &form)?, request_id: idempotency_key(&parts.headers)? };
-            self.call(user, request, &parts.headers).await
+            self.call(user, request, &parts.headers, deadline).await
         };
         match destroyed.await {
             Ok(()) => Outcome::Destroyed,
@@ -125,10 +143,13 @@ impl Gateway {
         user: AuthenticatedUser,
         request: DestroyRequest,
         headers: &HeaderMap,
+        deadline: Instant,
     ) -> Result<(), DestroyError> {
+        let bounds = Bounds { deadline, repeatable: !request.request_id.is_empty() };
         let mut request = tonic::Request::new(request);
-        request.set_timeout(config::CALL_TIMEOUT);
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         request.extensions_mut().insert(user);
+        request.extensions_mut().insert(bounds);
         for name in FORWARDED {
             if let Some(value) = headers.get(name) {
                 request.metadata_mut().as_mut().insert(name, value.clone());
@@ -147,12 +168,14 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     let transaction = gateway.entropy.hex::<8>();
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let peer = parts.extensions.get::<Peer>();
     let authority = parts.uri.authority().map(|authority| authority.as_str()).or_else(|| header("host"));
     let span = tracing::error_span!(
         "request",
         http.request.method = %parts.method,
         server.address = authority.and_then(|authority| authority.rsplit('@').next()),
         url.path = parts.uri.path(),
+        client.address = peer.map(|peer| field::display(peer.address)),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),
         transaction.id = transaction,
@@ -163,12 +186,13 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
         replayed = field::Empty,
         error = field::Empty,
     );
-    let origin = authority
-        .and_then(|authority| Origin::of_request(parts.uri.scheme_str().unwrap_or("http"), authority));
+    let secure = gateway.surroundings.is_secure(peer, &parts.headers);
+    let scheme = if secure { "https" } else { parts.uri.scheme_str().unwrap_or("http") };
+    let origin = authority.and_then(|authority| Origin::of_request(scheme, authority));
     async {
         let line = Unanswered::new("request");
         let mut access = "";
-        let outcome = gateway.destroy(&parts, body, origin.as_ref(), &mut access).await;
+        let outcome = gateway.destroy(&parts, body, secure, origin.as_ref(), &mut access).await;
         let duration = line.answered();
         let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
@@ -176,6 +200,7 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
             ("x-transaction-id", transaction.as_str()),
             ("x-response-time", &duration.as_millis().to_string()),
             ("x-access-level", access),
+            ("strict-transport-security", if secure { HSTS } else { "" }),
         ];
         for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             if let Ok(value) = HeaderValue::from_str(text) {

@@ -1,6 +1,12 @@
 //! Our own accept loop: every connection has its limits, hears of the drain, and is waited for.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -8,16 +14,27 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use rustls::ServerConfig;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::watch,
     time::Instant,
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::codegen::StdError;
 use tower::{Service, ServiceExt};
 
-use crate::{config, domain::Entropy};
+use super::roster::{Occupied, Roster};
+use crate::{
+    config,
+    domain::Entropy,
+    identity::{Peer, PeerName, Transport},
+};
+
+/// What a listener shows its clients, as it is at the moment.
+pub type Tls = watch::Receiver<Arc<ServerConfig>>;
 
 /// What a listener speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +65,15 @@ pub struct Lifecycle {
 pub struct Listener {
     pub address: SocketAddr,
     socket: TcpListener,
+}
+
+/// An accepted connection with what it is served by.
+struct Connection<S> {
+    builder: Builder<TokioExecutor>,
+    address: IpAddr,
+    service: S,
+    lifecycle: Lifecycle,
+    place: Occupied,
 }
 
 impl Lifecycle {
@@ -94,8 +120,9 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the lifecycle until that closes; every connection finishes what it has begun.
-    pub fn serve<S, B>(self, service: S, protocol: Protocol, lifecycle: &Lifecycle)
+    /// Serves in tasks of the lifecycle until that closes; every connection finishes what it has begun. With `tls`, nobody
+    /// is served without; whoever connects gets the configuration that is current then.
+    pub fn serve<S, B>(self, service: S, protocol: Protocol, tls: Option<Tls>, lifecycle: &Lifecycle)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
             + Clone
@@ -109,16 +136,21 @@ impl Listener {
     {
         let builder = builder(protocol);
         let shared = lifecycle.clone();
-        let places = Arc::new(Semaphore::new(config::CONNECTION_LIMIT));
+        let roster = Roster::new();
         let close = lifecycle.close.clone();
         let accepting = async move {
-            while let Ok(place) = places.clone().acquire_owned().await {
-                let stream = accept(&self.socket).await;
-                let connection = serve_connection(builder.clone(), stream, service.clone(), shared.clone());
-                shared.connections.spawn(async move {
-                    connection.await;
-                    drop(place);
-                });
+            for number in 0.. {
+                let (stream, address) = accept(&self.socket).await;
+                let place = roster.admit(number).await;
+                let connection = Connection {
+                    builder: builder.clone(),
+                    address: address.ip().to_canonical(),
+                    service: service.clone(),
+                    lifecycle: shared.clone(),
+                    place,
+                };
+                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
+                shared.connections.spawn(connection.serve(stream, tls));
             }
         };
         lifecycle.connections.spawn(async move {
@@ -127,68 +159,108 @@ impl Listener {
     }
 }
 
-/// One connection, until it ends, ages, or the drain ends it.
-async fn serve_connection<S, B>(
-    builder: Builder<TokioExecutor>,
-    stream: TcpStream,
-    service: S,
-    lifecycle: Lifecycle,
-) where
+impl<S, B> Connection<S>
+where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<StdError>,
 {
-    // Who comes during the drain is answered, but not waited for.
-    let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
-    let leave = if late { &lifecycle.close } else { &lifecycle.stop };
-    let counted = hyper::service::service_fn(move |request| {
-        let (call, answer) = ((!late).then(|| calls.token()), service.clone().oneshot(request));
-        async move {
-            let answer = answer.await;
-            drop(call);
-            answer
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        let Some(tls) = tls else { return self.serve_http(stream, Transport::Plain).await };
+        let handshake = tokio::time::timeout(config::HANDSHAKE_WAIT, tls.accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = self.place.seat.asked_to_leave() => return,
+            () = self.lifecycle.cut.cancelled() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => {
+                let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let certificate = certificate.map(|leaf| PeerName::of_certificate(leaf).into());
+                self.serve_http(stream, Transport::Tls { certificate }).await;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, client.address = %self.address, "a TLS handshake failed")
+            }
+            Err(_elapsed) => tracing::debug!(client.address = %self.address, "a TLS handshake took too long"),
         }
-    });
-    let connection = builder.serve_connection(TokioIo::new(stream), counted);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => Some(ended),
-        () = leave.cancelled() => None,
-        () = tokio::time::sleep(lifecycle.age()) => None,
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            lifecycle.cut.run_until_cancelled(connection).await.unwrap_or(Ok(()))
+    }
+
+    /// Serves until the connection ends, is idle for too long, ages, or has to leave for another one or for the drain.
+    async fn serve_http(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        transport: Transport,
+    ) {
+        let Self { builder, address, service, lifecycle, place } = self;
+        let (peer, seat) = (Peer { address, transport }, place.seat.clone());
+        // Who comes during the drain is answered, but not waited for.
+        let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
+        let stop = if late { &lifecycle.close } else { &lifecycle.stop };
+        let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let call = (seat.call(), (!late).then(|| calls.token()));
+            let answer = service.clone().oneshot(request);
+            async move {
+                let answer = answer.await;
+                drop(call);
+                answer
+            }
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), counted);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = stop.cancelled() => None,
+            () = place.seat.asked_to_leave() => None,
+            () = place.seat.idle_too_long() => None,
+            () = tokio::time::sleep(lifecycle.age()) => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                // Whoever has nothing in flight and stays silent is not waited for.
+                let patience = if place.seat.is_asked_to_leave() { config::EVICTION } else { config::LINGER };
+                tokio::select! {
+                    ended = connection => ended,
+                    () = place.seat.quiet_for(patience) => Ok(()),
+                    () = lifecycle.cut.cancelled() => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "a connection ended badly");
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(error, "a connection ended badly");
     }
 }
 
 /// The next connection. Where the process is out of file descriptors, it waits for some to come back.
-async fn accept(socket: &TcpListener) -> TcpStream {
+async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut failing = false;
     loop {
         match socket.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY was refused");
                 }
-                return stream;
+                return (stream, peer);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if !failing {
+                    tracing::warn!(%error, "connections cannot be accepted");
+                }
+                failing = true;
                 tokio::time::sleep(config::ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Every limit is named: a connection may neither open streams nor cause resets without bound (RUSTSEC-2024-0003).
+/// Every limit is named: a connection may neither open streams nor cause resets without bound (RUSTSEC-2024-0003), nor
+/// fill our memory with what nobody has read yet.
 fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -202,6 +274,8 @@ fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
         .max_concurrent_streams(config::STREAM_LIMIT)
         .max_local_error_reset_streams(config::RESET_LIMIT)
         .max_header_list_size(config::HEADER_LIMIT)
+        .initial_stream_window_size(config::WINDOW)
+        .initial_connection_window_size(config::WINDOW)
         .keep_alive_interval(config::KEEPALIVE)
         .keep_alive_timeout(config::KEEPALIVE);
     match protocol {

@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use super::support::{App, Backend, Ground, OTHER, OWNER, destroy, reason};
+use super::support::{App, Backend, Ground, OTHER, OWNER, destroy, grpc_of, reason};
 
 const UUID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 
@@ -121,7 +121,10 @@ async fn nobody_is_believed_without_one_valid_user() {
 #[tokio::test]
 async fn nobody_is_believed_unless_it_was_asked_for() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let app = App::start_with(ground, |settings| settings.insecure_identity = false).await;
+    let app = App::start_with(ground, |settings| {
+        grpc_of(settings).insecure_identity = false;
+    })
+    .await;
     app.put(1, OWNER).await;
     let refused = destroy(&mut app.rpc(), OWNER, "custom-1", "").await.unwrap_err();
     assert_eq!(reason(&refused), "CREDENTIALS_MISSING");

@@ -11,8 +11,10 @@ use std::{
 
 use collections_service::{
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
+    identity::TrustedPeers,
     proto::{DestroyRequest, DestroyResponse},
-    server::{Rest, Running, Settings},
+    rest::Surroundings,
+    server::{self, Grpc, Rest, Running, Settings},
     store::{Credentials, KeyRing, NewCollection, Store},
 };
 use hyper_util::{
@@ -116,10 +118,20 @@ impl App {
     pub async fn start_with(ground: Ground, customize: impl FnOnce(&mut Settings)) -> Self {
         let free = || "127.0.0.1:0".parse().unwrap();
         let mut settings = Settings {
-            grpc: free(),
-            rest: Some(Rest { address: free(), public_origins: Vec::new(), keys: ground.keys.clone() }),
+            rpc: server::Rpc::Served(Grpc {
+                address: free(),
+                tls: None,
+                trusted_peers: TrustedPeers::default(),
+                insecure_identity: true,
+            }),
+            rest: Some(Rest {
+                address: free(),
+                tls: None,
+                surroundings: Surroundings::default(),
+                public_origins: Vec::new(),
+                keys: ground.keys.clone(),
+            }),
             admin: free(),
-            insecure_identity: true,
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
             clock: ground.clock.clone(),
@@ -127,7 +139,8 @@ impl App {
         };
         customize(&mut settings);
         let running = Running::start(ground.store.clone(), settings).await.unwrap();
-        let (grpc, rest) = (format!("http://{}", running.grpc), format!("http://{}", running.rest.unwrap()));
+        let origin = |address: Option<_>| format!("http://{}", address.unwrap_or(running.admin));
+        let (grpc, rest) = (origin(running.grpc), origin(running.rest));
         Self { running: Some(running), ground, grpc, rest }
     }
 
@@ -146,6 +159,14 @@ impl App {
     /// One request to the gateway.
     pub async fn send(&self, request: http::Request<String>) -> Answer {
         send(&self.rest, request).await
+    }
+}
+
+/// The gRPC side of a service that has one.
+pub fn grpc_of(settings: &mut Settings) -> &mut Grpc {
+    match &mut settings.rpc {
+        server::Rpc::Served(grpc) => grpc,
+        server::Rpc::Upstream(..) => panic!("a gateway"),
     }
 }
 

@@ -1,0 +1,104 @@
+//! How listeners meet the network: flags of every command that has them.
+
+use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::Exit;
+use crate::{
+    identity::{PeerName, oauth1::Origin},
+    rest::Surroundings,
+    server::{Clients, Identity, Rest, ServerTls},
+    store::KeyRing,
+};
+
+/// The gRPC listener's TLS, and who may speak for a user over it.
+#[derive(Debug, clap::Args)]
+pub struct GrpcTls {
+    /// The gRPC listener's certificate chain, PEM; read again when it changes
+    #[arg(long, env = "COLLECTIONS_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "COLLECTIONS_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The authorities that sign callers' certificates, PEM
+    #[arg(long, env = "COLLECTIONS_CLIENT_CA", requires_all = ["tls_cert", "trusted_peer"])]
+    client_ca: Option<PathBuf>,
+    /// A service whose x-user-id is believed: the SPIFFE ID or DNS name in its certificate; repeatable
+    #[arg(long, env = "COLLECTIONS_TRUSTED_PEER", value_delimiter = ',', requires = "client_ca")]
+    pub trusted_peer: Vec<PeerName>,
+}
+
+/// The REST listener's surroundings.
+#[derive(Debug, clap::Args)]
+pub struct Edge {
+    /// An origin that REST clients sign for, such as https://api.twitter.com; repeatable. Without any, each request's own
+    #[arg(long, env = "COLLECTIONS_PUBLIC_ORIGIN", value_delimiter = ',')]
+    public_origin: Vec<Origin>,
+    /// The REST listener's certificate chain, PEM; read again when it changes
+    #[arg(long, env = "COLLECTIONS_REST_TLS_CERT", requires = "rest_tls_key")]
+    rest_tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "COLLECTIONS_REST_TLS_KEY", requires = "rest_tls_cert")]
+    rest_tls_key: Option<PathBuf>,
+    /// Refuse REST requests that did not come over TLS, to us or to a trusted proxy
+    #[arg(long, env = "COLLECTIONS_REQUIRE_TLS")]
+    require_tls: bool,
+    /// Addresses (10.0.0.0/8, say) of proxies whose x-forwarded-proto is believed; repeatable
+    #[arg(long, env = "COLLECTIONS_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network)]
+    trusted_proxy: Vec<IpNet>,
+}
+
+impl GrpcTls {
+    /// `others` says that callers without a certificate can prove themselves in another way.
+    pub fn server(&self, others: bool) -> Option<ServerTls> {
+        let identity = identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?;
+        let clients = match self.client_ca.clone() {
+            None => Clients::Anyone,
+            Some(authorities) if others => Clients::Optional(authorities),
+            Some(authorities) => Clients::Required(authorities),
+        };
+        Some(ServerTls { identity, clients, alpn: &["h2"] })
+    }
+}
+
+impl Edge {
+    /// The REST listener at this address.
+    pub fn rest(&self, address: SocketAddr, keys: Arc<KeyRing>) -> Result<Rest, Exit> {
+        let tls = identity(self.rest_tls_cert.as_ref(), self.rest_tls_key.as_ref())
+            .map(|identity| ServerTls { identity, clients: Clients::Anyone, alpn: &["h2", "http/1.1"] });
+        if self.require_tls && tls.is_none() && self.trusted_proxy.is_empty() {
+            return Err(Exit::Usage(
+                "--require-tls: no request could come over TLS; give --rest-tls-cert, or --trusted-proxy"
+                    .to_owned(),
+            ));
+        }
+        let surroundings =
+            Surroundings { require_tls: self.require_tls, trusted_proxies: self.trusted_proxy.clone() };
+        Ok(Rest { address, tls, surroundings, public_origins: self.public_origin.clone(), keys })
+    }
+
+    /// A flag that was given although there is no REST listener.
+    pub fn given(&self) -> Option<&'static str> {
+        [
+            ("--public-origin", !self.public_origin.is_empty()),
+            ("--rest-tls-cert", self.rest_tls_cert.is_some()),
+            ("--require-tls", self.require_tls),
+            ("--trusted-proxy", !self.trusted_proxy.is_empty()),
+        ]
+        .into_iter()
+        .find_map(|(flag, given)| given.then_some(flag))
+    }
+}
+
+/// A certificate with its key; clap has seen to it that there is none without the other.
+fn identity(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<Identity> {
+    certificate
+        .zip(key)
+        .map(|(certificate, key)| Identity { certificate: certificate.clone(), key: key.clone() })
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_error| "expected an address, or a network such as 10.0.0.0/8".to_owned())
+}

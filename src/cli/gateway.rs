@@ -1,0 +1,83 @@
+//! `gateway`: the REST side in a process of its own, in front of the RPC elsewhere.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{Exit, credentials::read_keys, edge::Edge, serve::run_settings};
+use crate::{
+    config::{self, DatabaseUrl},
+    domain::{Clock, Entropy},
+    server::{ClientTls, Identity, Rpc, Settings, UpstreamUrl},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The RPC: https://<host>:<port>. Calls take turns among all addresses of the host
+    #[arg(long, env = "COLLECTIONS_UPSTREAM")]
+    upstream: UpstreamUrl,
+    /// The authorities that sign the RPC's certificate, PEM; without them, those that browsers trust
+    #[arg(long, env = "COLLECTIONS_UPSTREAM_CA")]
+    upstream_ca: Option<PathBuf>,
+    /// The certificate chain by which the RPC knows this gateway as a trusted peer, PEM; read again when it changes
+    #[arg(long, env = "COLLECTIONS_UPSTREAM_CERT", requires = "upstream_key")]
+    upstream_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "COLLECTIONS_UPSTREAM_KEY", requires = "upstream_cert")]
+    upstream_key: Option<PathBuf>,
+    /// The database with the OAuth applications and tokens: sqlite:<path> or postgres://<user>@<host>/<database>
+    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
+    database_url: DatabaseUrl,
+    /// Connections to PostgreSQL
+    #[arg(long, default_value_t = 4, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    database_connections: u32,
+    /// The keys that open OAuth secrets
+    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
+    credentials_key_file: PathBuf,
+    /// Where the REST gateway is served
+    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    rest_addr: SocketAddr,
+    /// Where health is served, in plain text, for probes
+    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    admin_addr: SocketAddr,
+    #[command(flatten)]
+    edge: Edge,
+    /// Seconds that accepted requests have to finish after SIGTERM
+    #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    drain_seconds: u64,
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    let settings = settings(&args)?;
+    run_settings(&args.database_url, args.database_connections, settings, || ()).await
+}
+
+fn settings(args: &Args) -> Result<Settings, Exit> {
+    let identity = args.upstream_cert.clone().zip(args.upstream_key.clone());
+    let identity = identity.map(|(certificate, key)| Identity { certificate, key });
+    let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
+    match (args.upstream.is_tls(), &identity) {
+        (true, None) => {
+            return refuse(
+                "--upstream-cert: is needed, or the RPC does not know this gateway as a trusted peer",
+            );
+        }
+        (false, Some(_)) => return refuse("--upstream-cert: is of no use, because --upstream is plain http"),
+        _ => {}
+    }
+    if !args.upstream.is_tls() && args.upstream_ca.is_some() {
+        return refuse("--upstream-ca: is of no use, because --upstream is plain http");
+    }
+    let entropy = Entropy::default();
+    let keys = read_keys(&args.credentials_key_file, entropy.clone())?;
+    Ok(Settings {
+        rpc: Rpc::Upstream(
+            args.upstream.clone(),
+            ClientTls { authorities: args.upstream_ca.clone(), identity },
+        ),
+        rest: Some(args.edge.rest(args.rest_addr, keys)?),
+        admin: args.admin_addr,
+        max_in_flight: config::REST_IN_FLIGHT,
+        drain: Duration::from_secs(args.drain_seconds),
+        clock: Clock::System,
+        entropy,
+    })
+}
