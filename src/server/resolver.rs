@@ -50,16 +50,17 @@ impl Resolver {
     /// One look. Addresses that stay keep what is known of them; when the name cannot be resolved all of them stay, and
     /// the log says so once.
     pub async fn look(&mut self) {
-        let mut addresses = match tokio::time::timeout(config::RESOLVE_WAIT, self.url.addresses()).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => return self.failed(&error.to_string()),
-            Err(_elapsed) => return self.failed("no answer in time"),
-        };
+        match tokio::time::timeout(config::RESOLVE_WAIT, self.url.addresses()).await {
+            Ok(Ok(addresses)) if addresses.is_empty() => self.failed("it has no address"),
+            Ok(Ok(addresses)) => self.found(addresses),
+            Ok(Err(error)) => self.failed(&error.to_string()),
+            Err(_elapsed) => self.failed("no answer in time"),
+        }
+    }
+
+    pub(super) fn found(&mut self, mut addresses: Vec<SocketAddr>) {
         addresses.sort_unstable();
         addresses.dedup();
-        if addresses.is_empty() {
-            return self.failed("it has no address");
-        }
         self.failing = false;
         self.backends.send_if_modified(|backends| {
             let changed = !backends.iter().map(|backend| backend.address).eq(addresses.iter().copied());

@@ -256,3 +256,43 @@ fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+
+    use super::{ClientTls, Clock, SocketAddr, Upstream};
+
+    /// By turns, over those that can be reached; what is known of an address outlives the next look at the name.
+    #[tokio::test(start_paused = true)]
+    async fn calls_take_turns() -> Result<(), Box<dyn std::error::Error>> {
+        let tls = ClientTls { authorities: None, identity: None };
+        let url = "http://localhost:1".parse()?;
+        let (upstream, _watched, mut resolver) =
+            Upstream::new(url, tls, Clock::System, Semaphore::new(1).into())?;
+        let turn = || upstream.next_backend().map(|backend| backend.address.port());
+        assert_eq!(turn(), None);
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        resolver.found(vec![address(1), address(3), address(2), address(2)]);
+        let mut turns: Vec<_> = (0..6).filter_map(|_| turn()).collect();
+        turns.sort_unstable();
+        assert_eq!(turns, [1, 1, 2, 2, 3, 3]);
+
+        for _ in 0..3 {
+            upstream
+                .next_backend()
+                .filter(|backend| backend.address.port() == 2)
+                .inspect(super::Backend::pass_over);
+        }
+        resolver.found(vec![address(2), address(4)]);
+        assert!((0..6).all(|_| turn() == Some(4)));
+        tokio::time::sleep(crate::config::UPSTREAM_AWAY).await;
+        assert_eq!((0..6).filter(|_| turn() == Some(2)).count(), 3);
+
+        for _ in 0..2 {
+            upstream.next_backend().inspect(super::Backend::pass_over);
+        }
+        assert!(turn().is_some(), "where nobody can be reached, somebody is tried");
+        Ok(())
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod oauth;
+pub mod pki;
 pub mod program;
 
 use std::{

@@ -49,21 +49,25 @@ pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String
 impl Program {
     /// `serve` on free ports; returns when its log says that it serves.
     pub async fn serve(ground: &Ground, more: &[&str]) -> Self {
+        let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
+        Self::start(ground, &[&serve, more].concat()).await
+    }
+
+    /// `serve` with callers that prove who they are.
+    pub async fn serve_strictly(ground: &Ground, more: &[&str]) -> Self {
+        Self::start(ground, &[&["serve", "--grpc-addr", "127.0.0.1:0"], more].concat()).await
+    }
+
+    /// `gateway` in front of an RPC elsewhere.
+    pub async fn gateway(ground: &Ground, upstream: &str, more: &[&str]) -> Self {
+        Self::start(ground, &[&["gateway", "--upstream", upstream], more].concat()).await
+    }
+
+    async fn start(ground: &Ground, arguments: &[&str]) -> Self {
         let key_file = ground.folder.path().join("key");
         let free = "127.0.0.1:0";
-        let arguments = [
-            "serve",
-            "--insecure-identity",
-            "--grpc-addr",
-            free,
-            "--rest-addr",
-            free,
-            "--admin-addr",
-            free,
-            "--credentials-key-file",
-            path(&key_file),
-        ];
-        let mut command = command(&[&arguments, more].concat());
+        let shared = ["--rest-addr", free, "--admin-addr", free, "--credentials-key-file", path(&key_file)];
+        let mut command = command(&[arguments, &shared].concat());
         command.env("COLLECTIONS_DATABASE_URL", &ground.url).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -76,7 +80,7 @@ impl Program {
                 break event;
             }
         };
-        let address = |name: &str| format!("http://{}", serving[name].as_str().unwrap());
+        let address = |name: &str| format!("http://{}", serving[name].as_str().unwrap_or_default());
         let (grpc, rest, admin) = (address("grpc"), address("rest"), address("admin"));
         let log = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {

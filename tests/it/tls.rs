@@ -1,0 +1,314 @@
+//! TLS on both listeners: who is served, and what happens when files change.
+
+use std::{path::Path, time::Duration};
+
+use collections_service::{
+    proto::DestroyRequest,
+    rest::Surroundings,
+    server::{Clients, Identity, ServerTls},
+};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+use tokio::net::TcpStream;
+
+use super::{
+    errors::{assert_answer, error_body, form},
+    support::{
+        App, BLOCKED, Backend, Ground, OWNER, PATH, grpc_of,
+        oauth::Signer,
+        pki::{Authority, For, Leaf, TlsRpc, client_config, https, tls_rpc},
+        program::{Program, path, run},
+        reason, wait_for,
+    },
+};
+
+const SERVICE: &str = "spiffe://example.org/orders";
+
+/// A gRPC listener that asks for a certificate, or at least looks at one.
+fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
+    let (certificate, key) = authority.server().write(folder, "server");
+    let clients = Clients::Optional(authority.write(folder, "ca.pem"));
+    ServerTls { identity: Identity { certificate, key }, clients, alpn: &["h2"] }
+}
+
+async fn app(authority: &Authority, peers: &[&str]) -> App {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let tls = server_tls(ground.folder.path(), authority);
+    App::start_with(ground, |settings| {
+        let grpc = grpc_of(settings);
+        grpc.tls = Some(tls);
+        grpc.insecure_identity = false;
+        grpc.trusted_peers = peers.iter().map(|name| name.parse().unwrap()).collect();
+    })
+    .await
+}
+
+pub async fn destroy(rpc: &mut TlsRpc, user: i64, id: &str) -> Result<(), tonic::Status> {
+    let mut request = tonic::Request::new(DestroyRequest { id: id.to_owned(), request_id: String::new() });
+    request.metadata_mut().insert("x-user-id", user.to_string().parse().unwrap());
+    rpc.destroy(request).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_trusted_peer_is_believed_and_written_down() {
+    let authority = Authority::new("ours");
+    let app = app(&authority, &[SERVICE, "billing.example"]).await;
+    for (id, name, caller) in
+        [(1, SERVICE, "mtls:spiffe://example.org/orders"), (2, "Billing.Example", "mtls:billing.example")]
+    {
+        app.put(id, OWNER).await;
+        let leaf = authority.issue(&[name], For::Client);
+        let mut rpc = tls_rpc(&app.grpc, &authority, Some(&leaf));
+        destroy(&mut rpc, OWNER, &format!("custom-{id}")).await.unwrap();
+        let query = format!("SELECT caller FROM destroyed_collections WHERE id = {id}");
+        let row = app.ground.beside().await;
+        let row = row.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await.unwrap().unwrap();
+        assert_eq!(row.try_get::<String>("", "caller").unwrap(), caller);
+    }
+}
+
+/// Names that look like one on the list, and are not.
+#[tokio::test]
+async fn no_other_name_is_trusted() {
+    let authority = Authority::new("ours");
+    let app = app(&authority, &[SERVICE, "billing.example"]).await;
+    app.put(1, OWNER).await;
+    for names in [
+        &["spiffe://example.org/orders/"][..],
+        &["spiffe://example.org/Orders"],
+        &["spiffe://example.org/orders/v2"],
+        &["spiffe://example.org.evil/orders"],
+        &["https://example.org/orders"],
+        &[SERVICE, "spiffe://example.org/other"],
+        &["*.example"],
+        &["billing.example.evil"],
+        &["127.0.0.1"],
+        &[],
+    ] {
+        let leaf = authority.issue(names, For::Client);
+        let refused = destroy(&mut tls_rpc(&app.grpc, &authority, Some(&leaf)), OWNER, "custom-1").await;
+        assert_eq!(reason(&refused.unwrap_err()), "CALLER_NOT_ALLOWED", "{names:?}");
+    }
+    // A certificate for servers is none for clients, whatever it names.
+    let leaf = authority.issue(&[SERVICE], For::Server);
+    let refused = destroy(&mut tls_rpc(&app.grpc, &authority, Some(&leaf)), OWNER, "custom-1").await;
+    assert!(refused.unwrap_err().details().is_empty(), "no handshake, no answer");
+    assert_eq!(app.owned_by(OWNER).await, [1]);
+}
+
+/// The certificate that a listener shows now, as DER.
+async fn shown(origin: &str, authority: &Authority) -> Vec<u8> {
+    let address = origin.trim_start_matches("http://");
+    let config = std::sync::Arc::new(client_config(authority, None));
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = "127.0.0.1".try_into().unwrap();
+    let stream = connector.connect(name, stream).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// Waits until the listener shows another certificate than this.
+async fn changed(origin: &str, authority: &Authority, before: &[u8]) -> bool {
+    for _ in 0..40 {
+        if shown(origin, authority).await != before {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    false
+}
+
+/// With a call in flight, which waits for a lock, over the connection that the old certificate made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_changes_is_served_within_two_seconds() {
+    let authority = Authority::new("ours");
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let folder = ground.folder.path().to_owned();
+    server_tls(&folder, &authority);
+    let leaf = authority.issue(&[SERVICE], For::Client);
+    let file = |name: &str| path(&folder.join(name)).to_owned();
+    let (certificate, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let flags =
+        ["--tls-cert", &certificate, "--tls-key", &key, "--client-ca", &ca, "--trusted-peer", SERVICE];
+    let program = Program::serve_strictly(&ground, &flags).await;
+
+    let before = shown(&program.grpc, &authority).await;
+    let lock = ground.beside().await.begin().await.unwrap();
+    lock.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
+    let mut rpc = tls_rpc(&program.grpc, &authority, Some(&leaf));
+    let call = tokio::spawn({
+        let mut rpc = rpc.clone();
+        async move { destroy(&mut rpc, OWNER, "custom-1").await }
+    });
+    wait_for(&ground.beside().await, BLOCKED).await;
+
+    authority.server().write(&folder, "server");
+    assert!(changed(&program.grpc, &authority, &before).await, "the new certificate is not served");
+    lock.rollback().await.unwrap();
+    call.await.unwrap().unwrap();
+    let now = shown(&program.grpc, &authority).await;
+
+    // Certificates that cannot be used: no PEM, another's key, expired.
+    let other = authority.server();
+    let expired = authority.issue(&["127.0.0.1"], For::ExpiredServer);
+    for broken in [
+        Leaf { certificate: "no certificate".to_owned(), key: other.key.clone() },
+        Leaf { certificate: other.certificate.clone(), key: authority.server().key },
+        expired,
+    ] {
+        broken.write(&folder, "server");
+        tokio::time::sleep(Duration::from_millis(1600)).await;
+        assert_eq!(shown(&program.grpc, &authority).await, now);
+    }
+    std::fs::remove_file(&certificate).unwrap();
+    tokio::time::sleep(Duration::from_millis(1600)).await;
+    assert_eq!(shown(&program.grpc, &authority).await, now);
+
+    // Callers of another authority, once that is trusted instead.
+    let theirs = Authority::new("theirs");
+    other.write(&folder, "server");
+    theirs.write(&folder, "ca.pem");
+    assert!(changed(&program.grpc, &authority, &now).await);
+    destroy(&mut rpc, OWNER, "custom-1").await.unwrap_err();
+    let newcomer = theirs.issue(&[SERVICE], For::Client);
+    let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&newcomer)), OWNER, "custom-1").await;
+    assert_eq!(reason(&refused.unwrap_err()), "COLLECTION_NOT_FOUND");
+    let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&leaf)), OWNER, "custom-1").await;
+    assert!(refused.unwrap_err().details().is_empty(), "an authority that is not trusted any more");
+
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(9)).await;
+    let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("--tls-cert not reloaded"), count("--tls-cert reloaded")), (4, 2), "{log:?}");
+}
+
+async fn https_send(app: &App, authority: &Authority, http2: bool, id: &str) -> super::support::Answer {
+    let origin = app.rest.replace("http://", "https://");
+    let connector = https(client_config(authority, None), http2);
+    let client =
+        Client::builder(TokioExecutor::new()).http2_only(http2).build::<_, Full<bytes::Bytes>>(connector);
+    let header = Signer::owner().header(&format!("{origin}{PATH}"), &[("id", id)]);
+    let (mut parts, body) = form(PATH, &header, &format!("id={id}")).into_parts();
+    parts.uri = format!("{origin}{PATH}").parse().unwrap();
+    let answer = client.request(Request::from_parts(parts, Full::from(body))).await.unwrap();
+    assert_eq!(answer.version() == http::Version::HTTP_2, http2);
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// Both protocols, and signatures for `https://`.
+#[tokio::test]
+async fn rest_is_served_over_tls() {
+    let authority = Authority::new("ours");
+    let ground = Ground::new(Backend::Sqlite).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let (certificate, key) = authority.server().write(ground.folder.path(), "rest");
+    let identity = Identity { certificate, key };
+    let app = App::start_with(ground, |settings| {
+        let rest = settings.rest.as_mut().unwrap();
+        rest.tls = Some(ServerTls { identity, clients: Clients::Anyone, alpn: &["h2", "http/1.1"] });
+        rest.surroundings.require_tls = true;
+    })
+    .await;
+    for (http2, id) in [(false, "custom-1"), (true, "custom-2")] {
+        let answer = https_send(&app, &authority, http2, id).await;
+        assert_answer(&answer, 200, r#"{"destroyed":true}"#);
+        assert_eq!(answer.1["strict-transport-security"], "max-age=631138519");
+    }
+}
+
+/// Behind a proxy that ends TLS: its word is taken, and nobody else's.
+#[tokio::test]
+async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
+    for (proxies, forwarded, served) in [
+        ("127.0.0.0/8", &["https"][..], true),
+        ("127.0.0.1/32", &["HTTPS, https"], true),
+        ("127.0.0.1/32", &["http"], false),
+        ("127.0.0.1/32", &["https, http"], false),
+        ("127.0.0.1/32", &["https", "http"], false),
+        ("127.0.0.1/32", &[""], false),
+        ("127.0.0.1/32", &[], false),
+        ("10.0.0.0/8", &["https"], false),
+    ] {
+        let ground = Ground::new(Backend::Sqlite).await;
+        ground.put(1, OWNER).await;
+        let app = App::start_with(ground, |settings| {
+            settings.rest.as_mut().unwrap().surroundings =
+                Surroundings { require_tls: true, trusted_proxies: vec![proxies.parse().unwrap()] };
+        })
+        .await;
+        let url = format!("{}{PATH}", app.rest.replace("http://", "https://"));
+        let header = Signer::owner().header(&url, &[("id", "custom-1")]);
+        let mut request = form(PATH, &header, "id=custom-1");
+        for value in forwarded {
+            request.headers_mut().append("x-forwarded-proto", value.parse().unwrap());
+        }
+        let answer = app.send(request).await;
+        if served {
+            assert_answer(&answer, 200, r#"{"destroyed":true}"#);
+        } else {
+            assert_answer(&answer, 403, &error_body(92, "SSL is required"));
+        }
+        assert_eq!(answer.1.contains_key("strict-transport-security"), served);
+        assert_eq!(app.owned_by(OWNER).await.len(), usize::from(!served), "{proxies} {forwarded:?}");
+    }
+}
+
+/// What is half given, or unsafe, does not start; the message names the flag.
+#[tokio::test]
+async fn a_configuration_that_is_not_whole_is_refused() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let folder = ground.folder.path();
+    let authority = Authority::new("ours");
+    server_tls(folder, &authority);
+    std::fs::write(folder.join("empty"), "").unwrap();
+    authority.server().write(folder, "other");
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (cert, key, ca, empty, other) =
+        (file("server.pem"), file("server.key"), file("ca.pem"), file("empty"), file("other.key"));
+    let url = ground.url.clone();
+    let whole = ["--tls-cert", &cert, "--tls-key", &key];
+    let peers = ["--client-ca", &ca, "--trusted-peer", SERVICE];
+    for (flags, expected) in [
+        (vec!["--tls-cert", &cert], "--tls-key"),
+        (vec!["--tls-key", &key], "--tls-cert"),
+        (peers.to_vec(), "--tls-cert"),
+        ([&whole[..], &["--client-ca", &ca]].concat(), "--trusted-peer"),
+        ([&whole[..], &["--trusted-peer", SERVICE]].concat(), "--client-ca"),
+        ([&whole[..], &peers[..], &["--trusted-peer", "*.example"]].concat(), "--trusted-peer"),
+        ([&whole[..], &peers[..], &["--trusted-peer", "spiffe://example.org"]].concat(), "--trusted-peer"),
+        ([&whole[..], &peers[..], &["--trusted-peer", "10.0.0.1"]].concat(), "--trusted-peer"),
+        ([&whole[..], &peers[..], &["--insecure-identity"]].concat(), "--insecure-identity"),
+        (vec!["--tls-cert", &cert, "--tls-key", &other, "--insecure-identity"], "--tls-cert"),
+        (vec!["--tls-cert", &empty, "--tls-key", &key, "--insecure-identity"], "--tls-cert"),
+        (vec!["--tls-cert", &cert, "--tls-key", &empty, "--insecure-identity"], "--tls-cert"),
+        (vec!["--tls-cert", "/nowhere", "--tls-key", &key, "--insecure-identity"], "/nowhere"),
+        ([&whole[..], &["--client-ca", &empty, "--trusted-peer", SERVICE]].concat(), "--tls-cert"),
+        (vec!["--require-tls", "--insecure-identity"], "--rest-addr"),
+        (vec!["--insecure-identity", "--trusted-proxy", "10.0.0.0/8"], "--trusted-proxy"),
+    ] {
+        let arguments = [&["serve", "--rest-addr", "off", "--grpc-addr", "127.0.0.1:0"][..], &flags].concat();
+        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &url)]).await;
+        assert_eq!(code, 2, "{flags:?}: {error}");
+        assert!(error.contains(expected), "{flags:?}: {error}");
+    }
+    let key_file = file("key");
+    let rest =
+        ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0", "--credentials-key-file", &key_file];
+    for (flags, expected) in [
+        (vec!["--require-tls"], "--require-tls"),
+        (vec!["--rest-tls-cert", &cert], "--rest-tls-key"),
+        (vec!["--trusted-proxy", "proxy"], "--trusted-proxy"),
+        (vec!["--rest-tls-cert", &cert, "--rest-tls-key", &other], "--rest-tls-cert"),
+    ] {
+        let (code, _, error) =
+            run(&[&rest[..], &flags].concat(), &[("COLLECTIONS_DATABASE_URL", &url)]).await;
+        assert_eq!(code, 2, "{flags:?}: {error}");
+        assert!(error.contains(expected), "{flags:?}: {error}");
+    }
+}
