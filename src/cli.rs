@@ -7,6 +7,7 @@ mod environment;
 mod gateway;
 mod healthcheck;
 mod migrate;
+mod rate_limit;
 mod serve;
 mod signal;
 
@@ -18,7 +19,10 @@ use std::{
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
-use crate::telemetry::{self, LogFormat};
+use crate::{
+    config::{DatabaseUrl, RedisUrl},
+    telemetry::{self, LogFormat},
+};
 
 /// Permanently delete collections owned by the authenticated user: a gRPC service with a Twitter-API-1.1 gateway.
 #[derive(Debug, Parser)]
@@ -159,11 +163,17 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
 fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
     let Some((_, mut matches)) = matches.subcommand() else { return Ok(()) };
     loop {
-        let id = "database_url";
-        let given = matches.try_contains_id(id).unwrap_or(false)
-            && matches.value_source(id) == Some(ValueSource::CommandLine);
-        let url = if given { matches.get_one::<crate::config::DatabaseUrl>(id) } else { None };
-        if url.is_some_and(crate::config::DatabaseUrl::has_password) {
+        let given = |id: &str| {
+            matches.try_contains_id(id).unwrap_or(false)
+                && matches.value_source(id) == Some(ValueSource::CommandLine)
+        };
+        let redis = if given("redis_url") { matches.get_one::<RedisUrl>("redis_url") } else { None };
+        if redis.is_some_and(RedisUrl::has_password) {
+            let message = "--redis-url: a password must not stand on the command line; give the URL by COLLECTIONS_REDIS_URL";
+            return Err(Exit::Usage(message.to_owned()));
+        }
+        let url = if given("database_url") { matches.get_one::<DatabaseUrl>("database_url") } else { None };
+        if url.is_some_and(DatabaseUrl::has_password) {
             let advice =
                 "give the URL by COLLECTIONS_DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass";
             return Err(Exit::Usage(format!(

@@ -99,6 +99,15 @@ pub const UPSTREAM_ADDRESSES: usize = 100;
 /// How often the upstream's name is looked up, and how long that may take.
 pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 pub const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// The longest a request waits for Redis to count it. A shared count is worth less than a fast answer.
+pub const REDIS_BUDGET: Duration = Duration::from_millis(20);
+/// The longest a connection to Redis may take, and then its first answer.
+pub const REDIS_CONNECT_WAIT: Duration = Duration::from_secs(1);
+/// How often a Redis that is away is looked for.
+pub const REDIS_INTERVAL: Duration = Duration::from_secs(1);
+/// Users whose requests are counted in memory, some 32 MB of them. More in one window are not limited: refusing them
+/// would let anyone with many accounts lock out the rest.
+pub const RATE_LIMIT_USERS: usize = 1_000_000;
 /// OAuth timestamps may differ from our clock by this many seconds.
 pub const OAUTH_WINDOW: i64 = 300;
 
@@ -127,11 +136,44 @@ impl DatabaseUrl {
     /// Whether the URL holds a password, in its authority or as a parameter.
     #[must_use]
     pub fn has_password(&self) -> bool {
-        let authority = self.0.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
-        let userinfo =
-            authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
-        userinfo.is_some_and(|userinfo| userinfo.contains(':')) || self.0.contains("password=")
+        has_password(&self.0)
     }
+}
+
+/// The URL of a Redis; as with [`DatabaseUrl`], any text makes one and none is shown.
+#[derive(Clone)]
+pub struct RedisUrl(Zeroizing<String>);
+
+impl RedisUrl {
+    /// The URL with its secrets.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the URL holds a password.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        has_password(&self.0)
+    }
+}
+
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        Self(Zeroizing::new(url))
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisUrl")
+    }
+}
+
+fn has_password(url: &str) -> bool {
+    let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
+    let userinfo = authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
+    userinfo.is_some_and(|userinfo| userinfo.contains(':')) || url.contains("password=")
 }
 
 impl From<String> for DatabaseUrl {

@@ -7,7 +7,7 @@ mod status;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use tonic::service::Routes;
+pub use tonic::service::Routes;
 use tonic_health::{
     pb::health_server::HealthServer,
     server::{HealthReporter, HealthService},

@@ -5,7 +5,8 @@
 //! gRPC: [`server`] accepts, [`grpc`] bounds the call and asks [`identity`] who calls, [`collections`] is the use case,
 //! [`store`] the one atomic statement. REST: [`rest`] verifies the OAuth 1.0a signature through [`identity`] and calls
 //! the same RPC through its generated client ([`proto`]), in process. [`domain`] is what all of them talk about,
-//! [`config`] every limit by name, [`telemetry`] the log, [`cli`] the commands.
+//! [`config`] every limit by name, [`rate_limit`] what the REST edge counts, [`telemetry`] log and metrics, [`cli`] the
+//! commands.
 //!
 //! # What always holds
 //!
@@ -23,6 +24,7 @@ pub mod domain;
 pub mod grpc;
 pub mod identity;
 pub mod proto;
+pub mod rate_limit;
 pub mod rest;
 pub mod server;
 pub mod store;

@@ -6,7 +6,7 @@ mod surroundings;
 
 use axum::Router;
 
-use crate::{domain::Entropy, identity::oauth1::Verifier};
+use crate::{domain::Entropy, identity::oauth1::Verifier, rate_limit::RateLimit};
 
 pub use gateway::{Bounds, Gateway, Rpc};
 pub use surroundings::Surroundings;
@@ -15,7 +15,13 @@ pub use surroundings::Surroundings;
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
 /// The gateway as a service for a listener.
-pub fn router(service: Rpc, verifier: Verifier, surroundings: Surroundings, entropy: Entropy) -> Router {
-    let gateway = Gateway::new(service, verifier, surroundings, entropy);
+pub fn router(
+    service: Rpc,
+    verifier: Verifier,
+    surroundings: Surroundings,
+    rate_limit: Option<RateLimit>,
+    entropy: Entropy,
+) -> Router {
+    let gateway = Gateway::new(service, verifier, surroundings, rate_limit, entropy);
     Router::new().fallback(gateway::handle).with_state(gateway)
 }

@@ -10,7 +10,8 @@ mod upstream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
@@ -33,13 +34,15 @@ pub use self::{
 };
 use crate::{
     domain::{Clock, Entropy},
-    grpc::{self, Health},
+    grpc::{self, Health, Routes},
     identity::{
         Callers, TrustedPeers,
         oauth1::{Origin, Verifier},
     },
+    rate_limit::RateLimit,
     rest::{self, Surroundings},
     store::{CredentialCache, Credentials, KeyRing, Store},
+    telemetry::Metrics,
 };
 
 /// What to serve, and where. Port 0 takes a free one.
@@ -53,6 +56,7 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// The longest wait for accepted calls after a signal to stop.
     pub drain: Duration,
+    pub metrics: Metrics,
     pub clock: Clock,
     pub entropy: Entropy,
 }
@@ -85,6 +89,7 @@ pub struct Rest {
     pub tls: Option<ServerTls>,
     pub surroundings: Surroundings,
     pub public_origins: Vec<Origin>,
+    pub rate_limit: Option<RateLimit>,
     pub keys: Arc<KeyRing>,
 }
 
@@ -113,7 +118,6 @@ pub struct Running {
     admission: grpc::Admission,
     readiness: JoinHandle<()>,
     /// What keeps certificates and addresses true, for as long as anybody is served.
-    #[expect(dead_code, reason = "ends when dropped")]
     background: JoinSet<()>,
     lifecycle: Lifecycle,
     drain: Duration,
@@ -168,7 +172,7 @@ impl Running {
             }
             Rpc::Upstream(url, tls) => (loaded.upstream(url, tls, admission.clone()).await?, None),
         };
-        let running = Self {
+        let mut running = Self {
             grpc: grpc_address,
             rest: rest.as_ref().map(|(listener, ..)| listener.address),
             admin: admin_listener.address,
@@ -181,12 +185,17 @@ impl Running {
             drain: settings.drain,
         };
         if let Some((listener, tls, rest, credentials)) = rest {
+            if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
+                shared.look().await;
+                running.background.spawn(shared.keep());
+            }
             let directory = Arc::new(CredentialCache::new(credentials));
             let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
-            let router = rest::router(rpc, verifier, rest.surroundings, settings.entropy);
+            let router = rest::router(rpc, verifier, rest.surroundings, rest.rate_limit, settings.entropy);
             listener.serve(router, Protocol::Http, tls, &running.lifecycle);
         }
-        admin_listener.serve(grpc::admin_routes(&health), Protocol::Grpc, None, &running.lifecycle);
+        let admin = admin(grpc::admin_routes(&health), settings.metrics);
+        admin_listener.serve(admin, Protocol::Http, None, &running.lifecycle);
         Ok(running)
     }
 
@@ -203,6 +212,32 @@ impl Running {
         let finished = self.lifecycle.drain(deadline).await;
         finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
+}
+
+/// Health for probes and `/metrics` for Prometheus, to anyone who asks.
+fn admin(
+    health: Routes,
+    metrics: Metrics,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<Body>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send,
+> + Clone
++ Send
++ Sync {
+    tower::service_fn(move |request: Request<Incoming>| {
+        let (health, metrics) = (health.clone(), metrics.clone());
+        async move {
+            if request.uri().path() != "/metrics" {
+                return health.oneshot(request).await;
+            }
+            let mut answer = Response::new(Body::new(metrics.text()));
+            let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(text));
+            Ok(answer)
+        }
+    })
 }
 
 /// What comes from files and names, and the tasks that keep it true to them.

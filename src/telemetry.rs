@@ -1,4 +1,6 @@
-//! Logs: one line a call, on standard error, as JSON for machines or as text for people.
+//! Logs: one line a call, on standard error, as JSON for machines or as text for people. Metrics, for Prometheus.
+
+mod metrics;
 
 use std::{
     io::{self, IsTerminal},
@@ -8,6 +10,8 @@ use std::{
 
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
+
+pub use metrics::Metrics;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

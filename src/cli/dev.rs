@@ -20,9 +20,11 @@ use crate::{
         TrustedPeers,
         oauth1::{self, Origin, Parameters},
     },
+    rate_limit::{Counter, Memory, RateLimit, Rule},
     rest::{self, Surroundings},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
     store::{CredentialError, Credentials, KeyRing, NewCollection, Store},
+    telemetry::Metrics,
 };
 
 #[derive(Debug, clap::Args)]
@@ -92,11 +94,17 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             tls: None,
             surroundings: Surroundings::default(),
             public_origins: Vec::new(),
+            rate_limit: Some(RateLimit::new(
+                Rule::default(),
+                Clock::System,
+                Counter::Memory(Memory::default()),
+            )),
             keys: keys.clone(),
         }),
         admin: args.admin_addr,
         max_in_flight: 1024,
         drain: Duration::from_secs(3),
+        metrics: Metrics::new(),
         clock: Clock::System,
         entropy: entropy.clone(),
     };

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::Exit;
 use crate::{
     identity::{PeerName, oauth1::Origin},
+    rate_limit::RateLimit,
     rest::Surroundings,
     server::{Clients, Identity, Rest, ServerTls},
     store::KeyRing,
@@ -64,7 +65,12 @@ impl GrpcTls {
 
 impl Edge {
     /// The REST listener at this address.
-    pub fn rest(&self, address: SocketAddr, keys: Arc<KeyRing>) -> Result<Rest, Exit> {
+    pub fn rest(
+        &self,
+        address: SocketAddr,
+        keys: Arc<KeyRing>,
+        rate_limit: Option<RateLimit>,
+    ) -> Result<Rest, Exit> {
         let tls = identity(self.rest_tls_cert.as_ref(), self.rest_tls_key.as_ref())
             .map(|identity| ServerTls { identity, clients: Clients::Anyone, alpn: &["h2", "http/1.1"] });
         if self.require_tls && tls.is_none() && self.trusted_proxy.is_empty() {
@@ -75,7 +81,8 @@ impl Edge {
         }
         let surroundings =
             Surroundings { require_tls: self.require_tls, trusted_proxies: self.trusted_proxy.clone() };
-        Ok(Rest { address, tls, surroundings, public_origins: self.public_origin.clone(), keys })
+        let public_origins = self.public_origin.clone();
+        Ok(Rest { address, tls, surroundings, public_origins, rate_limit, keys })
     }
 
     /// A flag that was given although there is no REST listener.

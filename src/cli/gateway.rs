@@ -2,11 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Exit, credentials::read_keys, edge::Edge, serve::run_settings};
+use super::{Exit, credentials::read_keys, edge::Edge, rate_limit::RateLimitArgs, serve::run_settings};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
     server::{ClientTls, Identity, Rpc, Settings, UpstreamUrl},
+    telemetry::Metrics,
 };
 
 #[derive(Debug, clap::Args)]
@@ -40,6 +41,8 @@ pub struct Args {
     admin_addr: SocketAddr,
     #[command(flatten)]
     edge: Edge,
+    #[command(flatten)]
+    rate_limit: RateLimitArgs,
     /// Seconds that accepted requests have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
@@ -66,17 +69,18 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     if !args.upstream.is_tls() && args.upstream_ca.is_some() {
         return refuse("--upstream-ca: is of no use, because --upstream is plain http");
     }
-    let entropy = Entropy::default();
+    let (entropy, metrics) = (Entropy::default(), Metrics::new());
     let keys = read_keys(&args.credentials_key_file, entropy.clone())?;
     Ok(Settings {
         rpc: Rpc::Upstream(
             args.upstream.clone(),
             ClientTls { authorities: args.upstream_ca.clone(), identity },
         ),
-        rest: Some(args.edge.rest(args.rest_addr, keys)?),
+        rest: Some(args.edge.rest(args.rest_addr, keys, args.rate_limit.limit(&metrics)?)?),
         admin: args.admin_addr,
         max_in_flight: config::REST_IN_FLIGHT,
         drain: Duration::from_secs(args.drain_seconds),
+        metrics,
         clock: Clock::System,
         entropy,
     })

@@ -6,6 +6,7 @@ use super::{
     Exit,
     credentials::read_keys,
     edge::{Edge, GrpcTls},
+    rate_limit::RateLimitArgs,
     signal::Stop,
 };
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     domain::{Clock, Entropy},
     server::{Grpc, NotReady, Rpc, Running, Settings, StartError},
     store::Store,
+    telemetry::Metrics,
 };
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +38,8 @@ pub struct Args {
     grpc_tls: GrpcTls,
     #[command(flatten)]
     edge: Edge,
+    #[command(flatten)]
+    rate_limit: RateLimitArgs,
     /// The keys that open OAuth secrets. Needed for the REST gateway
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: Option<PathBuf>,
@@ -120,7 +124,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     if args.insecure_identity && !args.grpc_addr.ip().is_loopback() {
         return refuse("--insecure-identity: believes anyone, so --grpc-addr must be a loopback address");
     }
-    let entropy = Entropy::default();
+    let (entropy, metrics) = (Entropy::default(), Metrics::new());
     let rest = match (args.rest_addr, &args.credentials_key_file) {
         (RestAddr(None), None) => None,
         (RestAddr(None), Some(_)) => {
@@ -130,11 +134,15 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
             return refuse("--credentials-key-file: is needed by the REST gateway; or give --rest-addr off");
         }
         (RestAddr(Some(address)), Some(path)) => {
-            Some(args.edge.rest(address, read_keys(path, entropy.clone())?)?)
+            let keys = read_keys(path, entropy.clone())?;
+            Some(args.edge.rest(address, keys, args.rate_limit.limit(&metrics)?)?)
         }
     };
     if let (None, Some(flag)) = (&rest, args.edge.given()) {
         return refuse(&format!("{flag}: is for the REST gateway, but --rest-addr is off"));
+    }
+    if rest.is_none() && args.rate_limit.has_redis() {
+        return refuse("--redis-url: is for the REST gateway, but --rest-addr is off");
     }
     let trusted_peers = &args.grpc_tls.trusted_peer;
     if args.insecure_identity && !trusted_peers.is_empty() {
@@ -156,6 +164,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         admin: args.admin_addr,
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),
+        metrics,
         clock: Clock::System,
         entropy,
     })

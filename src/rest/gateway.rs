@@ -21,6 +21,7 @@ use crate::{
         oauth1::{self, Origin, Parameters, Scheme, Verifier},
     },
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
+    rate_limit::{Allowance, RateLimit},
     telemetry::Unanswered,
 };
 
@@ -42,8 +43,17 @@ pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
     verifier: Verifier,
     surroundings: Surroundings,
+    rate_limit: Option<RateLimit>,
     entropy: Entropy,
     places: Arc<Semaphore>,
+}
+
+/// What is known of the user of a request.
+#[derive(Debug, Default)]
+struct Known {
+    /// What the token may do, once a token was accepted.
+    access: &'static str,
+    allowance: Option<Allowance>,
 }
 
 /// What the 1.1 API asked of browsers: twenty years of TLS.
@@ -53,19 +63,26 @@ const HSTS: &str = "max-age=631138519";
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
-    pub fn new(service: Rpc, verifier: Verifier, surroundings: Surroundings, entropy: Entropy) -> Self {
+    pub fn new(
+        service: Rpc,
+        verifier: Verifier,
+        surroundings: Surroundings,
+        rate_limit: Option<RateLimit>,
+        entropy: Entropy,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
-        Self { client: CollectionsServiceClient::new(service), verifier, surroundings, entropy, places }
+        let client = CollectionsServiceClient::new(service);
+        Self { client, verifier, surroundings, rate_limit, entropy, places }
     }
 
-    /// `access` becomes what the token may do, once a token was accepted.
+    /// `known` becomes what is known of the user, for the answer's headers.
     async fn destroy(
         &self,
         parts: &Parts,
         body: Body,
         secure: bool,
         origin: Option<&Origin>,
-        access: &mut &'static str,
+        known: &mut Known,
     ) -> Outcome {
         if self.surroundings.require_tls && !secure {
             return Outcome::Refused(EdgeError::TlsRequired);
@@ -90,13 +107,20 @@ impl Gateway {
         }
         let destroyed = async {
             let user = self.authenticate(parts, &query, &form, origin).await;
-            *access = match user {
+            known.access = match user {
                 Ok(_) => "read-write",
                 Err(DestroyError::WriteAccessRequired) => "read",
                 Err(_) => "",
             };
             let user = user?;
             Span::current().record("enduser.id", field::display(user.user()));
+            if let Some(rate_limit) = &self.rate_limit {
+                let allowance = rate_limit.take(user.user()).await;
+                known.allowance = Some(allowance);
+                if !allowance.granted {
+                    return Err(DestroyError::RateLimited);
+                }
+            }
             let request =
                 DestroyRequest { id: the_id(&query, &form)?, request_id: idempotency_key(&parts.headers)? };
             self.call(user, request, &parts.headers, deadline).await
@@ -191,20 +215,28 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     let origin = authority.and_then(|authority| Origin::of_request(scheme, authority));
     async {
         let line = Unanswered::new("request");
-        let mut access = "";
-        let outcome = gateway.destroy(&parts, body, secure, origin.as_ref(), &mut access).await;
+        let mut known = Known::default();
+        let outcome = gateway.destroy(&parts, body, secure, origin.as_ref(), &mut known).await;
         let duration = line.answered();
         let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
         let texts = [
             ("x-transaction-id", transaction.as_str()),
             ("x-response-time", &duration.as_millis().to_string()),
-            ("x-access-level", access),
+            ("x-access-level", known.access),
             ("strict-transport-security", if secure { HSTS } else { "" }),
         ];
         for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             if let Ok(value) = HeaderValue::from_str(text) {
                 headers.insert(http::HeaderName::from_static(name), value);
+            }
+        }
+        if let Some(allowance) = known.allowance {
+            headers.insert("x-rate-limit-limit", allowance.limit.into());
+            headers.insert("x-rate-limit-remaining", allowance.remaining.into());
+            headers.insert("x-rate-limit-reset", allowance.reset.into());
+            if !allowance.granted {
+                headers.insert(header::RETRY_AFTER, allowance.wait.into());
             }
         }
         let response = outcome.into_response(realm, headers);

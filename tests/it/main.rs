@@ -19,6 +19,7 @@ mod gateway;
 mod ids;
 mod model;
 mod process;
+mod rate_limit;
 mod readme;
 mod recorded;
 mod rest;

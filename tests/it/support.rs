@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod oauth;
 pub mod pki;
 pub mod program;
+pub mod redis;
 
 use std::{
     sync::{Arc, atomic::AtomicI64},
@@ -17,6 +18,7 @@ use collections_service::{
     rest::Surroundings,
     server::{self, Grpc, Rest, Running, Settings},
     store::{Credentials, KeyRing, NewCollection, Store},
+    telemetry::Metrics,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -130,11 +132,13 @@ impl App {
                 tls: None,
                 surroundings: Surroundings::default(),
                 public_origins: Vec::new(),
+                rate_limit: None,
                 keys: ground.keys.clone(),
             }),
             admin: free(),
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
+            metrics: Metrics::new(),
             clock: ground.clock.clone(),
             entropy: Entropy::default(),
         };

@@ -1,0 +1,40 @@
+//! The rate limit: flags of every command that serves REST.
+
+use super::Exit;
+use crate::{
+    config::{self, RedisUrl},
+    domain::Clock,
+    rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
+    telemetry::Metrics,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct RateLimitArgs {
+    /// REST requests of one user in each window, such as 300/15m; 0 for no limit
+    #[arg(long, default_value_t = Rule::default(), env = "COLLECTIONS_RATE_LIMIT")]
+    rate_limit: Rule,
+    /// A Redis that counts the requests of all gateways together: redis://<host>:<port>. Without it each counts its own
+    #[arg(long, env = "COLLECTIONS_REDIS_URL", hide_env_values = true)]
+    redis_url: Option<RedisUrl>,
+}
+
+impl RateLimitArgs {
+    /// The limit, unless it is switched off.
+    pub fn limit(&self, metrics: &Metrics) -> Result<Option<RateLimit>, Exit> {
+        let counter = match &self.redis_url {
+            Some(_) if !self.rate_limit.is_on() => {
+                return Err(Exit::Usage("--redis-url: is of no use, because --rate-limit is 0".to_owned()));
+            }
+            Some(url) => Counter::Redis(Box::new(
+                Shared::new(url, config::REDIS_BUDGET, metrics.clone()).map_err(Exit::usage)?,
+            )),
+            None => Counter::Memory(Memory::default()),
+        };
+        Ok(self.rate_limit.is_on().then(|| RateLimit::new(self.rate_limit, Clock::System, counter)))
+    }
+
+    /// Whether there is a Redis, which is of no use without REST.
+    pub const fn has_redis(&self) -> bool {
+        self.redis_url.is_some()
+    }
+}

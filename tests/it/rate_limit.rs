@@ -1,0 +1,323 @@
+//! The rate limit: in memory, shared through Redis, and while Redis is away.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use collections_service::{
+    config::REDIS_BUDGET,
+    domain::Clock,
+    rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
+    store::Store,
+    telemetry::Metrics,
+};
+use http::HeaderMap;
+use proptest::prelude::*;
+
+use super::{
+    errors::{assert_answer, error_body, form, signed},
+    support::{
+        App, Backend, CONNECTIONS, Ground, NOW, OTHER, OWNER, PATH,
+        oauth::Signer,
+        program::{Program, path, run},
+        redis::Redis,
+        send, user,
+    },
+};
+
+/// Of gateways whose counts are at issue and not their speed: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn rule(text: &str) -> Rule {
+    text.parse().unwrap()
+}
+
+proptest! {
+    /// Every moment is in exactly one window, and windows are as long as the rule says.
+    #[test]
+    fn windows_tile_the_time(length in 1..86_400_u64, now in 0..10_000_000_000_u64) {
+        let rule = Rule { limit: 1, window: Duration::from_secs(length) };
+        let window = rule.window_at(now);
+        prop_assert!(now < window.reset && window.reset <= now + length);
+        prop_assert_eq!(rule.window_at(window.reset).number, window.number + 1);
+        prop_assert_eq!(rule.window_at(window.reset - 1), window);
+        prop_assert_eq!(window.reset % length, 0);
+    }
+
+    /// What is read is written back the same.
+    #[test]
+    fn rules_are_read(limit in 1..u32::MAX, length in 1..20_u64, unit in prop::sample::select(vec!["s", "m", "h"])) {
+        let rule: Rule = format!("{limit}/{length}{unit}").parse().unwrap();
+        prop_assert_eq!(rule.to_string().parse(), Ok(rule));
+        prop_assert_eq!(rule.limit, limit);
+    }
+}
+
+#[test]
+fn no_other_text_is_a_rule() {
+    for text in [
+        "",
+        "300",
+        "/15m",
+        "300/",
+        "300/15",
+        "300/0m",
+        "300/25h",
+        "-1/15m",
+        "+1/15m",
+        "300/15 m",
+        "1/m",
+        "300/15m ",
+        "4294967296/15m",
+        "300/15M",
+        "300/99999999999m",
+        "1/2/3m",
+        "300/1ü",
+    ] {
+        assert!(text.parse::<Rule>().is_err(), "{text}");
+    }
+    assert!(!rule("0").is_on() && !rule("0/15m").is_on() && rule("1/15m").is_on());
+    assert_eq!(rule("300/15m"), Rule::default());
+}
+
+/// An app on this ground whose gateway is limited.
+async fn limited(ground: Ground, rule: Rule, counter: Counter) -> App {
+    App::start_with(ground, |settings| {
+        let limit = RateLimit::new(rule, settings.clock.clone(), counter);
+        settings.rest.as_mut().unwrap().rate_limit = Some(limit);
+    })
+    .await
+}
+
+fn headers(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.parse().ok();
+    Some((number("x-rate-limit-limit")?, number("x-rate-limit-remaining")?, number("x-rate-limit-reset")?))
+}
+
+/// On success, on failures once the user is known, and when the limit is used up; in the next window all begins anew.
+#[tokio::test]
+async fn answers_say_what_is_left() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OTHER).await;
+    ground.put(3, OWNER).await;
+    let app = limited(ground, rule("3/15m"), Counter::Memory(Memory::default())).await;
+    let window = 15 * 60;
+    let reset = (NOW.cast_unsigned() / window + 1) * window;
+    let good = Signer::owner();
+
+    let answer = app.send(form(PATH, "", "id=custom-1")).await;
+    assert_eq!((answer.0, headers(&answer.1)), (400, None));
+    let mut wrong = good.clone();
+    wrong.consumer.1.push('x');
+    let answer = app.send(signed(&app, &wrong, "custom-1")).await;
+    assert_eq!((answer.0, headers(&answer.1)), (401, None));
+    for (id, status, remaining) in [("custom-1", 200, 2), ("custom-2", 403, 1), ("", 403, 0)] {
+        let answer = app.send(signed(&app, &good, id)).await;
+        assert_eq!((answer.0, headers(&answer.1)), (status, Some((3, remaining, reset))), "{id}");
+        assert!(!answer.1.contains_key("retry-after"));
+    }
+    for _ in 0..2 {
+        let answer = app.send(signed(&app, &good, "custom-3")).await;
+        assert_answer(&answer, 429, &error_body(88, "Rate limit exceeded"));
+        assert_eq!(headers(&answer.1), Some((3, 0, reset)));
+        assert_eq!(answer.1["retry-after"], (reset - NOW.cast_unsigned()).to_string());
+        assert_eq!(answer.1["x-access-level"], "read-write");
+    }
+    assert_eq!(app.owned_by(OWNER).await, [3]);
+
+    let Clock::Set(clock) = &app.ground.clock else { panic!("a clock of its own") };
+    clock.store(reset.cast_signed(), Ordering::Relaxed);
+    let later = Signer { timestamp: reset.cast_signed(), ..good };
+    let answer = app.send(signed(&app, &later, "custom-3")).await;
+    assert_eq!((answer.0, headers(&answer.1)), (200, Some((3, 2, reset + window))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_grants_exactly_the_limit() {
+    let limit = RateLimit::new(rule("50/1h"), Clock::System, Counter::Memory(Memory::default()));
+    let takes = (0..200).map(|number| {
+        let limit = limit.clone();
+        tokio::spawn(async move { (number % 2, limit.take(user(1 + number % 2)).await) })
+    });
+    let mut granted = [0; 2];
+    let mut remaining = BTreeSet::new();
+    for take in takes.collect::<Vec<_>>() {
+        let (who, allowance) = take.await.unwrap();
+        granted[usize::try_from(who).unwrap()] += i32::from(allowance.granted);
+        remaining.insert(allowance.remaining);
+    }
+    assert_eq!(granted, [50, 50]);
+    assert_eq!(remaining, (0..50).collect());
+}
+
+/// Two whole gateways on one database and one Redis.
+struct Pair {
+    apps: [App; 2],
+    metrics: [Metrics; 2],
+}
+
+impl Pair {
+    async fn new(redis: &Redis, limit: &str) -> Self {
+        let ground = Ground::new(Backend::Postgres).await;
+        let beside =
+            Store::connect(&ground.url.clone().into(), CONNECTIONS, ground.clock.clone()).await.unwrap();
+        let second = Ground {
+            url: ground.url.clone(),
+            store: beside,
+            credentials: ground.credentials.clone(),
+            keys: ground.keys.clone(),
+            clock: ground.clock.clone(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let metrics = [Metrics::new(), Metrics::new()];
+        let counter = |metrics: &Metrics| {
+            Counter::Redis(Box::new(Shared::new(&redis.url().into(), PATIENCE, metrics.clone()).unwrap()))
+        };
+        let first = limited(ground, rule(limit), counter(&metrics[0])).await;
+        let second = limited(second, rule(limit), counter(&metrics[1])).await;
+        Self { apps: [first, second], metrics }
+    }
+
+    /// Destroys these, by turns at the one and the other, all at once; how many were granted, and how many refused.
+    async fn destroy(&self, ids: std::ops::RangeInclusive<i64>) -> (usize, usize) {
+        for id in ids.clone() {
+            self.apps[0].put(id, OWNER).await;
+        }
+        let requests = ids.map(|id| {
+            let app = &self.apps[usize::from(id % 2 == 0)];
+            let (rest, request) = (app.rest.clone(), signed(app, &Signer::owner(), &format!("custom-{id}")));
+            tokio::spawn(async move { send(&rest, request).await })
+        });
+        let mut counts = (0, 0);
+        for request in requests.collect::<Vec<_>>() {
+            let (status, _, body) = request.await.unwrap();
+            match status {
+                200 => counts.0 += 1,
+                429 => counts.1 += 1,
+                _ => panic!("{status} {body}"),
+            }
+        }
+        counts
+    }
+
+    /// Waits until both count by Redis, or both alone.
+    async fn until_fallback_is(&self, fallback: i64) {
+        for _ in 0..100 {
+            if self.metrics.iter().all(|metrics| metrics.rate_limit_fallback.get() == fallback) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the fallback does not become {fallback}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_gateways_grant_exactly_the_limit_between_them() {
+    let redis = Redis::start().await;
+    let pair = Pair::new(&redis, "40/15m").await;
+    pair.until_fallback_is(0).await;
+    assert_eq!(pair.destroy(1..=100).await, (40, 60));
+    assert!(pair.metrics.iter().all(|metrics| metrics.rate_limit_fallbacks.get() == 0));
+    assert_eq!(pair.apps[0].owned_by(OWNER).await.len(), 60);
+}
+
+/// Killed and started again in the middle, without its memory: nobody is refused for it, what was counted still counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_dies_and_comes_back_is_survived() {
+    let mut redis = Redis::start().await;
+    let pair = Pair::new(&redis, "40/15m").await;
+    pair.until_fallback_is(0).await;
+    assert_eq!(pair.destroy(1..=20).await, (20, 0));
+    redis.kill();
+    assert_eq!(pair.destroy(21..=30).await, (10, 0));
+    pair.until_fallback_is(1).await;
+    for metrics in &pair.metrics {
+        assert_eq!(metrics.rate_limit_fallbacks.get(), 1);
+    }
+    redis.start_again().await;
+    pair.until_fallback_is(0).await;
+    // Each gateway knows at least the twenty, and five of its own.
+    let (granted, _) = pair.destroy(31..=90).await;
+    assert!((15..=20).contains(&granted), "{granted}");
+    assert_eq!(pair.destroy(91..=100).await.0, 0);
+}
+
+/// One that accepts and never answers costs one request its budget, and not every one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_costs_next_to_nothing() {
+    let redis = Redis::start().await;
+    let shared = Shared::new(&redis.url().into(), REDIS_BUDGET, Metrics::new()).unwrap();
+    shared.look().await;
+    let counter = Counter::Redis(Box::new(shared.clone()));
+    let limit = RateLimit::new(rule("1000/15m"), Clock::System, counter);
+    assert_eq!(limit.take(user(1)).await.remaining, 999);
+    redis.freeze();
+    let begun = Instant::now();
+    for left in (900..999).rev() {
+        assert_eq!(limit.take(user(1)).await.remaining, left);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    shared.look().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "a look is bounded");
+    redis.thaw();
+    shared.look().await;
+    // What the call counted that was given up, when Redis came to it, is counted in the floor as well.
+    assert_eq!(limit.take(user(1)).await.remaining, 899);
+}
+
+/// In the log once each, and in the metrics that anyone may read at the admin listener.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_are_told() {
+    let mut redis = Redis::start().await;
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &["--redis-url", &redis.url(), "--rate-limit", "5/1h"]).await;
+    let metrics = async |line: &str| {
+        let (status, headers, text) =
+            send(&program.admin, http::Request::get("/metrics").body(String::new()).unwrap()).await;
+        assert!(headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+        status == 200 && text.lines().any(|each| each == line)
+    };
+    let ask = async || send(&program.rest, super::support::form_now(&program.rest, "custom-1")).await.0;
+    assert_eq!(ask().await, 404);
+    assert!(metrics("collections_rate_limit_fallback 0").await);
+    redis.kill();
+    for _ in 0..3 {
+        assert_eq!(ask().await, 404);
+    }
+    assert!(metrics("collections_rate_limit_fallback 1").await);
+    assert!(metrics("collections_rate_limit_fallbacks_total 1").await);
+    redis.start_again().await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(metrics("collections_rate_limit_fallback 0").await);
+    assert_eq!((ask().await, ask().await), (404, 429));
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(9)).await;
+    let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("Redis is away"), count("Redis counts")), (1, 2), "{log:?}");
+}
+
+#[tokio::test]
+async fn flags_that_make_no_sense_are_refused() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let key = path(&ground.folder.path().join("key")).to_owned();
+    let with_rest = ["serve", "--insecure-identity", "--credentials-key-file", &key];
+    let without = ["serve", "--insecure-identity", "--rest-addr", "off"];
+    for (start, flags, expected) in [
+        (&with_rest[..], ["--rate-limit", "many"].to_vec(), "--rate-limit"),
+        (&with_rest, vec!["--redis-url", "s3cret"], "--redis-url"),
+        (&with_rest, vec!["--redis-url", "http://s3cret"], "--redis-url"),
+        (&with_rest, vec!["--redis-url", "redis://:s3cret@127.0.0.1:1"], "--redis-url"),
+        (&with_rest, vec!["--redis-url", "redis://127.0.0.1:1", "--rate-limit", "0"], "--redis-url"),
+        (&without, vec!["--redis-url", "redis://127.0.0.1:1"], "--redis-url"),
+    ] {
+        let arguments = [start, &flags].concat();
+        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+        assert_eq!(code, 2, "{flags:?}: {error}");
+        assert!(error.contains(expected) && !error.contains("s3cret"), "{flags:?}: {error}");
+    }
+}
