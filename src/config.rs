@@ -35,6 +35,10 @@ pub const PARAMETER_LIMIT: usize = 256;
 pub const REST_IN_FLIGHT: usize = 1024;
 /// The longest a REST body may take to arrive.
 pub const BODY_WAIT: Duration = Duration::from_secs(10);
+/// A body that has not come whole within this time is a slow one; the usual one comes with its headers.
+pub const BODY_GRACE: Duration = Duration::from_millis(100);
+/// Slow bodies at one time: they need places of their own, or they could take those of everybody.
+pub const SLOW_BODIES: usize = 256;
 /// The largest gRPC message, in bytes: a destroy needs some sixty.
 pub const MESSAGE_LIMIT: usize = 4 * 1024;
 /// The longest text of a UUID that is read, in bytes: `urn:uuid:` and 36 more.

@@ -146,6 +146,7 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             seen => readiness.say(seen),
         }
+        listener::allow_many_files();
         let lifecycle = Lifecycle::new(settings.entropy.clone());
         let mut loaded = Loaded { clock: settings.clock.clone(), tasks: JoinSet::new() };
         let admin_listener = bind("--admin-addr", settings.admin).await?;

@@ -1,6 +1,6 @@
 //! One request: read, authenticate, call, answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::State};
 use bytes::Bytes;
@@ -46,6 +46,7 @@ pub struct Gateway {
     rate_limit: Option<RateLimit>,
     entropy: Entropy,
     places: Arc<Semaphore>,
+    slow_bodies: Arc<Semaphore>,
 }
 
 /// What is known of the user of a request.
@@ -71,8 +72,9 @@ impl Gateway {
         entropy: Entropy,
     ) -> Self {
         let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
+        let slow_bodies = Arc::new(Semaphore::new(config::SLOW_BODIES));
         let client = CollectionsServiceClient::new(service);
-        Self { client, verifier, surroundings, rate_limit, entropy, places }
+        Self { client, verifier, surroundings, rate_limit, entropy, places, slow_bodies }
     }
 
     /// `known` becomes what is known of the user, for the answer's headers.
@@ -96,7 +98,7 @@ impl Gateway {
         // The service limits the calls; this limits the bodies that are kept until there is a call.
         let Ok(_place) = self.places.try_acquire() else { return Outcome::Failed(DestroyError::Overloaded) };
         let deadline = Instant::now() + config::CALL_TIMEOUT;
-        let body = match read(parts, body).await {
+        let body = match self.read(parts, body).await {
             Ok(body) => body,
             Err(outcome) => return outcome,
         };
@@ -128,6 +130,30 @@ impl Gateway {
         match destroyed.await {
             Ok(()) => Outcome::Destroyed,
             Err(error) => Outcome::Failed(error),
+        }
+    }
+
+    /// The whole body, within its limits. A length announced as too large is refused before the client sends it.
+    async fn read(&self, parts: &Parts, body: Body) -> Result<Bytes, Outcome> {
+        const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
+        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let announced = announced.and_then(|length| length.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > config::BODY_LIMIT as u64) {
+            return Err(TOO_LARGE);
+        }
+        let mut whole = pin!(Limited::new(body, config::BODY_LIMIT).collect());
+        let mut collected = tokio::time::timeout(config::BODY_GRACE, whole.as_mut()).await;
+        if collected.is_err() {
+            let Ok(_place) = self.slow_bodies.try_acquire() else {
+                return Err(Outcome::Failed(DestroyError::Overloaded));
+            };
+            collected = tokio::time::timeout(config::BODY_WAIT, whole).await;
+        }
+        match collected {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(TOO_LARGE),
+            // The client broke off or was too slow: there is hardly anyone left to tell.
+            Ok(Err(_)) | Err(_) => Err(Outcome::Failed(DestroyError::DeadlineExceeded)),
         }
     }
 
@@ -254,24 +280,6 @@ fn log(outcome: Outcome, status: u16, duration: Duration) {
         tracing::error!(http.response.status_code = status, outcome = outcome.name(), duration_ms, "request");
     } else {
         tracing::info!(http.response.status_code = status, outcome = outcome.name(), duration_ms, "request");
-    }
-}
-
-/// The whole body, within its limits. A length announced as too large is refused before the client sends it.
-async fn read(parts: &Parts, body: Body) -> Result<Bytes, Outcome> {
-    const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
-    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if announced.and_then(|length| length.parse::<u64>().ok()).is_some_and(|n| n > config::BODY_LIMIT as u64)
-    {
-        return Err(TOO_LARGE);
-    }
-    let collected =
-        tokio::time::timeout(config::BODY_WAIT, Limited::new(body, config::BODY_LIMIT).collect()).await;
-    match collected {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(TOO_LARGE),
-        // The client broke off or was too slow: there is hardly anyone left to tell.
-        Ok(Err(_)) | Err(_) => Err(Outcome::Failed(DestroyError::DeadlineExceeded)),
     }
 }
 

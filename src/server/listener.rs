@@ -14,6 +14,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use rustix::process::{Resource, Rlimit};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -234,6 +235,15 @@ where
         if let Err(error) = ended {
             tracing::debug!(error, "a connection ended badly");
         }
+    }
+}
+
+/// Connections are files. The soft limit is low for the sake of programs that count theirs by bits; the hard one is ours.
+pub fn allow_many_files() {
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, files = limits.current, "the limit of open files stays as it is");
     }
 }
 

@@ -16,6 +16,7 @@ mod discovery;
 mod errors;
 mod faults;
 mod gateway;
+mod hostile;
 mod ids;
 mod model;
 mod process;

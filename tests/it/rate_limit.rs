@@ -1,10 +1,6 @@
 //! The rate limit: in memory, shared through Redis, and while Redis is away.
 
-use std::{
-    collections::BTreeSet,
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use collections_service::{
     config::REDIS_BUDGET,
@@ -15,6 +11,7 @@ use collections_service::{
 };
 use http::HeaderMap;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::{
     errors::{assert_answer, error_body, form, signed},

@@ -1,5 +1,6 @@
 //! Starts the service in process on free ports, over a database of its own.
 
+pub mod attack;
 pub mod cluster;
 pub mod oauth;
 pub mod pki;

@@ -99,7 +99,7 @@ async fn no_other_name_is_trusted() {
 }
 
 /// The certificate that a listener shows now, as DER.
-async fn shown(origin: &str, authority: &Authority) -> Vec<u8> {
+pub async fn shown(origin: &str, authority: &Authority) -> Vec<u8> {
     let address = origin.trim_start_matches("http://");
     let config = std::sync::Arc::new(client_config(authority, None));
     let connector = tokio_rustls::TlsConnector::from(config);

