@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::Code;
 
 use super::{
     support::{
         Backend, Ground, OWNER, PATH,
-        attack::{Attack, is_closed},
+        attack::Attack,
         destroy, form_now,
         pki::Authority,
         program::{Program, path, run},
@@ -34,6 +34,20 @@ async fn open(attack: Attack, address: &str, count: usize) -> Vec<TcpStream> {
         streams.extend(attack.open(address).await);
     }
     streams
+}
+
+/// Whether the other end has closed the connection, or does so within this time.
+async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
+    let mut buffer = [0; 4096];
+    let closed = async {
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(_settings) => {}
+            }
+        }
+    };
+    tokio::time::timeout(patience, closed).await.is_ok()
 }
 
 /// Those who wait longest leave for those who come, and none of the newcomers waits.
@@ -131,7 +145,7 @@ async fn slow_bodies_hold_up_nobody_else() {
     let mut answer = [0; 12];
     let mut refused = 0;
     for stream in &mut streams {
-        let read = tokio::io::AsyncReadExt::read_exact(stream, &mut answer);
+        let read = stream.read_exact(&mut answer);
         let read = tokio::time::timeout(Duration::from_millis(10), read).await;
         refused += usize::from(read.is_ok_and(|read| read.is_ok()) && &answer == b"HTTP/1.1 503");
     }

@@ -1,11 +1,6 @@
 //! Peers that mean harm, in raw bytes over real sockets.
 
-use std::time::Duration;
-
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
@@ -94,18 +89,4 @@ impl Attack {
             }
         }
     }
-}
-
-/// Whether the other end has closed the connection, or does so within this time.
-pub async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
-    let mut buffer = [0; 4096];
-    let closed = async {
-        loop {
-            match stream.read(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(_settings) => {}
-            }
-        }
-    };
-    tokio::time::timeout(patience, closed).await.is_ok()
 }

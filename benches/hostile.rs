@@ -1,0 +1,229 @@
+//! How a well-behaved caller fares beside peers that mean harm: `cargo bench --bench hostile`.
+//!
+//! Each attack runs against the real binary in turns with nothing (A B A B). The calls ask for a collection that there is
+//! not, once over a connection that stays and once over a new one each time. The table has medians over the rounds.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark"
+)]
+
+#[path = "../tests/it/support/attack.rs"]
+mod attack;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use attack::Attack;
+use collections_service::{
+    domain::Entropy,
+    proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
+    store::KeyRing,
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{runtime::Builder, time::Instant};
+use tonic::{Code, body::Body};
+
+type Rpc = CollectionsServiceClient<Client<HttpConnector, Body>>;
+
+const ROUNDS: usize = 5;
+const CALLS: usize = 400;
+const NEW_CALLS: usize = 200;
+/// Connections that an attack holds open.
+const HELD: usize = 10_000;
+/// The time that an attack has before the calls begin.
+const LEAD: Duration = Duration::from_secs(3);
+
+const ATTACKS: [(&str, Attack, bool); 7] = [
+    ("silent connections", Attack::Silence, true),
+    ("half a preface", Attack::HalfPreface, true),
+    ("idle HTTP/2 connections", Attack::Idle, true),
+    ("slow HTTP/1.1 headers", Attack::SlowHeaders, false),
+    ("slow bodies", Attack::SlowBody, false),
+    ("rapid resets", Attack::RapidReset, true),
+    ("CONTINUATION floods", Attack::Continuation, true),
+];
+
+struct Service {
+    child: Child,
+    grpc: String,
+    rest: String,
+}
+
+impl Service {
+    fn start(folder: &Path) -> Self {
+        let (database, key) = (folder.join("db"), folder.join("key"));
+        let url = format!("sqlite:{}?mode=rwc", database.display());
+        std::fs::write(&key, KeyRing::generate_line("bench", &Entropy::default()).as_bytes()).unwrap();
+        let program = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_collections-service"));
+            command.args(arguments).env("COLLECTIONS_DATABASE_URL", &url).stderr(Stdio::piped());
+            command
+        };
+        assert!(program(&["migrate", "up"]).status().unwrap().success());
+        let free = "127.0.0.1:0";
+        let listeners = ["--grpc-addr", free, "--rest-addr", free, "--admin-addr", free];
+        let key = ["--insecure-identity", "--credentials-key-file", key.to_str().unwrap()];
+        let mut child = program(&[&["serve"], &listeners[..], &key].concat()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let serving: serde_json::Value = loop {
+            let line = lines.next().expect("serve ended").unwrap();
+            if line.contains("\"serving\"") {
+                break serde_json::from_str(&line).unwrap();
+            }
+        };
+        // Its log must not fill the pipe.
+        thread::spawn(move || lines.count());
+        let address = |name: &str| serving[name].as_str().unwrap().to_owned();
+        Self { child, grpc: address("grpc"), rest: address("rest") }
+    }
+
+    fn memory_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    fn rpc(&self) -> Rpc {
+        let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        Rpc::with_origin(http, format!("http://{}", self.grpc).parse().unwrap())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// An attack on a thread of its own, for as long as this lives.
+struct Running {
+    stop: Arc<AtomicBool>,
+    opened: Arc<AtomicUsize>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(attack: Attack, address: String) -> Self {
+        let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (until, count) = (stop.clone(), opened.clone());
+        let floods = matches!(attack, Attack::RapidReset | Attack::Continuation);
+        let thread = thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut held = Vec::new();
+                while !until.load(Ordering::Relaxed) {
+                    if held.len() < HELD {
+                        let stream = attack.open(&address).await;
+                        count.fetch_add(1, Ordering::Relaxed);
+                        if !floods {
+                            held.extend(stream);
+                        }
+                    }
+                    // Bounded: an attacker with all of this machine would measure the machine.
+                    if floods || held.len() == HELD || held.len() % 50 == 0 {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                }
+            });
+        });
+        Self { stop, opened, thread: Some(thread) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ended = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+async fn call(rpc: &mut Rpc) -> Duration {
+    let mut request =
+        tonic::Request::new(DestroyRequest { id: "custom-1".to_owned(), request_id: String::new() });
+    request.metadata_mut().insert("x-user-id", "1".parse().unwrap());
+    let begun = Instant::now();
+    let status = rpc.destroy(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    begun.elapsed()
+}
+
+/// p50 and p99 over a connection that stays, and over a new one for each call.
+async fn calls(service: &Service) -> [Duration; 4] {
+    let mut known = service.rpc();
+    call(&mut known).await;
+    let (mut same, mut new) = (Vec::new(), Vec::new());
+    for _ in 0..CALLS {
+        same.push(call(&mut known).await);
+    }
+    for _ in 0..NEW_CALLS {
+        new.push(call(&mut service.rpc()).await);
+    }
+    same.sort_unstable();
+    new.sort_unstable();
+    let at = |sorted: &[Duration], percent: usize| sorted[sorted.len() * percent / 100];
+    [at(&same, 50), at(&same, 99), at(&new, 50), at(&new, 99)]
+}
+
+fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|one, other| one.partial_cmp(other).unwrap());
+    values[values.len() / 2]
+}
+
+fn main() {
+    let limits = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }).unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    println!(
+        "| beside | connections | p50 | p99 | p99, times alone | new: p50 | new: p99 | times alone | peak MB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (name, attack, grpc) in ATTACKS {
+        let (mut ratios, mut beside) = ([const { Vec::new() }; 2], [const { Vec::new() }; 4]);
+        let (mut opened, mut memory) = (0, 0);
+        for round in 1..=ROUNDS {
+            eprint!("\r{name}: round {round} of {ROUNDS}   ");
+            let folder = tempfile::tempdir().unwrap();
+            let service = Service::start(folder.path());
+            let alone = runtime.block_on(calls(&service));
+            let address = if grpc { &service.grpc } else { &service.rest };
+            let running = Running::start(attack, address.clone());
+            thread::sleep(LEAD);
+            let under = runtime.block_on(calls(&service));
+            opened = opened.max(running.opened.load(Ordering::Relaxed));
+            memory = memory.max(service.memory_mb());
+            drop(running);
+            for (ratios, at) in ratios.iter_mut().zip([1, 3]) {
+                ratios.push(under[at].as_secs_f64() / alone[at].as_secs_f64());
+            }
+            for (beside, value) in beside.iter_mut().zip(under) {
+                beside.push(value.as_secs_f64() * 1e3);
+            }
+        }
+        eprint!("\r                                             \r");
+        let [p50, p99, new_p50, new_p99] = beside.map(median);
+        let [same, new] = ratios.map(median);
+        println!(
+            "| {name} | {opened} | {p50:.2} ms | {p99:.2} ms | {same:.2} | {new_p50:.2} ms | {new_p99:.2} ms | {new:.2} | {memory} |"
+        );
+    }
+}
