@@ -6,6 +6,7 @@ mod edge;
 mod environment;
 mod gateway;
 mod healthcheck;
+mod jwt;
 mod migrate;
 mod rate_limit;
 mod serve;

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use jsonwebtoken::Algorithm;
 use zeroize::Zeroizing;
 
 /// The longest wait for a turn at the database, then for a connection, and for the database to say that it is there.
@@ -114,6 +115,43 @@ pub const REDIS_INTERVAL: Duration = Duration::from_secs(1);
 pub const RATE_LIMIT_USERS: usize = 1_000_000;
 /// OAuth timestamps may differ from our clock by this many seconds.
 pub const OAUTH_WINDOW: i64 = 300;
+/// What a JWT may be signed with. Public keys alone: whoever can verify a shared secret can also forge with it.
+pub const JWT_ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+/// The longest JWT, in bytes: half of what all headers may have.
+pub const JWT_LIMIT: usize = 8 * 1024;
+/// By how many seconds an issuer's clock may differ from ours.
+pub const JWT_LEEWAY: f64 = 30.0;
+/// The longest name of a client in a JWT, in bytes: the audit trail keeps it.
+pub const JWT_CLIENT_LIMIT: usize = 256;
+/// The largest JWKS, in bytes, and the most keys in it: issuers publish a handful.
+pub const JWKS_LIMIT: u64 = 128 * 1024;
+pub const JWKS_KEYS: usize = 64;
+/// How often a JWKS is fetched from its URL. A key that its issuer took back is believed no longer than this.
+pub const JWKS_REFRESH: Duration = Duration::from_secs(300);
+/// How often a JWKS file is read: soon enough for a person who has just changed it.
+pub const JWKS_REREAD: Duration = Duration::from_secs(1);
+/// The pause after a fetch that failed, doubled each time up to the longest.
+pub const JWKS_RETRY: Duration = Duration::from_secs(1);
+pub const JWKS_LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// The longest one fetch may take, from the name's resolution to the last byte.
+pub const JWKS_WAIT: Duration = Duration::from_secs(5);
+/// At most one fetch in so many seconds because of unknown key ids: whoever sends a token chooses its key id.
+pub const JWKS_PROMPT_PAUSE: i64 = 30;
+/// The longest a call waits for such a fetch.
+pub const JWKS_PATIENCE: Duration = Duration::from_secs(2);
+/// How many seconds the last good JWKS is used when no newer one can be had: a day to mend the issuer, and no key that
+/// was taken back is believed for ever.
+pub const JWKS_AGE: i64 = 24 * 60 * 60;
 
 /// A database URL: `sqlite:…` or `postgres://…`. Its `Debug` hides it, because it may hold a password. Any text makes
 /// one, and the store judges it: a refusal by clap would show the text.

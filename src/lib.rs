@@ -3,10 +3,10 @@
 //! # The way a destroy takes
 //!
 //! gRPC: [`server`] accepts, [`grpc`] bounds the call and asks [`identity`] who calls, [`collections`] is the use case,
-//! [`store`] the one atomic statement. REST: [`rest`] verifies the OAuth 1.0a signature through [`identity`] and calls
-//! the same RPC through its generated client ([`proto`]), in process. [`domain`] is what all of them talk about,
-//! [`config`] every limit by name, [`rate_limit`] what the REST edge counts, [`telemetry`] log and metrics, [`cli`] the
-//! commands.
+//! [`store`] the one atomic statement. REST: [`rest`] verifies the OAuth 1.0a signature or the bearer token through
+//! [`identity`] and calls the same RPC through its generated client ([`proto`]), in process or over the network.
+//! [`domain`] is what all of them talk about, [`config`] every limit by name, [`rate_limit`] what the REST edge counts,
+//! [`telemetry`] log and metrics, [`cli`] the commands.
 //!
 //! # What always holds
 //!

@@ -6,7 +6,11 @@ mod surroundings;
 
 use axum::Router;
 
-use crate::{domain::Entropy, identity::oauth1::Verifier, rate_limit::RateLimit};
+use crate::{
+    domain::Entropy,
+    identity::{jwt, oauth1},
+    rate_limit::RateLimit,
+};
 
 pub use gateway::{Bounds, Gateway, Rpc};
 pub use surroundings::Surroundings;
@@ -14,14 +18,19 @@ pub use surroundings::Surroundings;
 /// The one path of the API.
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
+/// What the gateway authenticates its clients with, and how it meets them.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    pub oauth1: oauth1::Verifier,
+    /// Of bearer tokens, where they are believed.
+    pub jwt: Option<jwt::Verifier>,
+    pub surroundings: Surroundings,
+    pub rate_limit: Option<RateLimit>,
+    pub entropy: Entropy,
+}
+
 /// The gateway as a service for a listener.
-pub fn router(
-    service: Rpc,
-    verifier: Verifier,
-    surroundings: Surroundings,
-    rate_limit: Option<RateLimit>,
-    entropy: Entropy,
-) -> Router {
-    let gateway = Gateway::new(service, verifier, surroundings, rate_limit, entropy);
+pub fn router(service: Rpc, edge: Edge) -> Router {
+    let gateway = Gateway::new(service, edge);
     Router::new().fallback(gateway::handle).with_state(gateway)
 }

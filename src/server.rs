@@ -1,5 +1,6 @@
 //! The composition root: build, bind, serve, drain.
 
+mod jwks;
 mod listener;
 mod readiness;
 mod reload;
@@ -18,19 +19,21 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
+pub use self::{
+    jwks::{Jwks, JwksError, JwksSource, Jwt, SourceError},
+    readiness::NotReady,
+    resolver::{UpstreamUrl, UpstreamUrlError},
+    tls::{ClientTls, Clients, Identity, ServerTls, TlsError},
+};
 use self::{
     listener::{Lifecycle, Listener, Protocol},
     readiness::Readiness,
     reload::Watched,
     upstream::Upstream,
-};
-pub use self::{
-    readiness::NotReady,
-    resolver::{UpstreamUrl, UpstreamUrlError},
-    tls::{ClientTls, Clients, Identity, ServerTls, TlsError},
 };
 use crate::{
     domain::{Clock, Entropy},
@@ -40,7 +43,7 @@ use crate::{
         oauth1::{Origin, Verifier},
     },
     rate_limit::RateLimit,
-    rest::{self, Surroundings},
+    rest::{self, Edge, Surroundings},
     store::{CredentialCache, Credentials, KeyRing, Store},
     telemetry::Metrics,
 };
@@ -51,6 +54,8 @@ pub struct Settings {
     pub rpc: Rpc,
     /// The REST gateway, with the keys that open its credentials.
     pub rest: Option<Rest>,
+    /// Whose bearer tokens are believed, on either side.
+    pub jwt: Option<Jwt>,
     pub admin: SocketAddr,
     /// Calls in flight; more are refused at once.
     pub max_in_flight: usize,
@@ -102,6 +107,8 @@ pub enum StartError {
     Tls { flag: &'static str, error: TlsError },
     #[error(transparent)]
     NotReady(NotReady),
+    #[error("--jwks: {0}")]
+    Jwks(#[from] JwksError),
     #[error("the reflection service could not be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -119,6 +126,8 @@ pub struct Running {
     readiness: JoinHandle<()>,
     /// What keeps certificates and addresses true, for as long as anybody is served.
     background: JoinSet<()>,
+    /// Keeps the keys new that bearer tokens are verified with.
+    _jwks: Option<AbortOnDropHandle<()>>,
     lifecycle: Lifecycle,
     drain: Duration,
 }
@@ -146,6 +155,11 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             seen => readiness.say(seen),
         }
+        let jwt = match settings.jwt {
+            Some(jwt) => Some(jwt.start(settings.clock.clone()).await?),
+            None => None,
+        };
+        let (jwt, jwks) = jwt.unzip();
         listener::allow_many_files();
         let lifecycle = Lifecycle::new(settings.entropy.clone());
         let mut loaded = Loaded { clock: settings.clock.clone(), tasks: JoinSet::new() };
@@ -164,7 +178,7 @@ impl Running {
                 let callers = Callers {
                     insecure: grpc.insecure_identity,
                     trusted_peers: grpc.trusted_peers,
-                    jwt: None,
+                    jwt: jwt.clone(),
                 };
                 let service = grpc::service(store.clone(), admission.clone(), callers);
                 let (routes, address) = (grpc::public_routes(service.clone(), &health)?, listener.address);
@@ -181,6 +195,7 @@ impl Running {
             health: health.clone(),
             admission,
             background: loaded.tasks,
+            _jwks: jwks,
             readiness: tokio::spawn(readiness.keep()),
             lifecycle,
             drain: settings.drain,
@@ -191,8 +206,14 @@ impl Running {
                 running.background.spawn(shared.keep());
             }
             let directory = Arc::new(CredentialCache::new(credentials));
-            let verifier = Verifier::new(directory, rest.public_origins, settings.clock);
-            let router = rest::router(rpc, verifier, rest.surroundings, rest.rate_limit, settings.entropy);
+            let edge = Edge {
+                oauth1: Verifier::new(directory, rest.public_origins, settings.clock),
+                jwt,
+                surroundings: rest.surroundings,
+                rate_limit: rest.rate_limit,
+                entropy: settings.entropy,
+            };
+            let router = rest::router(rpc, edge);
             listener.serve(router, Protocol::Http, tls, &running.lifecycle);
         }
         let admin = admin(grpc::admin_routes(&health), settings.metrics);

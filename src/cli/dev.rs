@@ -101,6 +101,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             )),
             keys: keys.clone(),
         }),
+        jwt: None,
         admin: args.admin_addr,
         max_in_flight: 1024,
         drain: Duration::from_secs(3),

@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Exit, credentials::read_keys, edge::Edge, rate_limit::RateLimitArgs, serve::run_settings};
+use super::{
+    Exit, credentials::read_keys, edge::Edge, jwt::JwtArgs, rate_limit::RateLimitArgs, serve::run_settings,
+};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
@@ -39,6 +41,8 @@ pub struct Args {
     /// Where health is served, in plain text, for probes
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
     admin_addr: SocketAddr,
+    #[command(flatten)]
+    jwt: JwtArgs,
     #[command(flatten)]
     edge: Edge,
     #[command(flatten)]
@@ -77,6 +81,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
             ClientTls { authorities: args.upstream_ca.clone(), identity },
         ),
         rest: Some(args.edge.rest(args.rest_addr, keys, args.rate_limit.limit(&metrics)?)?),
+        jwt: args.jwt.settings()?,
         admin: args.admin_addr,
         max_in_flight: config::REST_IN_FLIGHT,
         drain: Duration::from_secs(args.drain_seconds),

@@ -6,6 +6,7 @@ use super::{
     Exit,
     credentials::read_keys,
     edge::{Edge, GrpcTls},
+    jwt::JwtArgs,
     rate_limit::RateLimitArgs,
     signal::Stop,
 };
@@ -36,6 +37,8 @@ pub struct Args {
     admin_addr: SocketAddr,
     #[command(flatten)]
     grpc_tls: GrpcTls,
+    #[command(flatten)]
+    jwt: JwtArgs,
     #[command(flatten)]
     edge: Edge,
     #[command(flatten)]
@@ -92,7 +95,9 @@ pub async fn run_settings(
     let mut stop = Stop::listen()?;
     let store = Store::connect(database, connections, Clock::System).await.map_err(Exit::usage)?;
     let running = Running::start(store, settings).await.map_err(|error| match error {
-        StartError::NotReady(NotReady::Credentials(_)) | StartError::Tls { .. } => Exit::usage(error),
+        StartError::NotReady(NotReady::Credentials(_)) | StartError::Tls { .. } | StartError::Jwks(_) => {
+            Exit::usage(error)
+        }
         other => Exit::failed(other),
     })?;
     tracing::info!(
@@ -148,19 +153,21 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     if args.insecure_identity && !trusted_peers.is_empty() {
         return refuse("--insecure-identity: believes anyone, so there is no use in --trusted-peer");
     }
-    if rest.is_none() && !args.insecure_identity && trusted_peers.is_empty() {
+    let jwt = args.jwt.settings()?;
+    if rest.is_none() && jwt.is_none() && !args.insecure_identity && trusted_peers.is_empty() {
         return refuse(
-            "--trusted-peer, --insecure-identity or --rest-addr: without one of them no caller can be identified",
+            "--trusted-peer, --jwks, --insecure-identity or --rest-addr: without one of them no caller can be identified",
         );
     }
     Ok(Settings {
         rpc: Rpc::Served(Grpc {
             address: args.grpc_addr,
-            tls: args.grpc_tls.server(args.insecure_identity),
+            tls: args.grpc_tls.server(jwt.is_some()),
             trusted_peers: trusted_peers.iter().cloned().collect(),
             insecure_identity: args.insecure_identity,
         }),
         rest,
+        jwt,
         admin: args.admin_addr,
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),

@@ -12,16 +12,16 @@ use tonic_types::StatusExt;
 use tower::util::BoxCloneSyncService;
 use tracing::{Instrument, Span, field};
 
-use super::{PATH, Surroundings, answer::Outcome};
+use super::{Edge, PATH, answer::Outcome};
 use crate::{
     config,
-    domain::{DestroyError, EdgeError, Entropy},
+    domain::{DestroyError, EdgeError},
     identity::{
         AuthenticatedUser, Peer,
-        oauth1::{self, Origin, Parameters, Scheme, Verifier},
+        oauth1::{self, Origin, Parameters, Scheme},
     },
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
-    rate_limit::{Allowance, RateLimit},
+    rate_limit::Allowance,
     telemetry::Unanswered,
 };
 
@@ -41,10 +41,7 @@ pub struct Bounds {
 #[derive(Clone, Debug)]
 pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
-    verifier: Verifier,
-    surroundings: Surroundings,
-    rate_limit: Option<RateLimit>,
-    entropy: Entropy,
+    edge: Edge,
     places: Arc<Semaphore>,
     slow_bodies: Arc<Semaphore>,
 }
@@ -64,17 +61,11 @@ const HSTS: &str = "max-age=631138519";
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
-    pub fn new(
-        service: Rpc,
-        verifier: Verifier,
-        surroundings: Surroundings,
-        rate_limit: Option<RateLimit>,
-        entropy: Entropy,
-    ) -> Self {
+    pub fn new(service: Rpc, edge: Edge) -> Self {
         let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
         let slow_bodies = Arc::new(Semaphore::new(config::SLOW_BODIES));
         let client = CollectionsServiceClient::new(service);
-        Self { client, verifier, surroundings, rate_limit, entropy, places, slow_bodies }
+        Self { client, edge, places, slow_bodies }
     }
 
     /// `known` becomes what is known of the user, for the answer's headers.
@@ -86,7 +77,7 @@ impl Gateway {
         origin: Option<&Origin>,
         known: &mut Known,
     ) -> Outcome {
-        if self.surroundings.require_tls && !secure {
+        if self.edge.surroundings.require_tls && !secure {
             return Outcome::Refused(EdgeError::TlsRequired);
         }
         if parts.uri.path() != PATH {
@@ -116,7 +107,7 @@ impl Gateway {
             };
             let user = user?;
             Span::current().record("enduser.id", field::display(user.user()));
-            if let Some(rate_limit) = &self.rate_limit {
+            if let Some(rate_limit) = &self.edge.rate_limit {
                 let allowance = rate_limit.take(user.user()).await;
                 known.allowance = Some(allowance);
                 if !allowance.granted {
@@ -165,17 +156,26 @@ impl Gateway {
         origin: Option<&Origin>,
     ) -> Result<AuthenticatedUser, DestroyError> {
         let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let mut bearer = None;
         let header = match headers.next().map(HeaderValue::to_str) {
             None => None,
             Some(Ok(text)) => match Scheme::of(text) {
                 Scheme::OAuth(parameters) => Some(parameters),
-                Scheme::Bearer(_token) => return Err(DestroyError::CredentialsInvalid),
+                Scheme::Bearer(token) => {
+                    bearer = Some(token);
+                    None
+                }
                 Scheme::Unknown => return Err(DestroyError::CredentialsMissing),
             },
             Some(Err(_not_text)) => return Err(DestroyError::CredentialsInvalid),
         };
         if headers.next().is_some() {
             return Err(DestroyError::CredentialsInvalid);
+        }
+        if let Some(token) = bearer {
+            // With a signature beside it there would be two users to choose from.
+            let verifier = self.edge.jwt.as_ref().filter(|_| !query.has_oauth() && !form.has_oauth());
+            return verifier.ok_or(DestroyError::CredentialsInvalid)?.verify(token).await;
         }
         let request = oauth1::Request {
             method: parts.method.as_str(),
@@ -185,7 +185,7 @@ impl Gateway {
             form,
             origin,
         };
-        self.verifier.verify(request).await
+        self.edge.oauth1.verify(request).await
     }
 
     async fn call(
@@ -215,7 +215,7 @@ impl Gateway {
 
 /// The service of every path and method.
 pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> Response<Body> {
-    let transaction = gateway.entropy.hex::<8>();
+    let transaction = gateway.edge.entropy.hex::<8>();
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let peer = parts.extensions.get::<Peer>();
@@ -236,7 +236,7 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
         replayed = field::Empty,
         error = field::Empty,
     );
-    let secure = gateway.surroundings.is_secure(peer, &parts.headers);
+    let secure = gateway.edge.surroundings.is_secure(peer, &parts.headers);
     let scheme = if secure { "https" } else { parts.uri.scheme_str().unwrap_or("http") };
     let origin = authority.and_then(|authority| Origin::of_request(scheme, authority));
     async {
@@ -244,7 +244,7 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
         let mut known = Known::default();
         let outcome = gateway.destroy(&parts, body, secure, origin.as_ref(), &mut known).await;
         let duration = line.answered();
-        let realm = gateway.verifier.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
+        let realm = gateway.edge.oauth1.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
         let mut headers = HeaderMap::new();
         let texts = [
             ("x-transaction-id", transaction.as_str()),

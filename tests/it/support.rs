@@ -2,6 +2,7 @@
 
 pub mod attack;
 pub mod cluster;
+pub mod jwt;
 pub mod oauth;
 pub mod pki;
 pub mod program;
@@ -136,6 +137,7 @@ impl App {
                 rate_limit: None,
                 keys: ground.keys.clone(),
             }),
+            jwt: None,
             admin: free(),
             max_in_flight: 1024,
             drain: Duration::from_secs(5),

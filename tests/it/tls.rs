@@ -24,10 +24,10 @@ use super::{
     },
 };
 
-const SERVICE: &str = "spiffe://example.org/orders";
+pub const SERVICE: &str = "spiffe://example.org/orders";
 
 /// A gRPC listener that asks for a certificate, or at least looks at one.
-fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
+pub fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
     let (certificate, key) = authority.server().write(folder, "server");
     let clients = Clients::Optional(authority.write(folder, "ca.pem"));
     ServerTls { identity: Identity { certificate, key }, clients, alpn: &["h2"] }

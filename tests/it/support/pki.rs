@@ -127,7 +127,12 @@ pub fn https(config: ClientConfig, http2: bool) -> Https {
 
 /// A client of the RPC over TLS, on a connection of its own.
 pub fn tls_rpc(origin: &str, authority: &Authority, leaf: Option<&Leaf>) -> TlsRpc {
+    rpc_at(&origin.replace("http://", "https://"), authority, leaf)
+}
+
+/// The same, over TLS or not as the origin has it.
+pub fn rpc_at(origin: &str, authority: &Authority, leaf: Option<&Leaf>) -> TlsRpc {
     let connector = https(client_config(authority, leaf), true);
     let http = Client::builder(TokioExecutor::new()).http2_only(true).build(connector);
-    TlsRpc::with_origin(http, origin.replace("http://", "https://").parse().unwrap())
+    TlsRpc::with_origin(http, origin.parse().unwrap())
 }

@@ -1,0 +1,51 @@
+//! Whose bearer tokens are believed, for every command that authenticates callers.
+
+use std::path::PathBuf;
+
+use super::Exit;
+use crate::server::{JwksSource, Jwt};
+
+#[derive(Debug, clap::Args)]
+pub struct JwtArgs {
+    /// The keys that sign bearer tokens, as a JWKS: a file, or an https URL. It turns them on
+    #[arg(long, env = "COLLECTIONS_JWKS")]
+    jwks: Option<String>,
+    /// The authorities of the JWKS URL's certificate, in PEM. Without it, those that browsers trust
+    #[arg(long, env = "COLLECTIONS_JWKS_CA")]
+    jwks_ca: Option<PathBuf>,
+    /// The issuer of bearer tokens, letter for letter. Needed with --jwks
+    #[arg(long, env = "COLLECTIONS_JWT_ISSUER")]
+    jwt_issuer: Option<String>,
+    /// An audience that bearer tokens may be for; repeatable. Needed with --jwks
+    #[arg(long, env = "COLLECTIONS_JWT_AUDIENCE", value_delimiter = ',')]
+    jwt_audience: Vec<String>,
+}
+
+impl JwtArgs {
+    /// Whose tokens are believed; nobody's without `--jwks`.
+    ///
+    /// # Errors
+    /// Half of it is given, or the source cannot be one.
+    pub fn settings(&self) -> Result<Option<Jwt>, Exit> {
+        let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
+        let Some(jwks) = &self.jwks else {
+            let stray = [
+                ("--jwks-ca", self.jwks_ca.is_some()),
+                ("--jwt-issuer", self.jwt_issuer.is_some()),
+                ("--jwt-audience", !self.jwt_audience.is_empty()),
+            ];
+            return match stray.into_iter().find(|(_, given)| *given) {
+                Some((flag, _)) => refuse(&format!("{flag}: is for bearer tokens, which need --jwks")),
+                None => Ok(None),
+            };
+        };
+        let Some(issuer) = self.jwt_issuer.clone().filter(|issuer| !issuer.is_empty()) else {
+            return refuse("--jwt-issuer: is needed with --jwks");
+        };
+        if self.jwt_audience.is_empty() || self.jwt_audience.iter().any(String::is_empty) {
+            return refuse("--jwt-audience: is needed with --jwks");
+        }
+        let jwks = JwksSource::new(jwks, self.jwks_ca.as_deref()).map_err(Exit::usage)?;
+        Ok(Some(Jwt { jwks, issuer, audiences: self.jwt_audience.clone() }))
+    }
+}

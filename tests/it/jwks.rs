@@ -1,0 +1,407 @@
+//! Where the keys of bearer tokens come from: read, kept new, and kept when nothing newer can be had.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use collections_service::{
+    config,
+    domain::{Clock, DestroyError},
+    identity::jwt::{KeySet, KeySource, Verifier},
+    server::{Jwks, JwksSource},
+};
+use jsonwebtoken::Algorithm;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::support::{
+    App, Backend, Ground, NOW, OWNER,
+    jwt::{AUDIENCE, Endpoint, ISSUER, Key, believing, claims, claims_with, file, jwks},
+    program::{Program, path, run},
+};
+
+use DestroyError::{CredentialsInvalid, StoreUnavailable};
+
+/// A verifier over a source, and its clock.
+struct Bench {
+    jwks: Jwks,
+    verifier: Verifier,
+    time: Arc<AtomicI64>,
+}
+
+impl Bench {
+    async fn over(source: JwksSource) -> Self {
+        let time = Arc::new(AtomicI64::new(NOW));
+        let clock = Clock::Set(time.clone());
+        let jwks = Jwks::open(source, clock.clone()).await.unwrap();
+        let verifier = Verifier::new(Arc::new(jwks.clone()), ISSUER, &[AUDIENCE.to_owned()], clock);
+        Self { jwks, verifier, time }
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.time.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// Whom a token of this key names.
+    async fn user(&self, key: &Key) -> Result<i64, DestroyError> {
+        // As if it had been issued just now.
+        let now = self.time.load(Ordering::SeqCst);
+        let mut claims = claims_with("exp", json!(now + 300));
+        claims["nbf"] = json!(now);
+        self.verifier.verify(&key.token(&claims)).await.map(|user| user.user().get())
+    }
+}
+
+fn pair() -> (Key, Key) {
+    (Key::new("old", Algorithm::ES256), Key::new("new", Algorithm::ES256))
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_fetched_once() {
+    let (old, new) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    let bench = Bench::over(endpoint.source()).await;
+    assert_eq!((bench.user(&old).await, endpoint.fetches()), (Ok(OWNER), 1));
+    endpoint.publish(&[&old, &new]);
+    endpoint.change(|reply| reply.after = Duration::from_millis(200));
+    // However many ask at once.
+    let all = (0..50).map(|_| bench.user(&new));
+    let all = futures(all).await;
+    assert!(all.iter().all(|user| *user == Ok(OWNER)), "{all:?}");
+    assert_eq!(endpoint.fetches(), 2);
+    assert_eq!(bench.user(&old).await, Ok(OWNER));
+}
+
+/// All of them at the same time.
+async fn futures<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut all: Vec<_> = all.map(Box::pin).collect();
+    let mut outcomes: Vec<Option<T>> = all.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, outcome) in all.iter_mut().zip(&mut outcomes) {
+            if outcome.is_none()
+                && let std::task::Poll::Ready(done) = future.as_mut().poll(context)
+            {
+                *outcome = Some(done);
+            }
+        }
+        if outcomes.iter().all(Option::is_some) { ().into() } else { std::task::Poll::Pending }
+    })
+    .await;
+    outcomes.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
+    let (old, new) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    let bench = Bench::over(endpoint.source()).await;
+    let begun = Instant::now();
+    for number in 0..300 {
+        let header = json!({"alg": "ES256", "kid": format!("unknown {number}")});
+        let token = new.sign(&header.to_string(), &claims().to_string());
+        assert_eq!(bench.verifier.verify(&token).await.map(|_| ()), Err(CredentialsInvalid));
+    }
+    assert_eq!(endpoint.fetches(), 2);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // A key that appears within the pause has to wait for it, or for the next round of the loop.
+    endpoint.publish(&[&old, &new]);
+    bench.pass(config::JWKS_PROMPT_PAUSE - 1);
+    assert_eq!((bench.user(&new).await, endpoint.fetches()), (Err(CredentialsInvalid), 2));
+    bench.pass(1);
+    assert_eq!((bench.user(&new).await, endpoint.fetches()), (Ok(OWNER), 3));
+    // A clock that is set back does not end it.
+    let third = Key::new("third", Algorithm::ES256);
+    endpoint.publish(&[&third]);
+    bench.pass(-1_000_000);
+    assert_eq!((bench.user(&third).await, endpoint.fetches()), (Ok(OWNER), 4));
+    assert_eq!(bench.user(&old).await, Err(CredentialsInvalid), "a key that is gone is still believed");
+}
+
+#[tokio::test]
+async fn a_call_does_not_wait_long_for_a_key() {
+    let (old, new) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    let bench = Bench::over(endpoint.source()).await;
+    endpoint.publish(&[&new]);
+    endpoint.change(|reply| reply.after = Duration::from_secs(3));
+    let begun = Instant::now();
+    assert_eq!(bench.user(&new).await, Err(CredentialsInvalid));
+    let waited = begun.elapsed();
+    assert!(waited >= config::JWKS_PATIENCE && waited < config::JWKS_PATIENCE * 3 / 2, "{waited:?}");
+    // The others are served meanwhile, and the fetch goes on without whoever asked for it.
+    assert_eq!(bench.user(&old).await, Ok(OWNER));
+    assert_eq!((bench.user(&new).await, endpoint.fetches()), (Ok(OWNER), 2));
+}
+
+#[tokio::test]
+async fn the_last_good_keys_are_kept_but_not_for_ever() {
+    let (old, new) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    let bench = Bench::over(endpoint.source()).await;
+    let good = jwks(&[&old]);
+    let many: Vec<Value> = (0..=config::JWKS_KEYS).map(|_| old.jwk.clone()).collect();
+    for (status, body) in [
+        (500, good.clone()),
+        (404, String::new()),
+        (204, String::new()),
+        (200, String::new()),
+        (200, good.replacen("keys", "key", 1)),
+        (200, good.trim_end_matches('}').to_owned()),
+        (200, r#"{"keys":[]}"#.to_owned()),
+        (200, r#"{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"old","alg":"HS256"}]}"#.to_owned()),
+        (200, json!({ "keys": many }).to_string()),
+        (200, format!("{good}{}", " ".repeat(config::JWKS_LIMIT as usize))),
+        (200, "<html>Sign in</html>".to_owned()),
+    ] {
+        endpoint.change(|reply| (reply.status, reply.body) = (status, body.clone()));
+        bench.pass(1);
+        assert!(!bench.jwks.refresh().await, "{status} {body}");
+        assert_eq!(bench.user(&old).await, Ok(OWNER), "{status} {body}");
+    }
+    let elsewhere = Endpoint::start(&[&new]).await;
+    endpoint.change(|reply| (reply.status, reply.location) = (302, Some(elsewhere.url.clone())));
+    assert!(!bench.jwks.refresh().await);
+    assert_eq!(elsewhere.fetches(), 0, "a redirect was followed");
+
+    let failed = 11;
+    bench.pass(config::JWKS_AGE - failed);
+    assert_eq!(bench.user(&old).await, Ok(OWNER));
+    bench.pass(1);
+    assert_eq!(bench.user(&old).await, Err(StoreUnavailable));
+    let cause = bench.jwks.keys().unwrap_err().to_string();
+    assert!(cause.contains("86401 s old") && cause.contains("302"), "{cause}");
+    endpoint.change(|reply| (reply.status, reply.body) = (200, good));
+    assert!(bench.jwks.refresh().await);
+    assert_eq!(bench.user(&old).await, Ok(OWNER));
+}
+
+#[tokio::test]
+async fn without_keys_no_token_is_at_fault() {
+    let (old, _) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    endpoint.change(|reply| reply.status = 503);
+    let bench = Bench::over(endpoint.source()).await;
+    assert_eq!(bench.user(&old).await, Err(StoreUnavailable));
+    assert_eq!(bench.verifier.verify("a.b.c").await.map(|_| ()), Err(CredentialsInvalid));
+    endpoint.change(|reply| reply.status = 200);
+    assert!(bench.jwks.refresh().await);
+    assert_eq!(bench.user(&old).await, Ok(OWNER));
+
+    // A server whose certificate nobody vouches for is as good as none, and the log says why.
+    let foreign = Endpoint::start(&[&old]).await;
+    for ca in [None, Some(endpoint.ca.as_path())] {
+        let bench = Bench::over(JwksSource::new(&foreign.url, ca).unwrap()).await;
+        assert_eq!(bench.user(&old).await, Err(StoreUnavailable));
+        let cause = bench.jwks.keys().unwrap_err().to_string();
+        assert!(cause.contains("certificate"), "{cause}");
+    }
+    assert_eq!(foreign.fetches(), 0);
+}
+
+/// The running loop, for a URL that answers late and for a file that is swapped.
+#[tokio::test]
+async fn a_service_finds_its_keys_by_itself() {
+    let (old, new) = pair();
+    let endpoint = Endpoint::start(&[&old]).await;
+    endpoint.change(|reply| reply.status = 503);
+    let jwt = believing(endpoint.source());
+    let app = App::start_with(Ground::new(Backend::Sqlite).await, |settings| settings.jwt = Some(jwt)).await;
+    let send = async |app: &App, key: &Key| {
+        let authorization = format!("Bearer {}", key.token(&claims()));
+        app.send(super::errors::form(super::support::PATH, &authorization, "id=custom-9")).await.0
+    };
+    assert_eq!(send(&app, &old).await, 503);
+    endpoint.change(|reply| reply.status = 200);
+    until(async || send(&app, &old).await == 404).await;
+    // A drain ends the loop.
+    let mut app = app;
+    assert!(app.running.take().unwrap().drain().await);
+    let fetches = endpoint.fetches();
+
+    // As Kubernetes swaps the files of a mount: a link to a folder is put over the link to another.
+    let folder = tempfile::tempdir().unwrap();
+    let mount = |name: &str, text: &str| {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        std::fs::write(folder.path().join(name).join("jwks.json"), text).unwrap();
+        std::os::unix::fs::symlink(name, folder.path().join("next")).unwrap();
+        std::fs::rename(folder.path().join("next"), folder.path().join("data")).unwrap();
+    };
+    mount("first", &jwks(&[&old]));
+    let source = JwksSource::new(path(&folder.path().join("data/jwks.json")), None).unwrap();
+    let jwt = believing(source);
+    let app = App::start_with(Ground::new(Backend::Sqlite).await, |settings| settings.jwt = Some(jwt)).await;
+    assert_eq!((send(&app, &old).await, send(&app, &new).await), (404, 401));
+    mount("second", &jwks(&[&new]));
+    let begun = Instant::now();
+    until(async || send(&app, &new).await == 404).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(send(&app, &old).await, 401);
+    mount("third", "{");
+    tokio::time::sleep(config::JWKS_REREAD * 3 / 2).await;
+    assert_eq!(send(&app, &new).await, 404);
+    mount("fourth", &jwks(&[&old]));
+    until(async || send(&app, &old).await == 404).await;
+    assert_eq!(endpoint.fetches(), fetches);
+}
+
+async fn until(mut seen: impl AsyncFnMut() -> bool) {
+    let seen = async {
+        while !seen().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), seen).await.expect("it never came");
+}
+
+#[tokio::test]
+async fn only_keys_for_signatures_are_used() {
+    let (key, _) = pair();
+    let with = |name: &str, value: Value| {
+        let mut jwk = key.jwk.clone();
+        jwk[name] = value;
+        jwk
+    };
+    let rsa = Key::new("rsa", Algorithm::RS256).jwk;
+    let short = |name: &str, length: usize| {
+        let mut jwk = rsa.clone();
+        jwk[name] = jwk[name].as_str().unwrap().chars().take(length).collect::<String>().into();
+        jwk
+    };
+    for useless in [
+        with("use", json!("enc")),
+        with("key_ops", json!(["encrypt"])),
+        with("alg", json!("ES384")),
+        with("alg", json!("HS256")),
+        with("alg", json!("none")),
+        with("alg", json!("ECDH-ES")),
+        with("crv", json!("P-384")),
+        with("crv", json!("secp256k1")),
+        with("kty", json!("RSA")),
+        with("kty", json!("AKP")),
+        with("kid", json!(7)),
+        with("y", json!("AAAA")),
+        with("y", Value::Null),
+        short("n", 172),
+        json!({"kty": "oct", "k": "c2VjcmV0", "kid": "k", "alg": "RS256"}),
+        json!("key"),
+        json!(null),
+    ] {
+        let set = |keys: &[&Value]| KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
+        assert!(set(&[&useless]).is_err(), "{useless}");
+        assert_eq!(set(&[&useless, &rsa]).unwrap().counts(), (1, 1), "{useless}");
+    }
+    for useful in [with("use", Value::Null), with("key_ops", json!(["verify"])), with("x5t", json!("x"))] {
+        assert!(KeySet::parse(json!({ "keys": [useful] }).to_string().as_bytes()).is_ok(), "{useful}");
+    }
+}
+
+#[test]
+fn only_a_guarded_way_leads_to_the_keys() {
+    let source = |text: &str| JwksSource::new(text, None);
+    for good in [
+        "https://issuer.example/keys?v=1",
+        "http://localhost:1/",
+        "http://127.0.0.1/x",
+        "http://[::1]/",
+        "keys",
+    ] {
+        assert!(source(good).is_ok(), "{good}");
+    }
+    for wrong in [
+        "http://issuer.example/keys",
+        "http://127.0.0.1.issuer.example/",
+        "http://0.0.0.0/",
+        "ftp://issuer.example/",
+        "file:///etc/keys",
+        "https://",
+        "https:///keys",
+        "https://user:secret@issuer.example/keys",
+        "https://issuer example/",
+    ] {
+        let error = source(wrong).unwrap_err().to_string();
+        assert!(error.starts_with("--jwks: ") && !error.contains("secret"), "{wrong}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn serve_refuses_half_an_issuer() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let (key, _) = pair();
+    drop(file(ground.folder.path(), &[&key]));
+    let in_folder = |name: &str| ground.folder.path().join(name).to_str().unwrap().to_owned();
+    let (good, bad, ca) = (in_folder("jwks.json"), in_folder("bad"), in_folder("ca"));
+    std::fs::write(&bad, "{}").unwrap();
+    std::fs::write(&ca, "no PEM").unwrap();
+    let (issuer, audience) = (["--jwt-issuer", ISSUER], ["--jwt-audience", AUDIENCE]);
+    let url = "https://issuer.example/keys";
+    for (arguments, named) in [
+        (vec!["--jwks", &good], "--jwt-issuer"),
+        ([&["--jwks", good.as_str()], &issuer[..]].concat(), "--jwt-audience"),
+        ([&["--jwks", good.as_str()], &audience[..]].concat(), "--jwt-issuer"),
+        (issuer.to_vec(), "--jwt-issuer"),
+        (audience.to_vec(), "--jwt-audience"),
+        (vec!["--jwks-ca", &ca], "--jwks-ca"),
+        ([&["--jwks", good.as_str(), "--jwt-issuer", ""], &audience[..]].concat(), "--jwt-issuer"),
+        ([&["--jwks", good.as_str(), "--jwt-audience", ""], &issuer[..]].concat(), "--jwt-audience"),
+        ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks"),
+        ([&["--jwks", bad.as_str()], &issuer[..], &audience].concat(), "--jwks"),
+        ([&["--jwks", "http://issuer.example/"], &issuer[..], &audience].concat(), "--jwks"),
+        ([&["--jwks", good.as_str(), "--jwks-ca", &ca], &issuer[..], &audience].concat(), "--jwks-ca"),
+        ([&["--jwks", url, "--jwks-ca", &ca], &issuer[..], &audience].concat(), "--jwks-ca"),
+        ([&["--jwks", url, "--jwks-ca", "/nowhere"], &issuer[..], &audience].concat(), "--jwks-ca"),
+    ] {
+        let key_file = in_folder("key");
+        let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", &key_file];
+        let (code, _, errors) = run(&[&serve[..], &arguments].concat(), &[]).await;
+        assert!(code == 2 && errors.contains(&format!("{named}: ")), "{arguments:?}: {code} {errors}");
+    }
+}
+
+/// With an issuer gRPC has callers of its own: it is refused for want of a schema, not of somebody to serve.
+#[tokio::test]
+async fn serve_needs_nothing_but_an_issuer() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(file(folder.path(), &[&pair().0]));
+    let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
+    let keys = folder.path().join("jwks.json");
+    let jwt = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
+    let serve = ["serve", "--database-url", &url, "--rest-addr", "off", "--grpc-addr", "0.0.0.0:0"];
+    let (code, _, errors) = run(&[&serve[..], &jwt].concat(), &[]).await;
+    assert!(code == 1 && errors.contains("migrate up"), "{errors}");
+}
+
+/// One error as long as nothing changes, and a word when it is over.
+#[tokio::test]
+async fn the_log_says_once_what_is_wrong_with_the_keys() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let (key, _) = pair();
+    drop(file(ground.folder.path(), &[&key]));
+    let keys = ground.folder.path().join("jwks.json");
+    let more = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
+    let program = Program::serve(&ground, &more).await;
+    let write = async |text: &str| {
+        write_whole(&keys, text);
+        tokio::time::sleep(config::JWKS_REREAD * 7 / 2).await;
+    };
+    write("{").await;
+    write(&jwks(&[&key])).await;
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(10)).await;
+    let said = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(said("a JWKS was loaded"), 1, "{log:#?}");
+    assert_eq!(said("no JWKS could be loaded"), 1, "{log:#?}");
+    assert_eq!(said("the JWKS can be had again"), 1, "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("\"ERROR\"") && line.contains("\"last_good\":\"20")));
+}
+
+/// Puts a file there at once, so that nobody reads half of it.
+fn write_whole(file: &Path, text: &str) {
+    let next = file.with_extension("next");
+    std::fs::write(&next, text).unwrap();
+    std::fs::rename(next, file).unwrap();
+}

@@ -1,0 +1,219 @@
+//! Bearer tokens: what is believed, and what is not.
+
+use std::sync::Arc;
+
+use collections_service::{
+    config,
+    domain::{Clock, DestroyError},
+    identity::{AuthenticatedUser, jwt::Verifier},
+    server::Jwks,
+};
+use http::Request;
+use jsonwebtoken::Algorithm;
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use serde_json::{Value, json};
+
+use super::{
+    errors::{assert_answer, error_body, form},
+    forgeries::Keys,
+    support::{
+        App, Backend, Ground, NOW, OTHER, OWNER, PATH,
+        jwt::{AUDIENCE, CLIENT, ISSUER, Key, believing, claims, claims_with, file},
+        oauth::Signer,
+        user,
+    },
+};
+
+use DestroyError::{CredentialsInvalid, WriteAccessRequired};
+
+/// A verifier of tokens that these keys sign, whose clock stands at `NOW`.
+pub async fn verifier(keys: &[&Key]) -> Verifier {
+    let clock = Clock::Set(Arc::new(NOW.into()));
+    let folder = tempfile::tempdir().unwrap();
+    let jwks = Jwks::open(file(folder.path(), keys), clock.clone()).await.unwrap();
+    Verifier::new(Arc::new(jwks), ISSUER, &["another".to_owned(), AUDIENCE.to_owned()], clock)
+}
+
+fn bearer(token: &str, id: &str) -> Request<String> {
+    form(PATH, &format!("Bearer {token}"), &format!("id={id}"))
+}
+
+async fn verify(verifier: &Verifier, token: &str) -> Result<i64, DestroyError> {
+    verifier.verify(token).await.map(|user| user.user().get())
+}
+
+#[tokio::test]
+async fn every_allowed_algorithm_is_believed() {
+    let keys: Vec<Key> = config::JWT_ALGORITHMS
+        .into_iter()
+        .map(|algorithm| Key::new(&format!("{algorithm:?}"), algorithm))
+        .collect();
+    let verifier = verifier(&keys.iter().collect::<Vec<_>>()).await;
+    for key in &keys {
+        let accepted: AuthenticatedUser = verifier.verify(&key.token(&claims())).await.unwrap();
+        assert_eq!((accepted.user(), accepted.caller()), (user(OWNER), Some("jwt:test-client")));
+        let mut flipped = key.token(&claims()).into_bytes();
+        let last = flipped.len() - 10;
+        flipped[last] = if flipped[last] == b'A' { b'B' } else { b'A' };
+        let flipped = String::from_utf8(flipped).unwrap();
+        assert_eq!(verify(&verifier, &flipped).await, Err(CredentialsInvalid), "{}", key.kid);
+    }
+}
+
+#[tokio::test]
+async fn the_caller_is_the_client_or_else_the_issuer() {
+    let key = Key::new("k", Algorithm::ES256);
+    let verifier = verifier(&[&key]).await;
+    let mut both = claims_with("client_id", json!("other"));
+    let caller = async |claims: &Value| {
+        verifier.verify(&key.token(claims)).await.map(|user| user.caller().unwrap().to_owned())
+    };
+    assert_eq!(caller(&both).await.unwrap(), format!("jwt:{CLIENT}"));
+    both.as_object_mut().unwrap().remove("azp");
+    assert_eq!(caller(&both).await.unwrap(), "jwt:other");
+    assert_eq!(caller(&claims_with("azp", None)).await.unwrap(), format!("jwt:{ISSUER}"));
+    for wrong in [json!(""), json!("a\0b"), json!("a\nb"), json!("x".repeat(257)), json!(7), json!(null)] {
+        assert_eq!(caller(&claims_with("azp", wrong)).await, Err(CredentialsInvalid));
+    }
+}
+
+#[tokio::test]
+async fn nothing_else_is_believed() {
+    let keys = Keys::new();
+    let verifier = verifier(&keys.published()).await;
+    let unproven = keys.forged().into_iter().chain(keys.broken());
+    let all: Vec<_> =
+        unproven.map(|(why, token)| (why, token, CredentialsInvalid)).chain(keys.refused()).collect();
+    let app = app(&keys.published()).await;
+    app.put(1, OWNER).await;
+    app.put(2, OTHER).await;
+    assert!(all.len() > 150, "{}", all.len());
+    for (why, token, expected) in all {
+        assert_eq!(verify(&verifier, &token).await, Err(expected), "{why}: {token}");
+        // An HTTP client would not send it.
+        if !token.is_ascii() {
+            continue;
+        }
+        let row = expected.row();
+        for id in ["custom-1", "custom-2"] {
+            let (status, headers, body) = app.send(bearer(&token, id)).await;
+            assert_eq!((status, body), (row.http, error_body(row.code, row.message)), "{why}: {token}");
+            let access = headers.get("x-access-level").map(http::HeaderValue::as_bytes);
+            assert_eq!(access, (expected == WriteAccessRequired).then_some(&b"read"[..]), "{why}");
+        }
+    }
+    assert_eq!((app.owned_by(OWNER).await, app.owned_by(OTHER).await), (vec![1], vec![2]));
+}
+
+/// No byte of a token can be another one.
+#[tokio::test]
+async fn every_byte_is_signed() {
+    let key = Key::new("k", Algorithm::EdDSA);
+    let verifier = verifier(&[&key]).await;
+    let token = key.token(&claims());
+    for place in 0..token.len() {
+        for other in [0x01, 0x02, 0x04, 0x10, 0x20] {
+            let mut bytes = token.clone().into_bytes();
+            bytes[place] ^= other;
+            let changed = String::from_utf8(bytes).unwrap();
+            assert_eq!(verify(&verifier, &changed).await, Err(CredentialsInvalid), "{place}: {changed}");
+        }
+    }
+}
+
+/// What stands at the edge of what is refused.
+#[tokio::test]
+async fn whatever_is_allowed_is_believed() {
+    let keys = Keys::new();
+    let verifier = verifier(&keys.published()).await;
+    for (name, value) in [
+        ("exp", Some(json!(NOW - 29))),
+        ("exp", Some(json!(NOW as f64 + 0.25))),
+        ("nbf", Some(json!(NOW + 30))),
+        ("nbf", None),
+        ("aud", Some(json!([AUDIENCE]))),
+        ("aud", Some(json!(["x", "another"]))),
+        ("sub", Some(json!("9223372036854775807"))),
+        ("scope", None),
+        ("scope", Some(json!("collection.write"))),
+        ("scope", Some(json!("openid collections.write"))),
+        ("scope", Some(json!(["a", "collections.write"]))),
+        ("scp", Some(json!(["a", "collections.write"]))),
+        ("scp", Some(json!("a collection.write"))),
+        ("nonce", Some(json!({"of": ["the", "issuer's", "own"]}))),
+    ] {
+        let token = keys.ec.token(&claims_with(name, value.clone()));
+        assert!(verify(&verifier, &token).await.is_ok(), "{name}: {value:?}");
+    }
+    for typ in ["jwt", "at+jwt", "application/at+JWT"] {
+        let header = json!({"alg": "ES256", "kid": "ec", "typ": typ}).to_string();
+        assert_eq!(verify(&verifier, &keys.ec.sign(&header, &claims().to_string())).await, Ok(OWNER));
+    }
+}
+
+#[tokio::test]
+async fn a_token_without_a_key_id_is_of_the_only_key() {
+    let key = Key::new("k", Algorithm::ES256);
+    let token = key.sign(r#"{"alg":"ES256"}"#, &claims().to_string());
+    assert_eq!(verify(&verifier(&[&key]).await, &token).await, Ok(OWNER));
+    let other = Key::new("other", Algorithm::EdDSA);
+    assert_eq!(verify(&verifier(&[&key, &other]).await, &token).await, Err(CredentialsInvalid));
+}
+
+#[tokio::test]
+async fn keys_of_two_kinds_may_share_an_id() {
+    let (ec, ed) = (Key::new("k", Algorithm::ES256), Key::new("k", Algorithm::EdDSA));
+    let verifier = verifier(&[&ec, &ed]).await;
+    for key in [ec, ed] {
+        assert_eq!(verify(&verifier, &key.token(&claims())).await, Ok(OWNER));
+    }
+}
+
+async fn app(keys: &[&Key]) -> App {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let source = file(ground.folder.path(), keys);
+    App::start_with(ground, |settings| settings.jwt = Some(believing(source))).await
+}
+
+#[tokio::test]
+async fn a_token_destroys_over_rest() {
+    let key = Key::new("k", Algorithm::ES256);
+    let app = app(&[&key]).await;
+    for id in 1..=3 {
+        app.put(id, OWNER).await;
+    }
+    app.put(4, OTHER).await;
+    let token = key.token(&claims());
+    let answer = app.send(bearer(&token, "custom-1")).await;
+    assert_answer(&answer, 200, r#"{"destroyed":true}"#);
+    assert_eq!(answer.1["x-access-level"], "read-write");
+    assert_eq!(app.send(form(PATH, &format!("bearer  {token}"), "id=custom-2")).await.0, 200);
+    assert_eq!(app.send(bearer(&token, "custom-4")).await.0, 403);
+    let query = "SELECT caller FROM destroyed_collections WHERE id = 1";
+    let row = app.ground.beside().await.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await;
+    assert_eq!(row.unwrap().unwrap().try_get_by_index::<String>(0).unwrap(), format!("jwt:{CLIENT}"));
+
+    // Two credentials at once are none, whichever of them is good.
+    let invalid = error_body(32, "Could not authenticate you.");
+    let url = format!("{}{PATH}", app.rest);
+    let signed = Signer::owner().header(&url, &[("id", "custom-3")]);
+    let in_query = signed.trim_start_matches("OAuth ").replace(", ", "&").replace('"', "");
+    let with_query = form(&format!("{PATH}?{in_query}"), &format!("Bearer {token}"), "id=custom-3");
+    assert_answer(&app.send(with_query).await, 401, &invalid);
+    let with_form = bearer(&token, &format!("custom-3&{in_query}"));
+    assert_answer(&app.send(with_form).await, 401, &invalid);
+    for second in [format!("Bearer {token}"), signed] {
+        let mut twice = bearer(&token, "custom-3");
+        twice.headers_mut().append("authorization", second.parse().unwrap());
+        assert_answer(&app.send(twice).await, 401, &invalid);
+    }
+    assert_eq!(app.owned_by(OWNER).await, [3]);
+}
+
+#[tokio::test]
+async fn no_token_is_believed_without_an_issuer() {
+    let app = App::start(Backend::Sqlite).await;
+    let token = Key::new("k", Algorithm::ES256).token(&claims());
+    let refused = app.send(bearer(&token, "custom-1")).await;
+    assert_answer(&refused, 401, &error_body(32, "Could not authenticate you."));
+}

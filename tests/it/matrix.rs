@@ -1,0 +1,201 @@
+//! The authorization matrix: every way to connect, to name a user and to bring a token, in each combination.
+
+use collections_service::{proto::DestroyRequest, server::Clients};
+use jsonwebtoken::Algorithm;
+use serde_json::json;
+
+use super::{
+    support::{
+        App, Backend, Ground, OTHER, OWNER, grpc_of,
+        jwt::{Key, believing, claims, claims_with, file, hs256, unsigned},
+        pki::{Authority, For, TlsRpc, rpc_at},
+        reason,
+    },
+    tls::{SERVICE, server_tls},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    NoTls,
+    NoCertificate,
+    UnknownAuthority,
+    Expired,
+    Listed,
+    Unlisted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Nobody,
+    Owner,
+    Twice,
+    NoNumber,
+    Zero,
+    Negative,
+    Overflow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    None,
+    Good,
+    Expired,
+    WrongIssuer,
+    WrongAudience,
+    AlgNone,
+    Hs256,
+    UnknownKid,
+    OtherUser,
+}
+
+const CONNECTIONS: [Connection; 6] = [
+    Connection::NoTls,
+    Connection::NoCertificate,
+    Connection::UnknownAuthority,
+    Connection::Expired,
+    Connection::Listed,
+    Connection::Unlisted,
+];
+const NAMED: [Named; 7] = [
+    Named::Nobody,
+    Named::Owner,
+    Named::Twice,
+    Named::NoNumber,
+    Named::Zero,
+    Named::Negative,
+    Named::Overflow,
+];
+const TOKENS: [Token; 9] = [
+    Token::None,
+    Token::Good,
+    Token::Expired,
+    Token::WrongIssuer,
+    Token::WrongAudience,
+    Token::AlgNone,
+    Token::Hs256,
+    Token::UnknownKid,
+    Token::OtherUser,
+];
+
+/// What a cell is answered: a reason, `OK`, or nothing at all where no connection comes about.
+fn expected(connection: Connection, named: Named, token: Token) -> &'static str {
+    match connection {
+        Connection::NoTls | Connection::UnknownAuthority | Connection::Expired => return "",
+        Connection::Unlisted => return "CALLER_NOT_ALLOWED",
+        Connection::NoCertificate | Connection::Listed => {}
+    }
+    match (named, token) {
+        (Named::Twice | Named::NoNumber | Named::Zero | Named::Negative | Named::Overflow, _) => {
+            "CREDENTIALS_INVALID"
+        }
+        (_, Token::Expired) => "TOKEN_INVALID",
+        (
+            _,
+            Token::WrongIssuer | Token::WrongAudience | Token::AlgNone | Token::Hs256 | Token::UnknownKid,
+        ) => "CREDENTIALS_INVALID",
+        (_, Token::Good) => "OK",
+        (Named::Owner, Token::OtherUser) => "CREDENTIALS_INVALID",
+        (Named::Nobody, Token::OtherUser) => "NOT_OWNER",
+        (Named::Owner, Token::None) if connection == Connection::Listed => "OK",
+        (Named::Nobody, Token::None) if connection == Connection::Listed => "USER_CONTEXT_REQUIRED",
+        (Named::Owner | Named::Nobody, Token::None) => "CREDENTIALS_MISSING",
+    }
+}
+
+impl Named {
+    fn values(self) -> Vec<String> {
+        let owner = OWNER.to_string();
+        match self {
+            Self::Nobody => vec![],
+            Self::Owner => vec![owner],
+            Self::Twice => vec![owner.clone(), owner],
+            Self::NoNumber => vec!["owner".to_owned()],
+            Self::Zero => vec!["0".to_owned()],
+            Self::Negative => vec![format!("-{owner}")],
+            Self::Overflow => vec!["9223372036854775808".to_owned()],
+        }
+    }
+}
+
+impl Token {
+    fn text(self, key: &Key) -> Option<String> {
+        let good = claims().to_string();
+        let header = |alg: &str, kid: &str| json!({"alg": alg, "typ": "JWT", "kid": kid}).to_string();
+        Some(match self {
+            Self::None => return None,
+            Self::Good => key.token(&claims()),
+            Self::Expired => key.token(&claims_with("exp", json!(1))),
+            Self::WrongIssuer => key.token(&claims_with("iss", json!("https://else.example"))),
+            Self::WrongAudience => key.token(&claims_with("aud", json!("https://else.example"))),
+            Self::AlgNone => format!("{}.", unsigned(&header("none", &key.kid), &good)),
+            Self::Hs256 => hs256(&header("HS256", &key.kid), &good, &key.public_der),
+            Self::UnknownKid => key.sign(&header("RS256", "unknown"), &good),
+            Self::OtherUser => key.token(&claims_with("sub", json!(OTHER.to_string()))),
+        })
+    }
+}
+
+async fn call(rpc: &mut TlsRpc, named: Named, token: Option<&str>, id: i64) -> String {
+    let mut request =
+        tonic::Request::new(DestroyRequest { id: format!("custom-{id}"), request_id: String::new() });
+    for value in named.values() {
+        request.metadata_mut().append("x-user-id", value.parse().unwrap());
+    }
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    match rpc.destroy(request).await {
+        Ok(_) => "OK".to_owned(),
+        Err(status) if status.details().is_empty() => String::new(),
+        Err(status) => {
+            let row = collections_service::domain::DestroyError::from_reason(&reason(&status)).unwrap().row();
+            assert_eq!((status.code(), status.message()), (row.grpc, row.message));
+            reason(&status)
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_cell_is_answered_as_it_should() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let key = Key::new("k", Algorithm::RS256);
+    let ground = Ground::new(Backend::Sqlite).await;
+    let tls = server_tls(ground.folder.path(), &ours);
+    assert!(matches!(tls.clients, Clients::Optional(_)));
+    let jwks = file(ground.folder.path(), &[&key]);
+    let app = App::start_with(ground, |settings| {
+        let grpc = grpc_of(settings);
+        grpc.tls = Some(tls);
+        grpc.insecure_identity = false;
+        grpc.trusted_peers = [SERVICE.parse().unwrap()].into_iter().collect();
+        settings.jwt = Some(believing(jwks));
+    })
+    .await;
+    let mut standing = Vec::new();
+    let mut id = 0;
+    for connection in CONNECTIONS {
+        let leaf = match connection {
+            Connection::NoTls | Connection::NoCertificate => None,
+            Connection::UnknownAuthority => Some(theirs.issue(&[SERVICE], For::Client)),
+            Connection::Expired => Some(ours.issue(&[SERVICE], For::ExpiredClient)),
+            Connection::Listed => Some(ours.issue(&[SERVICE], For::Client)),
+            Connection::Unlisted => Some(ours.issue(&["spiffe://example.org/else"], For::Client)),
+        };
+        let scheme = if connection == Connection::NoTls { "http" } else { "https" };
+        let rpc = rpc_at(&app.grpc.replace("http", scheme), &ours, leaf.as_ref());
+        for named in NAMED {
+            for token in TOKENS {
+                id += 1;
+                app.put(id, OWNER).await;
+                let text = token.text(&key);
+                let answer = call(&mut rpc.clone(), named, text.as_deref(), id).await;
+                assert_eq!(answer, expected(connection, named, token), "{connection:?} {named:?} {token:?}");
+                if answer != "OK" {
+                    standing.push(id);
+                }
+                assert_eq!(app.owned_by(OWNER).await, standing, "{connection:?} {named:?} {token:?}");
+            }
+        }
+    }
+    assert_eq!((id, id - i64::try_from(standing.len()).unwrap()), (378, 5));
+}
