@@ -17,6 +17,7 @@ mod attack;
 
 use std::{
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::{
@@ -72,6 +73,7 @@ impl Service {
         let (database, key) = (folder.join("db"), folder.join("key"));
         let url = format!("sqlite:{}?mode=rwc", database.display());
         std::fs::write(&key, KeyRing::generate_line("bench", &Entropy::default()).as_bytes()).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         let program = |arguments: &[&str]| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_collections-service"));
             command.args(arguments).env("COLLECTIONS_DATABASE_URL", &url).stderr(Stdio::piped());

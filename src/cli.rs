@@ -8,6 +8,7 @@ mod gateway;
 mod healthcheck;
 mod jwt;
 mod migrate;
+mod progress;
 mod rate_limit;
 mod serve;
 mod signal;

@@ -44,7 +44,7 @@ use crate::{
     },
     rate_limit::RateLimit,
     rest::{self, Edge, Surroundings},
-    store::{CredentialCache, Credentials, KeyRing, Store},
+    store::{CredentialCache, Credentials, KeyRing, KeyRingError, Store},
     telemetry::Metrics,
 };
 
@@ -107,6 +107,8 @@ pub enum StartError {
     Tls { flag: &'static str, error: TlsError },
     #[error(transparent)]
     NotReady(NotReady),
+    #[error("--credentials-key-file: {0}")]
+    Keys(#[from] KeyRingError),
     #[error("--jwks: {0}")]
     Jwks(#[from] JwksError),
     #[error("the reflection service could not be built: {0}")]
@@ -166,6 +168,7 @@ impl Running {
         let admin_listener = bind("--admin-addr", settings.admin).await?;
         let rest = match settings.rest.zip(credentials) {
             Some((rest, credentials)) => {
+                loaded.keys(rest.keys.clone())?;
                 let tls = loaded.server("--rest-tls-cert", rest.tls.clone())?;
                 Some((bind("--rest-addr", rest.address).await?, tls, rest, credentials))
             }
@@ -281,6 +284,14 @@ impl Loaded {
         let (watched, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
         self.tasks.spawn(watched.keep());
         Ok(Some(current))
+    }
+
+    /// The keys that open secrets.
+    fn keys(&mut self, keys: Arc<KeyRing>) -> Result<(), StartError> {
+        let files = vec![keys.path().to_owned()];
+        let (watched, _reloaded) = Watched::load("--credentials-key-file", files, move || keys.reload())?;
+        self.tasks.spawn(watched.keep());
+        Ok(())
     }
 
     /// The gateway's way to the RPC over the network.

@@ -7,6 +7,7 @@ mod destroy;
 mod entities;
 mod failure;
 mod migrations;
+mod rotation;
 mod sealing;
 mod seed;
 mod state;
@@ -24,7 +25,8 @@ pub use credentials::{
 };
 pub use destroy::{Destroy, Destroyed};
 pub use migrations::MigrationState;
-pub use sealing::{KeyRing, KeyRingError};
+pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
+pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
 pub use state::StateError;
 

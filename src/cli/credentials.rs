@@ -1,4 +1,6 @@
-//! `credentials create-app|issue-token|revoke-token|list`. A secret is printed once, when it is made.
+//! `credentials create-app|issue-token|revoke-token|list|rotate-key`. A secret is printed once, when it is made.
+
+mod rotate;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -71,6 +73,11 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Seal every secret under the first key of the key file; beside a running service, and again where interrupted
+    RotateKey {
+        #[command(flatten)]
+        sealing: Sealing,
+    },
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
@@ -92,6 +99,11 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             print(format_args!("revoked  {token}"))?;
         }
         Command::List { target } => list(&target.open().await?).await?,
+        Command::RotateKey { sealing } => {
+            let keys = sealing.keys()?;
+            let credentials = Credentials::new(sealing.target.open().await?, keys.clone());
+            rotate::run(&credentials, &keys.current()).await?;
+        }
     }
     Ok(())
 }
@@ -105,8 +117,12 @@ impl Target {
 }
 
 impl Sealing {
+    fn keys(&self) -> Result<Arc<KeyRing>, Exit> {
+        read_keys(&self.credentials_key_file, Entropy::default())
+    }
+
     async fn open(&self) -> Result<Credentials, Exit> {
-        let keys = read_keys(&self.credentials_key_file, Entropy::default())?;
+        let keys = self.keys()?;
         let credentials = Credentials::new(self.target.open().await?, keys);
         // What other keys sealed would keep the service from starting.
         credentials.check().await.map_err(|error| match error {
@@ -122,21 +138,32 @@ async fn list(store: &Store) -> Result<(), Exit> {
     for app in apps {
         let state = if app.suspended { "suspended" } else { "active" };
         print(format_args!(
-            "application  {}  {state}  {}  {}",
-            app.consumer_key,
+            "application  {}  {state}  {}  key {}  {}",
+            on_one_line(&app.consumer_key),
             app.created_at.format("%FT%TZ"),
-            app.name
+            on_one_line(&app.key_id),
+            on_one_line(&app.name)
         ))?;
     }
     for token in tokens {
         let state = if token.revoked { "revoked" } else { "active" };
         let access = if token.write { "read-write" } else { "read" };
         print(format_args!(
-            "token  {}  {state}  {access}  user {}  application {}",
-            token.token, token.user, token.consumer_key
+            "token  {}  {state}  {access}  user {}  application {}  key {}",
+            on_one_line(&token.token),
+            token.user,
+            on_one_line(&token.consumer_key),
+            on_one_line(&token.key_id)
         ))?;
     }
     Ok(())
+}
+
+/// What SQL of one's own may have put into a row must not look like another line, nor move the cursor.
+fn on_one_line(text: &str) -> String {
+    let shown =
+        |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(shown).collect()
 }
 
 /// The key file, or a usage error that names the flag.

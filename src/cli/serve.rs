@@ -95,9 +95,10 @@ pub async fn run_settings(
     let mut stop = Stop::listen()?;
     let store = Store::connect(database, connections, Clock::System).await.map_err(Exit::usage)?;
     let running = Running::start(store, settings).await.map_err(|error| match error {
-        StartError::NotReady(NotReady::Credentials(_)) | StartError::Tls { .. } | StartError::Jwks(_) => {
-            Exit::usage(error)
-        }
+        StartError::NotReady(NotReady::Credentials(_))
+        | StartError::Tls { .. }
+        | StartError::Jwks(_)
+        | StartError::Keys(_) => Exit::usage(error),
         other => Exit::failed(other),
     })?;
     tracing::info!(

@@ -25,4 +25,13 @@ impl Stop {
             _ = self.interrupt.recv() => {}
         }
     }
+
+    /// Whether either has come, without waiting for it.
+    pub async fn is_requested(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.requested() => true,
+            () = std::future::ready(()) => false,
+        }
+    }
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use zeroize::Zeroizing;
 
 /// The wall clock.
 #[derive(Clone, Debug, Default)]
@@ -55,10 +56,14 @@ impl Entropy {
         bytes
     }
 
-    /// `N` random bytes as lower-case hex.
+    /// `N` random bytes as lower-case hex, fit for a secret: no piece of it is left elsewhere in memory.
     #[must_use]
     pub fn hex<const N: usize>(&self) -> String {
-        self.bytes::<N>().iter().map(|byte| format!("{byte:02x}")).collect()
+        let bytes = Zeroizing::new(self.bytes::<N>());
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        let mut hex = String::with_capacity(2 * N);
+        hex.extend(digits.filter_map(|digit| char::from_digit(digit.into(), 16)));
+        hex
     }
 }
 

@@ -10,8 +10,8 @@ use crate::config;
 /// A file, or several that belong together. Their contents are compared, because Kubernetes swaps a mounted Secret by
 /// turning a link, and whoever writes one file after the other is caught between the two.
 pub struct Watched {
-    /// What the log calls them.
-    name: &'static str,
+    /// What names them.
+    flag: &'static str,
     files: Vec<PathBuf>,
     used: Fingerprint,
     /// What was seen last, where that is not in use.
@@ -28,7 +28,7 @@ impl Watched {
     /// # Errors
     /// It cannot be loaded now.
     pub fn load<T: Send + Sync + 'static, E: fmt::Display>(
-        name: &'static str,
+        flag: &'static str,
         files: Vec<PathBuf>,
         mut load: impl FnMut() -> Result<T, E> + Send + 'static,
     ) -> Result<(Self, watch::Receiver<T>), E> {
@@ -42,7 +42,7 @@ impl Watched {
             }
             Err(error) => Err(error.to_string()),
         });
-        Ok((Self { name, files, used, fresh: None, put_to_use }, receiver))
+        Ok((Self { flag, files, used, fresh: None, put_to_use }, receiver))
     }
 
     /// One look. Contents that have changed are put to use once they have stood still from one look to the next; if they
@@ -55,8 +55,12 @@ impl Watched {
             self.fresh = Some(seen);
         } else {
             match (self.put_to_use)() {
-                Ok(()) => tracing::info!(files = ?self.files, "{} reloaded", self.name),
-                Err(error) => tracing::error!(error, "{} not reloaded: the old one stays in use", self.name),
+                Ok(()) => tracing::info!(flag = self.flag, "reloaded"),
+                Err(error) => tracing::error!(
+                    flag = self.flag,
+                    error,
+                    "not reloaded: what was read before stays in force"
+                ),
             }
             self.used = seen;
             self.fresh = None;
@@ -82,7 +86,7 @@ impl Watched {
 impl fmt::Debug for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watched")
-            .field("name", &self.name)
+            .field("flag", &self.flag)
             .field("files", &self.files)
             .finish_non_exhaustive()
     }

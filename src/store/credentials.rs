@@ -23,8 +23,8 @@ use crate::{
 /// The operator's side.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    store: Store,
-    keys: Arc<KeyRing>,
+    pub(super) store: Store,
+    pub(super) keys: Arc<KeyRing>,
 }
 
 /// The gateway's side: what [`Credentials`] holds, seen through the cache.
@@ -54,6 +54,8 @@ pub struct IssuedToken {
 pub struct AppView {
     pub consumer_key: String,
     pub name: String,
+    /// Which key sealed its secret.
+    pub key_id: String,
     pub suspended: bool,
     pub created_at: DateTime<Utc>,
 }
@@ -64,6 +66,8 @@ pub struct TokenView {
     pub token: String,
     pub consumer_key: String,
     pub user: UserId,
+    /// Which key sealed its secret.
+    pub key_id: String,
     pub write: bool,
     pub revoked: bool,
 }
@@ -314,26 +318,28 @@ fn cache<V: Clone + Send + Sync + 'static>() -> Cache<String, V> {
     Cache::builder().max_capacity(config::CREDENTIAL_CACHE).time_to_live(config::CREDENTIAL_LIFE).build()
 }
 
-fn app_row(consumer_key: &str) -> String {
+/// What the secret of an application is bound to.
+pub(super) fn app_row(consumer_key: &str) -> String {
     format!("oauth_applications/{consumer_key}")
 }
 
-fn token_row(token: &str) -> String {
+/// What the secret of a token is bound to.
+pub(super) fn token_row(token: &str) -> String {
     format!("oauth_access_tokens/{token}")
 }
 
 impl From<application::Model> for AppView {
     fn from(model: application::Model) -> Self {
-        let application::Model { consumer_key, name, suspended, created_at, .. } = model;
-        Self { consumer_key, name, suspended, created_at }
+        let application::Model { consumer_key, name, key_id, suspended, created_at, .. } = model;
+        Self { consumer_key, name, key_id, suspended, created_at }
     }
 }
 
 impl TokenView {
     fn of(model: token::Model, now: DateTime<Utc>) -> Self {
         let revoked = is_over(&model, now);
-        let token::Model { token, consumer_key, user_id, write_access, .. } = model;
-        Self { token, consumer_key, user: user_id, write: write_access, revoked }
+        let token::Model { token, consumer_key, user_id, key_id, write_access, .. } = model;
+        Self { token, consumer_key, user: user_id, key_id, write: write_access, revoked }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use super::support::{
     Backend, CONSUMER, Ground,
     program::{Program, command, path, run},
+    write_private,
 };
 
 #[tokio::test]
@@ -87,8 +88,8 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
             run(&["serve", "--credentials-key-file", key], &[("COLLECTIONS_DATABASE_URL", wrong)]).await;
         assert!(code == 2 && errors.contains("--database-url") && !errors.contains("secret"), "{errors}");
     }
-    std::fs::write(ground.folder.path().join("bad"), "key:c2hvcnQ=\n").unwrap();
     let bad = ground.folder.path().join("bad");
+    write_private(&bad, "key:c2hvcnQ=\n");
     let (code, _, errors) =
         run(&["serve", "--database-url", url, "--credentials-key-file", path(&bad)], &[]).await;
     assert!(code == 2 && errors.contains("line 1") && !errors.contains("c2hvcnQ"), "{errors}");
@@ -182,7 +183,7 @@ async fn serve_refuses_a_database_that_acknowledges_too_early() {
 async fn serve_refuses_keys_that_open_nothing() {
     let ground = Ground::new(Backend::Sqlite).await;
     let other = ground.folder.path().join("other");
-    std::fs::write(&other, KeyRing::generate_line("test", &Entropy::default()).as_bytes()).unwrap();
+    write_private(&other, &KeyRing::generate_line("test", &Entropy::default()));
     let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", path(&other)];
     let (code, _, errors) = run(&serve, &[]).await;
     assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");

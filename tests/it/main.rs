@@ -28,6 +28,8 @@ mod rate_limit;
 mod readme;
 mod recorded;
 mod rest;
+mod rotation;
+mod sealing;
 mod signatures;
 mod support;
 mod tls;

@@ -2,7 +2,10 @@
 
 use std::{os::unix::process::CommandExt, process::Stdio, time::Duration};
 
-use collections_service::domain::{DestroyError, Entropy};
+use collections_service::{
+    domain::{DestroyError, Entropy},
+    store::{Credentials, KeyRing},
+};
 use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
@@ -13,7 +16,9 @@ use tokio::{
     process::Command,
 };
 
-use super::support::{Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send};
+use super::support::{
+    Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send, write_private,
+};
 
 const README: &str = include_str!("../../README.md");
 
@@ -59,6 +64,51 @@ async fn its_grants_suffice() {
     let program = program::Program::serve(&ground, &[]).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-2")).await.0, 200);
+}
+
+/// The change of the key as written, by somebody who waits for a service that runs all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_way_to_a_new_key_works() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let block = README.split("```sh\n").find(|block| block.starts_with("echo \"second:")).unwrap();
+    let script = block.split("```").next().unwrap();
+    let file = |name: &str| ground.folder.path().join(name);
+    let first = std::fs::read_to_string(file("key")).unwrap().replace("test:", "first:");
+    write_private(&file("credentials.key"), &first);
+    let keys = std::sync::Arc::new(KeyRing::read(&file("credentials.key"), Entropy::default()).unwrap());
+    let credentials = Credentials::new(ground.store.clone(), keys);
+    // What the documentation's application and token are sealed under is called `first` here.
+    for table in ["oauth_applications", "oauth_access_tokens"] {
+        let renamed = format!("UPDATE {table} SET key_id = 'first'");
+        ground.beside().await.execute_unprepared(&renamed).await.unwrap();
+    }
+    std::fs::remove_file(file("key")).unwrap();
+    std::os::unix::fs::symlink("credentials.key", file("key")).unwrap();
+    let program = program::Program::serve(&ground, &[]).await;
+    let mut command = Command::new("bash");
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
+    command
+        .args(["-euc", &script.replace("# Wait", "sleep 1.5 # Wait").replace("# When", "sleep 1.5 # When")])
+        .current_dir(ground.folder.path())
+        .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
+        .env("COLLECTIONS_DATABASE_URL", &ground.url)
+        .env("COLLECTIONS_CREDENTIALS_KEY_FILE", "credentials.key");
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let expected =
+        "re-sealed 2 secrets under key second, 0 were under it already; no stored secret needs a key other";
+    assert!(said.starts_with(expected), "{said}");
+    let left = std::fs::read_to_string(file("credentials.key")).unwrap();
+    assert!(left.starts_with("second:") && left.lines().count() == 1);
+    assert!(credentials.check().await.is_err(), "the first key still opens something");
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    ground.put(1, OWNER).await;
+    assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 200);
+    program.signal(Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(25)).await;
+    assert_eq!(log.iter().filter(|line| line.contains("\"reloaded\"")).count(), 3, "{log:?}");
+    assert!(!log.iter().any(|line| line.contains("\"ERROR\"")), "{log:?}");
 }
 
 /// Everything under "In production", with another database and free ports.

@@ -9,6 +9,10 @@ pub mod program;
 pub mod redis;
 
 use std::{
+    fs::OpenOptions,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
     sync::{Arc, atomic::AtomicI64},
     time::Duration,
 };
@@ -89,7 +93,7 @@ impl Ground {
         while store.migrate_one().await.unwrap().is_some() {}
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();
-        std::fs::write(&key_file, KeyRing::generate_line("test", &entropy).as_bytes()).unwrap();
+        write_private(&key_file, &KeyRing::generate_line("test", &entropy));
         let keys = Arc::new(KeyRing::read(&key_file, entropy).unwrap());
         let credentials = Credentials::new(store.clone(), keys.clone());
         credentials.put_app("documentation", CONSUMER.0, &Secret::from(CONSUMER.1.to_owned())).await.unwrap();
@@ -215,6 +219,14 @@ pub fn form_at(origin: &str, id: &str, timestamp: i64) -> http::Request<String> 
     let signer = oauth::Signer { timestamp, ..oauth::Signer::owner() };
     let header = signer.header(&format!("{origin}{PATH}"), &[("id", id)]);
     super::errors::form(PATH, &header, &format!("id={id}"))
+}
+
+/// A file that only its owner may read, put in place at once, as a key file must be.
+pub fn write_private(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    std::fs::rename(new, path).unwrap();
 }
 
 pub fn user(number: i64) -> UserId {
