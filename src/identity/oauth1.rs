@@ -12,7 +12,9 @@ use tracing::Span;
 use super::AuthenticatedUser;
 use crate::{
     config,
-    domain::{AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryError, Found},
+    domain::{
+        AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryError, Found, Secret,
+    },
 };
 
 pub use header::Scheme;
@@ -48,6 +50,8 @@ pub struct Verifier {
     directory: Arc<dyn CredentialDirectory>,
     origins: Arc<[Origin]>,
     clock: Clock,
+    /// For an application and for a token that are refused: as long as the secrets that are issued.
+    decoys: Arc<(Secret, Secret)>,
 }
 
 /// The `oauth_*` parameters of a request, each there exactly once.
@@ -62,7 +66,8 @@ struct Claims {
 impl Verifier {
     /// Without configured origins, the one each request names is used.
     pub fn new(directory: Arc<dyn CredentialDirectory>, origins: Vec<Origin>, clock: Clock) -> Self {
-        Self { directory, origins: origins.into(), clock }
+        let decoys = Arc::new((Secret::from("0".repeat(50)), Secret::from("0".repeat(44))));
+        Self { directory, origins: origins.into(), clock, decoys }
     }
 
     /// The origins that clients are told to sign for.
@@ -81,8 +86,11 @@ impl Verifier {
             None => Parameters::default(),
         };
         let sent = [&header, request.query, request.form];
-        if !sent.iter().any(|parameters| parameters.has_oauth()) {
-            return Err(DestroyError::CredentialsMissing);
+        match sent.iter().filter(|parameters| parameters.has_oauth()).count() {
+            0 => return Err(DestroyError::CredentialsMissing),
+            1 => {}
+            // RFC 5849, 3.5: one place and only one. Of two, a proxy may have judged the other.
+            _ => return Err(DestroyError::CredentialsInvalid),
         }
         let claims = Claims::read(&sent).ok_or(DestroyError::CredentialsInvalid)?;
         Span::current().record("oauth.consumer_key", &claims.consumer_key);
@@ -108,6 +116,8 @@ impl Verifier {
         Ok(AuthenticatedUser { user: token.user, caller: Some(caller.into()) })
     }
 
+    /// The token that signed the request. A token or an application that is refused costs what a good one costs: the
+    /// signature is checked against decoys, and the refusal stands whatever comes of it.
     fn check_signature<'f>(
         &self,
         request: Request<'_>,
@@ -115,12 +125,27 @@ impl Verifier {
         sent: &[&Parameters],
         found: &'f Found,
     ) -> Result<Option<&'f AccessToken>, DestroyError> {
-        let (application, token) = accept(claims, found)?;
+        let accepted = accept(claims, found);
+        let secrets = match accepted {
+            Ok((application, token)) => (&application.secret, token.map(|token| &token.secret)),
+            Err(_) => (&self.decoys.0, claims.token.as_ref().map(|_| &self.decoys.1)),
+        };
+        let is_signed = self.is_signed(request, claims, sent, secrets);
+        let (_, token) = accepted?;
+        if is_signed { Ok(token) } else { Err(DestroyError::CredentialsInvalid) }
+    }
+
+    fn is_signed(
+        &self,
+        request: Request<'_>,
+        claims: &Claims,
+        sent: &[&Parameters],
+        secrets: signature::Secrets<'_>,
+    ) -> bool {
         let normalized = Parameters::normalized(sent);
-        let secrets = (&application.secret, token.map(|token| &token.secret));
         let configured = self.origins.iter();
         let own = request.origin.filter(|_| self.origins.is_empty());
-        let matches = configured.chain(own).any(|origin| {
+        configured.chain(own).any(|origin| {
             let base = signature::Base {
                 method: request.method,
                 origin,
@@ -128,8 +153,7 @@ impl Verifier {
                 normalized: &normalized,
             };
             signature::verify(claims.method, base, secrets, &claims.signature)
-        });
-        if matches { Ok(token) } else { Err(DestroyError::CredentialsInvalid) }
+        })
     }
 }
 

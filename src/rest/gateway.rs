@@ -165,7 +165,8 @@ impl Gateway {
                     bearer = Some(token);
                     None
                 }
-                Scheme::Unknown => return Err(DestroyError::CredentialsMissing),
+                // Somebody else's credentials, perhaps a proxy's: ours may stand in the query or the form.
+                Scheme::Unknown => None,
             },
             Some(Err(_not_text)) => return Err(DestroyError::CredentialsInvalid),
         };

@@ -29,11 +29,14 @@ impl<'a> Scheme<'a> {
     }
 }
 
+/// What may stand between parameters. Empty elements of a list mean nothing (RFC 9110, 5.6.1.2).
+const BETWEEN: [char; 3] = [',', ' ', '\t'];
+
 /// The `oauth_*` parameters behind the scheme: `key=value` or `key="value"`, with commas between. Others, such as
 /// `realm`, are not signed and are left out. `None` when the text has another form.
 pub fn parse(text: &str) -> Option<Parameters> {
     let mut parameters = Parameters::default();
-    let mut rest = text.trim();
+    let mut rest = text.trim_matches(BETWEEN);
     while !rest.is_empty() {
         let (key, after) = rest.split_once('=')?;
         let after = after.trim_start();
@@ -45,15 +48,13 @@ pub fn parse(text: &str) -> Option<Parameters> {
         if key.is_empty() || key.contains(['"', ',', ' ']) {
             return None;
         }
-        if key.starts_with("oauth_") {
-            parameters.push_encoded(key.as_bytes(), value.trim().as_bytes());
-        }
+        parameters.push_encoded(key.as_bytes(), value.trim().as_bytes());
         let after = after.trim_start();
         rest = match after.strip_prefix(',') {
-            Some(next) => next.trim_start(),
+            Some(next) => next.trim_start_matches(BETWEEN),
             None if after.is_empty() => after,
             None => return None,
         };
     }
-    Some(parameters)
+    Some(parameters.only_oauth())
 }

@@ -12,8 +12,8 @@ pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remov
 pub struct Parameters(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Parameters {
-    /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::PARAMETER_LIMIT`]. `+` is a space; a `%` that begins no escape stands for itself, as in
-    /// every browser.
+    /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::PARAMETER_LIMIT`]. `+` is
+    /// a space; a `%` that begins no escape stands for itself, as in every browser.
     #[must_use]
     pub fn decode(encoded: &[u8]) -> Self {
         let pairs = encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
@@ -45,9 +45,17 @@ impl Parameters {
         self.0.iter().filter(move |(key, _)| key == name.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
-    /// Whether any of OAuth's own parameters is among them.
+    /// Whether any parameter with OAuth's prefix is among them.
+    #[must_use]
     pub fn has_oauth(&self) -> bool {
-        self.0.iter().any(|(name, _)| name == b"oauth_consumer_key" || name == b"oauth_signature")
+        self.0.iter().any(|(name, _)| name.starts_with(b"oauth_"))
+    }
+
+    /// Without those that do not have OAuth's prefix.
+    #[must_use]
+    pub fn only_oauth(mut self) -> Self {
+        self.0.retain(|(name, _)| name.starts_with(b"oauth_"));
+        self
     }
 
     /// The parameters of all these sources but the signature itself, encoded, sorted by name and then by value.
