@@ -104,7 +104,10 @@ impl Service {
     }
 
     fn rpc(&self) -> Rpc {
-        let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        let mut connector = HttpConnector::new();
+        // Or what is measured is how long a peer waits before it acknowledges.
+        connector.set_nodelay(true);
+        let http = Client::builder(TokioExecutor::new()).http2_only(true).build(connector);
         Rpc::with_origin(http, format!("http://{}", self.grpc).parse().unwrap())
     }
 }

@@ -240,18 +240,26 @@ impl FromStr for Origin {
             "https" => 443,
             _ => return Err(OriginError),
         };
-        let bare = uri.path() == "/" && uri.query().is_none() && !text.ends_with('/');
-        if !bare || authority.as_str().contains('@') || authority.host().is_empty() {
+        let host = authority.host();
+        // `Authority` finds a host and a port in texts that have no such parts: `a[::1]:80`, `a:+80`.
+        let port = match authority.as_str().strip_prefix(host) {
+            Some("") => None,
+            Some(rest) => Some(rest.strip_prefix(':').and_then(port).ok_or(OriginError)?),
+            None => return Err(OriginError),
+        };
+        // `Uri` drops a fragment, and adds a path.
+        let is_all = text.len() == scheme.len() + "://".len() + authority.as_str().len();
+        if !is_all || host.is_empty() {
             return Err(OriginError);
         }
-        let host = authority.host().to_ascii_lowercase();
-        // A port that is none would be left out without a word.
-        if authority.port_u16().is_none() && authority.as_str().len() != host.len() {
-            return Err(OriginError);
-        }
-        Ok(Self(match authority.port_u16().filter(|port| *port != default_port) {
+        let host = host.to_ascii_lowercase();
+        Ok(Self(match port.filter(|port| *port != default_port) {
             Some(port) => format!("{scheme}://{host}:{port}"),
             None => format!("{scheme}://{host}"),
         }))
     }
+}
+
+fn port(text: &str) -> Option<u16> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }

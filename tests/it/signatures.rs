@@ -22,7 +22,7 @@ use super::{
 };
 
 /// The documentation's application and token, and nothing else.
-struct Documentation;
+pub struct Documentation;
 
 impl CredentialDirectory for Documentation {
     fn find<'a>(
