@@ -16,7 +16,6 @@ use aes_gcm::{
     aead::{Aead, Payload},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -42,9 +41,9 @@ struct Keys {
     current: String,
     /// Boxed, because a map that grows would leave copies behind that nobody wipes.
     by_id: HashMap<String, Box<Aes256Gcm>>,
-    /// SHA-256 of the file, to tell whether it has changed. Kubernetes swaps a mounted file behind a symbolic link, so its
-    /// times say nothing.
-    digest: [u8; 32],
+    /// The file itself, to tell whether it has changed: Kubernetes swaps a mounted file behind a symbolic link, so its times
+    /// say nothing, and a hash function leaves pieces of what it hashes on the stack.
+    text: Zeroizing<String>,
 }
 
 /// Why a key file cannot be used. Says which line, never what is in it.
@@ -80,7 +79,7 @@ impl KeyRing {
     /// # Errors
     /// The file cannot be read, is open to everybody, holds no key, or a line is malformed.
     pub fn read(path: &Path, entropy: Entropy) -> Result<Self, KeyRingError> {
-        let keys = RwLock::new(Keys::parse(&read_file(path)?)?);
+        let keys = RwLock::new(Keys::parse(read_file(path)?)?);
         Ok(Self { path: path.to_owned(), keys, entropy })
     }
 
@@ -91,10 +90,10 @@ impl KeyRing {
     /// As for [`Self::read`]. The keys stay as they were.
     pub fn reload(&self) -> Result<bool, KeyRingError> {
         let text = read_file(&self.path)?;
-        if digest(&text) == self.keys().digest {
+        if text == self.keys().text {
             return Ok(false);
         }
-        let keys = Keys::parse(&text)?;
+        let keys = Keys::parse(text)?;
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(true)
     }
@@ -158,7 +157,7 @@ impl KeyRing {
 }
 
 impl Keys {
-    fn parse(text: &str) -> Result<Self, KeyRingError> {
+    fn parse(text: Zeroizing<String>) -> Result<Self, KeyRingError> {
         let mut current = None;
         let mut by_id = HashMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
@@ -171,7 +170,7 @@ impl Keys {
                 return Err(KeyRingError::Repeated(number));
             }
         }
-        Ok(Self { current: current.ok_or(KeyRingError::Empty)?, by_id, digest: digest(text) })
+        Ok(Self { current: current.ok_or(KeyRingError::Empty)?, by_id, text })
     }
 }
 
@@ -188,10 +187,6 @@ fn read_file(path: &Path) -> Result<Zeroizing<String>, KeyRingError> {
         return Err(KeyRingError::TooLong);
     }
     Ok(text)
-}
-
-fn digest(text: &str) -> [u8; 32] {
-    Sha256::digest(text).into()
 }
 
 fn parse_key(line: &str) -> Option<(&str, Box<Aes256Gcm>)> {

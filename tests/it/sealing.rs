@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use super::{
     errors::form,
     support::{
-        Backend, CONSUMER, Ground, OWNER, PATH, TOKEN,
+        Backend, CONSUMER, Ground, OWNER, PATH, TOKEN, form_now,
         oauth::Signer,
         program::{Program, path, run},
         send, user, write_private,
@@ -311,4 +311,47 @@ async fn a_key_is_changed_under_a_running_service_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_is_changed_under_a_running_service_on_postgres() {
     a_key_is_changed_under_a_running_service(Backend::Postgres).await;
+}
+
+/// How often these bytes stand in the memory that a process may write.
+fn occurrences(pid: u32, needle: &[u8]) -> usize {
+    use std::io::{Read, Seek, SeekFrom};
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = 0;
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let (range, access) = (fields.next().unwrap(), fields.next().unwrap());
+        if !access.starts_with("rw") {
+            continue;
+        }
+        let ends: Vec<u64> = range.split('-').map(|end| u64::from_str_radix(end, 16).unwrap()).collect();
+        let mut bytes = vec![0; usize::try_from(ends[1] - ends[0]).unwrap()];
+        memory.seek(SeekFrom::Start(ends[0])).unwrap();
+        // A stack's guard is no memory.
+        if memory.read_exact(&mut bytes).is_ok() {
+            found += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+        }
+    }
+    found
+}
+
+/// A key file, and the secrets that it opens, stand in a service's memory once each: where they are needed, and no longer
+/// than that. (Of a key made ready for use the compiler may leave copies on the stack.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_left_in_memory() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let old = fs::read_to_string(ground.folder.path().join("key")).unwrap();
+    let text = old.trim().split_once(':').unwrap().1;
+    let program = Program::serve(&ground, &[]).await;
+    ground.put(1, OWNER).await;
+    assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 200);
+    let seen = |text: &str| occurrences(program.pid(), text.as_bytes());
+    assert!(seen(CONSUMER.0) > 0, "nothing was read");
+    assert_eq!((seen(text), seen(CONSUMER.1), seen(TOKEN.1)), (1, 1, 1));
+    let (head, tail) = text.split_at(24);
+    assert_eq!((seen(head), seen(tail)), (1, 1));
+    write_private(&ground.folder.path().join("key"), &line("second"));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(seen(text), 0);
 }
