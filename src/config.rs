@@ -92,6 +92,8 @@ pub const PEER_NAME_COUNT: usize = 100;
 /// How often files are looked at that may change while the service runs. A change is used at the second look that sees
 /// it: within two seconds with ease.
 pub const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
+/// How much of a file is looked at to see whether it has changed, in bytes: a bundle of public authorities has a third.
+pub const WATCHED_FILE_LIMIT: u64 = 1024 * 1024;
 /// How old a connection may become, give or take a tenth, before it is told to go away: gRPC clients hold on to theirs,
 /// so without an age a new replica would never get work.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
