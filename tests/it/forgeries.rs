@@ -159,6 +159,10 @@ impl Keys {
         let mut expired = claims_with("exp", json!(NOW - 100));
         expired["iss"] = json!("https://other.example");
         refused.push(("expired, and another's".to_owned(), self.ec.token(&expired), CredentialsInvalid));
+        let mut either = claims_with("scp", json!(["collections.read"]));
+        refused.push(("two scopes, one narrower".to_owned(), self.ec.token(&either), WriteAccessRequired));
+        (either["scp"], either["scope"]) = (json!(["collections.write"]), json!(""));
+        refused.push(("two scopes, one empty".to_owned(), self.ec.token(&either), WriteAccessRequired));
         let mut nobody = claims_with("sub", None);
         nobody["scope"] = json!("read");
         refused.push(("nobody, who may not write".to_owned(), self.ec.token(&nobody), UserContextRequired));
