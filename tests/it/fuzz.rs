@@ -5,6 +5,7 @@
 
 mod oauth;
 mod settings;
+mod tokens;
 
 use std::{cell::RefCell, io::Write, sync::mpsc, thread, time::Duration};
 
