@@ -67,6 +67,9 @@ pub const HEADER_WAIT: Duration = Duration::from_secs(75);
 pub const OAUTH_KEY_LIMIT: usize = 256;
 /// Calls in flight on one HTTP/2 connection.
 pub const STREAM_LIMIT: u32 = 100;
+/// Streams of health and reflection on one listener: whoever watches needs no user, and each stream costs memory for as
+/// long as it likes. A connection with nothing but such streams counts as idle.
+pub const OPEN_STREAMS: usize = 256;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
 /// Open connections on one listener. Over it, the one that has been idle longest leaves for the next.
@@ -165,6 +168,8 @@ pub const JWKS_WAIT: Duration = Duration::from_secs(5);
 pub const JWKS_PROMPT_PAUSE: i64 = 30;
 /// The longest a call waits for such a fetch.
 pub const JWKS_PATIENCE: Duration = Duration::from_secs(2);
+/// Calls that wait for it at one time; the others are told at once that the key is unknown.
+pub const JWKS_WAITERS: usize = 128;
 /// How many seconds the last good JWKS is used when no newer one can be had: a day to mend the issuer, and no key that
 /// was taken back is believed for ever.
 pub const JWKS_AGE: i64 = 24 * 60 * 60;
@@ -198,37 +203,9 @@ impl DatabaseUrl {
     }
 }
 
-/// The URL of a Redis; as with [`DatabaseUrl`], any text makes one and none is shown.
-#[derive(Clone)]
-pub struct RedisUrl(Zeroizing<String>);
-
-impl RedisUrl {
-    /// The URL with its secrets.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether the URL holds a password.
-    #[must_use]
-    pub fn has_password(&self) -> bool {
-        has_password(&self.0)
-    }
-}
-
-impl From<String> for RedisUrl {
-    fn from(url: String) -> Self {
-        Self(Zeroizing::new(url))
-    }
-}
-
-impl fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RedisUrl")
-    }
-}
-
-fn has_password(url: &str) -> bool {
+/// Whether a URL holds a password, in its authority or as a parameter.
+#[must_use]
+pub fn has_password(url: &str) -> bool {
     let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
     let userinfo = authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
     userinfo.is_some_and(|userinfo| userinfo.contains(':')) || url.contains("password=")

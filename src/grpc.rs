@@ -1,5 +1,6 @@
 //! The RPC: tonic's service, what guards it, and errors as statuses with details.
 
+mod beside;
 mod guard;
 mod service;
 mod status;
@@ -20,6 +21,7 @@ use crate::{
     store::Store,
 };
 
+use beside::Beside;
 pub use guard::Guarded;
 pub use service::Collections;
 pub use status::status_of;
@@ -49,7 +51,11 @@ pub fn service(store: Store, admission: Admission, callers: Callers) -> Service 
 ///
 /// # Errors
 /// The compiled-in descriptors do not decode.
-pub fn public_routes(service: Service, health: &Health) -> Result<Routes, tonic_reflection::server::Error> {
+pub fn public_routes(
+    service: Service,
+    health: &Health,
+    callers: &Callers,
+) -> Result<Routes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
@@ -57,16 +63,18 @@ pub fn public_routes(service: Service, health: &Health) -> Result<Routes, tonic_
             // With these, grpcurl shows error details as text.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
+    let streams = Arc::new(Semaphore::new(config::OPEN_STREAMS));
     Ok(Routes::new(service)
-        .add_service(health.service.clone())
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?))
+        .add_service(Beside::new(health.service.clone(), streams.clone(), callers.clone()))
+        .add_service(Beside::new(reflection().build_v1()?, streams.clone(), callers.clone()))
+        .add_service(Beside::new(reflection().build_v1alpha()?, streams, callers.clone())))
 }
 
 /// What the admin listener serves: health alone, without credentials, for probes.
 #[must_use]
 pub fn admin_routes(health: &Health) -> Routes {
-    Routes::new(health.service.clone())
+    let streams = Arc::new(Semaphore::new(config::OPEN_STREAMS));
+    Routes::new(Beside::new(health.service.clone(), streams, Callers::default()))
 }
 
 impl Health {

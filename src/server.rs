@@ -183,8 +183,9 @@ impl Running {
                     trusted_peers: grpc.trusted_peers,
                     jwt: jwt.clone(),
                 };
-                let service = grpc::service(store.clone(), admission.clone(), callers);
-                let (routes, address) = (grpc::public_routes(service.clone(), &health)?, listener.address);
+                let service = grpc::service(store.clone(), admission.clone(), callers.clone());
+                let routes = grpc::public_routes(service.clone(), &health, &callers)?;
+                let address = listener.address;
                 listener.serve(routes, Protocol::Grpc, tls, &lifecycle);
                 (local(service), Some(address))
             }

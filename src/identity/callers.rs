@@ -31,10 +31,7 @@ impl Callers {
         metadata: &HeaderMap,
         peer: Option<&Peer>,
     ) -> Result<AuthenticatedUser, DestroyError> {
-        let service = match peer.and_then(Peer::certificate) {
-            Some(names) => Some(self.trusted_peers.find(names).ok_or(DestroyError::CallerNotAllowed)?),
-            None => None,
-        };
+        let service = self.service(peer)?;
         let named = named_user(metadata)?;
         let mut user = match bearer(metadata)? {
             Some(token) => {
@@ -51,6 +48,15 @@ impl Callers {
             user.caller = Some(format!("mtls:{service}").into());
         }
         Ok(user)
+    }
+
+    /// The service at the other end, where it shows a certificate.
+    ///
+    /// # Errors
+    /// [`DestroyError::CallerNotAllowed`] where the certificate has no name on the list.
+    pub fn service<'a>(&self, peer: Option<&'a Peer>) -> Result<Option<&'a PeerName>, DestroyError> {
+        let Some(names) = peer.and_then(Peer::certificate) else { return Ok(None) };
+        self.trusted_peers.find(names).map(Some).ok_or(DestroyError::CallerNotAllowed)
     }
 
     /// The user whom the metadata names, if whoever sent it may say so.

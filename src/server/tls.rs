@@ -11,7 +11,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
@@ -96,6 +96,11 @@ impl ServerTls {
         let (chain, key) = self.identity.load(clock)?;
         let config = builder.with_single_cert(chain, key);
         let mut config = config.map_err(unfit(&self.identity.certificate))?;
+        if !matches!(self.clients, Clients::Anyone) {
+            // A session that is resumed brings its certificate along unverified, however long ago it expired.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Ok(Arc::new(config))
     }

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nix::sys::signal::Signal;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     support::{
@@ -14,7 +16,7 @@ use super::{
         destroy, form_now,
         pki::Authority,
         program::{Program, path, run},
-        rpc, send,
+        reason, rpc, send,
     },
     tls,
 };
@@ -131,6 +133,36 @@ async fn floods_of_frames_end_the_connection() {
     let (status, log) = program.ended(Duration::from_secs(9)).await;
     assert_eq!(status.code(), Some(0));
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:?}");
+}
+
+/// Whoever watches health needs no user, so there is a limit to it; probes, which only ask, are served all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_without_a_user_have_a_limit() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    for origin in [&program.grpc, &program.admin] {
+        let ask = || HealthCheckRequest { service: String::new() };
+        let (mut held, mut refused) = (Vec::new(), 0);
+        for _ in 0..4 {
+            let http =
+                Client::builder(TokioExecutor::new()).http2_only(true).build_http::<tonic::body::Body>();
+            let mut health = HealthClient::with_origin(http, origin.parse().unwrap());
+            for _ in 0..90 {
+                match health.watch(ask()).await {
+                    Ok(stream) => held.push(stream),
+                    Err(status) => refused += usize::from(reason(&status) == "OVERLOADED"),
+                }
+            }
+            assert_eq!(health.check(ask()).await.unwrap().get_ref().status, 1);
+        }
+        let limit = collections_service::config::OPEN_STREAMS;
+        assert_eq!((held.len(), refused), (limit, 360 - limit), "{origin}");
+        // The places come back.
+        drop(held);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<tonic::body::Body>();
+        HealthClient::with_origin(http, origin.parse().unwrap()).watch(ask()).await.unwrap();
+    }
 }
 
 /// Bodies that do not come have places of their own.

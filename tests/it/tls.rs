@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use collections_service::{
+    domain::Clock,
     proto::DestroyRequest,
     rest::Surroundings,
     server::{Clients, Identity, ServerTls},
@@ -12,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
 use tokio::net::TcpStream;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     errors::{assert_answer, error_body, form},
@@ -96,6 +98,45 @@ async fn no_other_name_is_trusted() {
     let refused = destroy(&mut tls_rpc(&app.grpc, &authority, Some(&leaf)), OWNER, "custom-1").await;
     assert!(refused.unwrap_err().details().is_empty(), "no handshake, no answer");
     assert_eq!(app.owned_by(OWNER).await, [1]);
+}
+
+/// Or its certificate would not be looked at again, however long ago it expired.
+#[tokio::test]
+async fn no_session_of_a_client_with_a_certificate_is_resumed() {
+    let authority = Authority::new("ours");
+    let app = app(&authority, &[SERVICE]).await;
+    let soon = std::time::Duration::from_secs(Clock::System.now().timestamp().cast_unsigned() + 4);
+    let leaf = authority.issue_until(&[SERVICE], soon);
+    let config = client_config(&authority, Some(&leaf));
+    let rpc = || {
+        let http = Client::builder(TokioExecutor::new()).http2_only(true).build(https(config.clone(), true));
+        TlsRpc::with_origin(http, app.grpc.replace("http://", "https://").parse().unwrap())
+    };
+    assert_eq!(reason(&destroy(&mut rpc(), OWNER, "custom-9").await.unwrap_err()), "COLLECTION_NOT_FOUND");
+    app.put(1, OWNER).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let refused = destroy(&mut rpc(), OWNER, "custom-1").await.unwrap_err();
+    assert!(refused.details().is_empty(), "no handshake, no answer: {refused:?}");
+    assert_eq!(app.owned_by(OWNER).await, [1]);
+}
+
+/// Health and reflection are no more open to a service off the list than the RPC is.
+#[tokio::test]
+async fn an_unlisted_peer_is_told_nothing() {
+    let authority = Authority::new("ours");
+    let app = app(&authority, &[SERVICE]).await;
+    for (name, refused) in [(SERVICE, false), ("spiffe://example.org/other", true)] {
+        let leaf = authority.issue(&[name], For::Client);
+        let connector = https(client_config(&authority, Some(&leaf)), true);
+        let http = Client::builder(TokioExecutor::new()).http2_only(true).build(connector);
+        let origin = app.grpc.replace("http://", "https://").parse().unwrap();
+        let mut health = HealthClient::<Client<_, tonic::body::Body>>::with_origin(http, origin);
+        let answer = health.check(HealthCheckRequest { service: String::new() }).await;
+        assert_eq!(answer.is_err(), refused);
+        if let Err(status) = answer {
+            assert_eq!(reason(&status), "CALLER_NOT_ALLOWED");
+        }
+    }
 }
 
 /// The certificate that a listener shows now, as DER.

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -59,6 +60,15 @@ impl Authority {
 
     /// A certificate for names like `spiffe://…`, `127.0.0.1` and `a.name`.
     pub fn issue(&self, names: &[&str], purpose: For) -> Leaf {
+        self.issue_as(names, purpose, |_| ())
+    }
+
+    /// A client's certificate that ends so long after the epoch.
+    pub fn issue_until(&self, names: &[&str], end: Duration) -> Leaf {
+        self.issue_as(names, For::Client, |params| params.not_after = date_time_ymd(1970, 1, 1) + end)
+    }
+
+    fn issue_as(&self, names: &[&str], purpose: For, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names
             .iter()
@@ -75,6 +85,7 @@ impl Authority {
         if matches!(purpose, For::ExpiredClient | For::ExpiredServer) {
             params.not_after = date_time_ymd(2020, 1, 1);
         }
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
         Leaf { certificate, key: key.serialize_pem() }
