@@ -149,7 +149,8 @@ impl Verifier {
         if now >= claims.exp + config::JWT_LEEWAY {
             return Err(JwtError::Expired);
         }
-        let user: UserId = claims.sub.as_ref().and_then(|sub| sub.parse().ok()).ok_or(JwtError::NoUser)?;
+        let user = claims.sub.as_ref().filter(|sub| !claims.is_of_a_client(sub));
+        let user: UserId = user.and_then(|sub| sub.parse().ok()).ok_or(JwtError::NoUser)?;
         if !claims.may_write() {
             return Err(JwtError::ReadOnly);
         }

@@ -6,7 +6,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::source::{JwksError, JwksSource, SourceError};
@@ -38,6 +38,8 @@ struct Keeper {
     prompted: watch::Sender<Prompted>,
     /// One reading at a time.
     turn: Mutex<()>,
+    /// Calls that wait for a reading.
+    waiters: Semaphore,
 }
 
 /// The last good key set, and what came of the last reading.
@@ -79,7 +81,14 @@ impl Jwks {
     pub async fn open(source: JwksSource, clock: Clock) -> Result<Self, JwksError> {
         let held = Held { keys: None, text: Bytes::new(), at: DateTime::UNIX_EPOCH, trouble: None };
         let (held, prompted) = (watch::Sender::new(held), watch::Sender::default());
-        let jwks = Self(Arc::new(Keeper { source, clock, held, prompted, turn: Mutex::default() }));
+        let jwks = Self(Arc::new(Keeper {
+            source,
+            clock,
+            held,
+            prompted,
+            turn: Mutex::default(),
+            waiters: Semaphore::new(config::JWKS_WAITERS),
+        }));
         match jwks.0.read().await {
             Err(error) if jwks.0.source.is_file() => Err(error),
             seen => {
@@ -143,11 +152,18 @@ impl KeySource for Jwks {
                 wanted = prompted.begun;
                 begin
             });
+            // Whoever sends a token chooses its key id, and each call that waits has a place of everybody's.
+            let Ok(_place) = self.0.waiters.try_acquire() else { return };
             let mut prompted = self.0.prompted.subscribe();
             if begun {
                 let jwks = self.clone();
+                let reading = tokio::spawn({
+                    let jwks = jwks.clone();
+                    async move { jwks.refresh().await }
+                });
                 tokio::spawn(async move {
-                    jwks.refresh().await;
+                    // Finished even if it died: nobody must wait for it.
+                    let _read = reading.await;
                     jwks.0.prompted.send_modify(|prompted| prompted.finished += 1);
                 });
             }
@@ -180,6 +196,9 @@ impl Keeper {
                 if let Some(keys) = keys {
                     let (usable, ignored) = keys.counts();
                     tracing::info!(jwks = %self.source, keys = usable, ignored, "a JWKS was loaded");
+                    if usable == 0 {
+                        tracing::error!(jwks = %self.source, "the issuer has no keys: no token is believed");
+                    }
                     (held.keys, held.text) = (Some(Arc::new(keys)), text);
                 } else if recovered {
                     tracing::info!(jwks = %self.source, "the JWKS can be had again");

@@ -165,6 +165,10 @@ impl Keys {
         refused.push(("two scopes, one empty".to_owned(), self.ec.token(&either), WriteAccessRequired));
         let mut nobody = claims_with("sub", None);
         nobody["scope"] = json!("read");
+        for name in ["azp", "client_id"] {
+            let client = self.ec.token(&claims_with(name, json!(OWNER.to_string())));
+            refused.push((format!("an application's own, by {name}"), client, UserContextRequired));
+        }
         refused.push(("nobody, who may not write".to_owned(), self.ec.token(&nobody), UserContextRequired));
         refused
     }

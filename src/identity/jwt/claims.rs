@@ -106,6 +106,12 @@ impl Claims {
         self.azp.as_ref().or(self.client_id.as_ref()).unwrap_or(&self.iss)
     }
 
+    /// Whether the subject is the application itself, as where it got the token without a user (RFC 9068, 2.2). Its id may
+    /// look like a user's.
+    pub fn is_of_a_client(&self, sub: &str) -> bool {
+        self.azp.iter().chain(&self.client_id).any(|client| client == sub)
+    }
+
     /// Whether the token's scopes let it write, where it has any. Issuers name the claim one way or the other; where both
     /// are there, the narrower one counts.
     pub fn may_write(&self) -> bool {

@@ -55,7 +55,7 @@ struct Jwk {
 
 impl KeySet {
     /// Reads a JWKS. Keys that cannot verify an allowed algorithm are ignored, as RFC 7517 wants; shared secrets (`oct`)
-    /// are among them.
+    /// are among them. A set without any is good: its issuer has taken all of them back.
     ///
     /// # Errors
     /// The text is no JWKS, is too large, or would leave nothing to verify with.
@@ -70,7 +70,7 @@ impl KeySet {
             .into_iter()
             .filter_map(|key| serde_json::from_value::<Jwk>(key).ok()?.usable())
             .collect();
-        if keys.is_empty() {
+        if keys.is_empty() && number > 0 {
             return Err(KeySetError::Useless(number));
         }
         Ok(Self { ignored: number - keys.len(), keys })
