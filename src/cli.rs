@@ -22,7 +22,8 @@ use std::{
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
 use crate::{
-    config::{DatabaseUrl, RedisUrl},
+    config::{self, DatabaseUrl},
+    domain::Secret,
     telemetry::{self, LogFormat},
 };
 
@@ -169,8 +170,8 @@ fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
             matches.try_contains_id(id).unwrap_or(false)
                 && matches.value_source(id) == Some(ValueSource::CommandLine)
         };
-        let redis = if given("redis_url") { matches.get_one::<RedisUrl>("redis_url") } else { None };
-        if redis.is_some_and(RedisUrl::has_password) {
+        let redis = if given("redis_url") { matches.get_one::<Secret>("redis_url") } else { None };
+        if redis.is_some_and(|url| config::has_password(url.expose())) {
             let message = "--redis-url: a password must not stand on the command line; give the URL by COLLECTIONS_REDIS_URL";
             return Err(Exit::Usage(message.to_owned()));
         }

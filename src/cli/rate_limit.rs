@@ -2,8 +2,8 @@
 
 use super::Exit;
 use crate::{
-    config::{self, RedisUrl},
-    domain::Clock,
+    config,
+    domain::{Clock, Secret},
     rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
     telemetry::Metrics,
 };
@@ -15,7 +15,7 @@ pub struct RateLimitArgs {
     rate_limit: Rule,
     /// A Redis that counts the requests of all gateways together: redis://<host>:<port>. Without it each counts its own
     #[arg(long, env = "COLLECTIONS_REDIS_URL", hide_env_values = true)]
-    redis_url: Option<RedisUrl>,
+    redis_url: Option<Secret>,
 }
 
 impl RateLimitArgs {

@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -11,8 +11,8 @@ use redis::{AsyncConnectionConfig, Client, Script, aio::MultiplexedConnection};
 
 use super::{Memory, Rule};
 use crate::{
-    config::{self, RedisUrl},
-    domain::UserId,
+    config,
+    domain::{Secret, UserId},
     telemetry::Metrics,
 };
 
@@ -36,10 +36,19 @@ pub struct Shared {
     client: Client,
     script: Script,
     budget: Duration,
-    /// None while Redis is away.
-    connection: Arc<Mutex<Option<MultiplexedConnection>>>,
+    link: Arc<Mutex<Link>>,
     memory: Memory,
     metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Link {
+    /// None while Redis is away.
+    connection: Option<MultiplexedConnection>,
+    /// How many connections there were: who fails on an old one must not lose the new one.
+    number: u64,
+    /// Whether the log was told that Redis is away.
+    said: bool,
 }
 
 impl Shared {
@@ -47,23 +56,26 @@ impl Shared {
     ///
     /// # Errors
     /// The URL is not understood.
-    pub fn new(url: &RedisUrl, budget: Duration, metrics: Metrics) -> Result<Self, RedisError> {
+    pub fn new(url: &Secret, budget: Duration, metrics: Metrics) -> Result<Self, RedisError> {
         let client = Client::open(url.expose()).map_err(|_error| RedisError)?;
         metrics.rate_limit_fallback.set(1);
         Ok(Self {
             client,
             script: Script::new(TAKE),
             budget,
-            connection: Arc::default(),
+            link: Arc::default(),
             memory: Memory::default(),
             metrics,
         })
     }
 
-    /// Counts a request, within the budget in any case. How many there are now, or `None` where the limit
-    /// is used up.
+    /// Counts a request, within the budget in any case. How many there are now, or `None` where the limit is used up.
     pub async fn take(&self, window: u64, user: UserId, rule: Rule) -> Option<u32> {
-        let Some(mut connection) = self.connection() else {
+        let (connection, number) = {
+            let link = self.link();
+            (link.connection.clone(), link.number)
+        };
+        let Some(mut connection) = connection else {
             return self.memory.take(window, user, rule.limit);
         };
         let known = self.memory.used(window, user);
@@ -80,14 +92,19 @@ impl Shared {
             Ok(Err(error)) => error.to_string(),
             Err(_elapsed) => "no answer in time".to_owned(),
         };
-        self.lose(&error);
+        self.lose(number, &error);
         self.memory.take(window, user, rule.limit)
     }
 
     /// Does without Redis until [`Self::look`] finds it again. The log says so once, whoever notices first.
-    fn lose(&self, error: &str) {
-        let lost = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if lost.is_some() {
+    fn lose(&self, number: u64, error: &str) {
+        let mut link = self.link();
+        if link.number != number {
+            return;
+        }
+        link.connection = None;
+        if !link.said {
+            link.said = true;
             tracing::warn!(error, "Redis is away: each gateway counts its own requests");
             self.metrics.rate_limit_fallback.set(1);
             self.metrics.rate_limit_fallbacks.inc();
@@ -96,26 +113,34 @@ impl Shared {
 
     /// One look for a Redis that is away.
     pub async fn look(&self) {
-        if self.connection().is_some() {
-            return;
-        }
-        let bounds = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(config::REDIS_CONNECT_WAIT))
-            .set_response_timeout(Some(config::REDIS_CONNECT_WAIT));
-        let connected = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&bounds).await?;
-            // Whoever accepts connections need not answer.
-            redis::cmd("PING").query_async::<()>(&mut connection).await?;
-            redis::RedisResult::Ok(connection)
+        let number = {
+            let link = self.link();
+            if link.connection.is_some() {
+                return;
+            }
+            link.number
         };
-        match connected.await {
+        match self.connect().await {
             Ok(connection) => {
-                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+                let mut link = self.link();
+                *link = Link { connection: Some(connection), number: number + 1, said: false };
                 self.metrics.rate_limit_fallback.set(0);
                 tracing::info!("Redis counts the requests of all gateways");
             }
-            Err(error) => tracing::debug!(%error, "Redis is still away"),
+            Err(error) => self.lose(number, &error.to_string()),
         }
+    }
+
+    /// A connection over which requests can be counted: whoever accepts connections, or answers a ping, need not let us.
+    async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let bounds = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(config::REDIS_CONNECT_WAIT))
+            .set_response_timeout(Some(config::REDIS_CONNECT_WAIT));
+        let mut connection = self.client.get_multiplexed_async_connection_with_config(&bounds).await?;
+        let mut probe = self.script.prepare_invoke();
+        probe.key("collections:rate:probe").arg(1).arg(0).arg(1);
+        probe.invoke_async::<i64>(&mut connection).await?;
+        Ok(connection)
     }
 
     /// Looks again and again.
@@ -126,13 +151,13 @@ impl Shared {
         }
     }
 
-    fn connection(&self) -> Option<MultiplexedConnection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("connected", &self.connection().is_some()).finish_non_exhaustive()
+        f.debug_struct("Shared").field("connected", &self.link().connection.is_some()).finish_non_exhaustive()
     }
 }

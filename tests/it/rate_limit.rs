@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use collections_service::{
     config::REDIS_BUDGET,
-    domain::Clock,
+    domain::{Clock, Secret},
     rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
     store::Store,
     telemetry::Metrics,
@@ -171,7 +171,9 @@ impl Pair {
         };
         let metrics = [Metrics::new(), Metrics::new()];
         let counter = |metrics: &Metrics| {
-            Counter::Redis(Box::new(Shared::new(&redis.url().into(), PATIENCE, metrics.clone()).unwrap()))
+            Counter::Redis(Box::new(
+                Shared::new(&Secret::from(redis.url()), PATIENCE, metrics.clone()).unwrap(),
+            ))
         };
         let first = limited(ground, rule(limit), counter(&metrics[0])).await;
         let second = limited(second, rule(limit), counter(&metrics[1])).await;
@@ -247,7 +249,7 @@ async fn a_redis_that_dies_and_comes_back_is_survived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_hangs_costs_next_to_nothing() {
     let redis = Redis::start().await;
-    let shared = Shared::new(&redis.url().into(), REDIS_BUDGET, Metrics::new()).unwrap();
+    let shared = Shared::new(&Secret::from(redis.url()), REDIS_BUDGET, Metrics::new()).unwrap();
     shared.look().await;
     let counter = Counter::Redis(Box::new(shared.clone()));
     let limit = RateLimit::new(rule("1000/15m"), Clock::System, counter);
@@ -296,6 +298,30 @@ async fn operators_are_told() {
     let (_, log) = program.ended(Duration::from_secs(9)).await;
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!((count("Redis is away"), count("Redis counts")), (1, 2), "{log:?}");
+}
+
+/// One that is not there from the start, and one that lets nobody count: each is said once, however often it is tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_never_counts_is_said_once() {
+    let mut away = Redis::start().await;
+    away.kill();
+    let refusing = Redis::start().await;
+    let client = redis::Client::open(refusing.url()).unwrap();
+    let mut admin = client.get_multiplexed_async_connection().await.unwrap();
+    let rules = ["SETUSER", "default", "-eval", "-evalsha"];
+    redis::cmd("ACL").arg(&rules).query_async::<()>(&mut admin).await.unwrap();
+    for redis in [&away, &refusing] {
+        let metrics = Metrics::new();
+        let shared = Shared::new(&Secret::from(redis.url()), REDIS_BUDGET, metrics.clone()).unwrap();
+        let counter = Counter::Redis(Box::new(shared.clone()));
+        let limit = RateLimit::new(rule("3/1h"), Clock::System, counter);
+        for remaining in [2, 1, 0] {
+            shared.look().await;
+            assert_eq!(limit.take(user(1)).await.remaining, remaining);
+            assert_eq!(metrics.rate_limit_fallback.get(), 1);
+        }
+        assert_eq!(metrics.rate_limit_fallbacks.get(), 1);
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use collections_service::{
-    config::{DatabaseUrl, RedisUrl},
+    config::DatabaseUrl,
     domain::{Clock, CredentialDirectory, Entropy, Secret},
     rest::Surroundings,
     server::Rest,
@@ -126,7 +126,7 @@ async fn no_debug_shows_a_secret() {
         rate_limit: None,
         keys: ground.keys.clone(),
     };
-    let redis = RedisUrl::from("redis://:pa55word@h".to_owned());
+    let redis = Secret::from("redis://:pa55word@h".to_owned());
     let url = DatabaseUrl::from("postgres://u:pa55word@h/db".to_owned());
     let shown: Vec<&dyn std::fmt::Debug> = vec![
         &app,
