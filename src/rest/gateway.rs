@@ -206,10 +206,12 @@ impl Gateway {
                 request.metadata_mut().as_mut().insert(name, value.clone());
             }
         }
-        match self.client.clone().destroy(request).await {
-            Ok(answer) if answer.get_ref().destroyed => Ok(()),
-            Ok(_not_destroyed) => Err(DestroyError::Internal),
-            Err(status) => Err(failure_of(&status)),
+        // Of all of it: an answer may begin and not end.
+        match tokio::time::timeout_at(deadline, self.client.clone().destroy(request)).await {
+            Ok(Ok(answer)) if answer.get_ref().destroyed => Ok(()),
+            Ok(Ok(_not_destroyed)) => Err(DestroyError::Internal),
+            Ok(Err(status)) => Err(failure_of(&status)),
+            Err(_elapsed) => Err(DestroyError::DeadlineExceeded),
         }
     }
 }

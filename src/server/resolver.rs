@@ -61,6 +61,7 @@ impl Resolver {
     pub(super) fn found(&mut self, mut addresses: Vec<SocketAddr>) {
         addresses.sort_unstable();
         addresses.dedup();
+        addresses.truncate(config::UPSTREAM_ADDRESSES);
         self.failing = false;
         self.backends.send_if_modified(|backends| {
             let changed = !backends.iter().map(|backend| backend.address).eq(addresses.iter().copied());
@@ -100,7 +101,9 @@ impl UpstreamUrl {
 
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
-        Ok(found.take(config::UPSTREAM_ADDRESSES).collect())
+        // Whoever is no name for this machine but is called so must not hear who the user is.
+        let allowed = |address: &SocketAddr| self.is_tls() || address.ip().is_loopback();
+        Ok(found.filter(allowed).collect())
     }
 }
 

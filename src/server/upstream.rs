@@ -25,6 +25,7 @@ use hyper_util::{
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{net::TcpStream, sync::watch, time::Instant};
 use tonic::{Code, Status, body::Body};
+use tonic_types::StatusExt;
 use tower::{BoxError, Service, timeout::Timeout, util::BoxCloneSyncService};
 use tracing::{Span, field};
 
@@ -102,8 +103,15 @@ impl Upstream {
         let _permit =
             self.admission.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
         let call = Call::read(request).await.ok_or(DestroyError::Internal)?;
-        let answer = tokio::time::timeout_at(call.bounds.deadline, self.by_turns(&call)).await;
-        answer.unwrap_or(Err(DestroyError::DeadlineExceeded))
+        let answer = self.by_turns(&call).await?;
+        match refusal_of_ourselves(&answer) {
+            Some(reason) => {
+                Span::current()
+                    .record("error", format!("the upstream does not trust this gateway: {reason}"));
+                Err(DestroyError::Internal)
+            }
+            None => Ok(answer),
+        }
     }
 
     /// Tries one backend after the other, as long as that is safe: what may have been sent is sent again only under a
@@ -243,6 +251,14 @@ fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
 
 fn is_unavailable<B>(response: &Response<B>) -> bool {
     Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::Unavailable)
+}
+
+/// Why the RPC refuses what the gateway says, who has found out the user by itself: no client is at fault.
+fn refusal_of_ourselves<B>(response: &Response<B>) -> Option<String> {
+    let status = Status::from_header_map(response.headers())?;
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    let not_trusted = ["CALLER_NOT_ALLOWED", "USER_CONTEXT_REQUIRED"].contains(&reason.as_str());
+    (not_trusted || status.code() == Code::Unauthenticated).then_some(reason)
 }
 
 /// Writes the cause on the request's line in the log; the client is told that it may try again.

@@ -8,9 +8,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use collections_service::server::{ClientTls, Rpc};
+use collections_service::{
+    domain::DestroyError,
+    server::{ClientTls, Rpc},
+};
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
@@ -70,7 +73,7 @@ async fn it_speaks_for_its_users_as_a_trusted_peer() {
     // A new certificate, which is used for the next connection.
     authority.issue(&["spiffe://example.org/other"], For::Client).write(folder, "gateway");
     let refused = async {
-        while send(&gateway.rest, form_now(&gateway.rest, "custom-9")).await.0 != 403 {
+        while send(&gateway.rest, form_now(&gateway.rest, "custom-9")).await.0 != 500 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -94,6 +97,10 @@ enum Turn {
     Unavailable,
     HangsUp,
     Hangs,
+    /// Begins an answer, and no more.
+    HangsAfterHeaders,
+    /// Does not trust the gateway.
+    Refuses,
 }
 
 /// An RPC that keeps the metadata of its calls.
@@ -153,6 +160,14 @@ async fn answer(turn: Turn) -> Result<Response<BoxBody<Bytes, Infallible>>, std:
         }
         Turn::Unavailable => Ok(Status::unavailable("").into_http::<Full<Bytes>>().map(BoxBody::new)),
         Turn::HangsUp => Err(std::io::Error::other("as it shall")),
+        Turn::HangsAfterHeaders => {
+            let body = StreamBody::new(tokio_stream::pending()).boxed();
+            Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+        }
+        Turn::Refuses => {
+            let status = collections_service::grpc::status_of(DestroyError::CallerNotAllowed);
+            Ok(status.into_http::<Full<Bytes>>().map(BoxBody::new))
+        }
         Turn::Hangs => std::future::pending().await,
     }
 }
@@ -220,14 +235,26 @@ async fn it_forwards_the_user_and_the_time_that_is_left() {
     assert!((1..=8800).contains(&left.parse::<u32>().unwrap()), "{left}");
 }
 
-/// An RPC that takes calls and never answers costs each its deadline, and the client gets JSON.
+/// An RPC that takes calls and never answers, or never ends its answer, costs each its deadline; the client gets JSON.
 #[tokio::test]
 async fn it_gives_up_at_the_deadline() {
-    let rpc = StandIn::on("127.0.0.1:0", &[Turn::Hangs]).await.unwrap();
+    for turns in [&[Turn::Hangs], &[Turn::HangsAfterHeaders]] {
+        let rpc = StandIn::on("127.0.0.1:0", turns).await.unwrap();
+        let app = gateway(&format!("http://{}", rpc.address)).await;
+        let request = app.send(signed(&app, &Signer::owner(), "custom-1"));
+        let answer = tokio::time::timeout(Duration::from_secs(12), request).await.expect("it waits on");
+        assert_answer(&answer, 503, &error_body(130, "Over capacity"));
+        assert_eq!(rpc.calls().len(), 1);
+    }
+}
+
+/// No client is to blame for a gateway that is not on the list.
+#[tokio::test]
+async fn it_takes_a_refusal_of_itself_upon_itself() {
+    let rpc = StandIn::on("127.0.0.1:0", &[Turn::Refuses]).await.unwrap();
     let app = gateway(&format!("http://{}", rpc.address)).await;
     let answer = app.send(signed(&app, &Signer::owner(), "custom-1")).await;
-    assert_answer(&answer, 503, &error_body(130, "Over capacity"));
-    assert_eq!(rpc.calls().len(), 1);
+    assert_answer(&answer, 500, &error_body(131, "Internal error"));
 }
 
 #[tokio::test]
