@@ -66,6 +66,20 @@ pub struct Settings {
     pub entropy: Entropy,
 }
 
+impl Settings {
+    /// Whether a listener that others reach has no TLS.
+    #[must_use]
+    pub fn is_in_clear(&self) -> bool {
+        let open =
+            |address: SocketAddr, tls: &Option<ServerTls>| !address.ip().is_loopback() && tls.is_none();
+        let grpc = match &self.rpc {
+            Rpc::Served(grpc) => open(grpc.address, &grpc.tls),
+            Rpc::Upstream(..) => false,
+        };
+        grpc || self.rest.as_ref().is_some_and(|rest| open(rest.address, &rest.tls))
+    }
+}
+
 /// Where the RPC is.
 #[derive(Debug)]
 pub enum Rpc {

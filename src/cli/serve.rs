@@ -77,9 +77,13 @@ impl FromStr for RestAddr {
 pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args)?;
     let insecure = args.insecure_identity;
+    let clear = settings.jwt.is_some() && settings.is_in_clear();
     run_settings(&args.database_url, args.database_connections, settings, || {
         if insecure {
             tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
+        }
+        if clear {
+            tracing::warn!("--jwks: bearer tokens come without TLS, unless something in front sees to it");
         }
     })
     .await

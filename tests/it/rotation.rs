@@ -1,15 +1,12 @@
 //! `credentials rotate-key` as an operator runs it: beside everything else, interrupted, and again.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use collections_service::{
     domain::{CredentialDirectory, DirectoryError, Entropy, Secret},
-    store::{CredentialCache, Credentials, KeyRing, Place},
+    store::{CredentialCache, KeyRing, Place},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
     TransactionTrait,
@@ -17,87 +14,11 @@ use sea_orm::{
 use tokio::process::Child;
 
 use super::support::{
-    BLOCKED, Backend, CONSUMER, Ground, OWNER, TOKEN,
-    program::{command, path, run},
+    BLOCKED, Backend, CONSUMER, OWNER, TOKEN,
+    operator::{Operator, count, signal},
+    program::run,
     user, wait_for, write_private,
 };
-
-/// A database with secrets under the key `test`, and the files of an operator who changes it for `second`.
-struct Operator {
-    ground: Ground,
-    old: String,
-    new: String,
-    /// The secret of every token.
-    secrets: BTreeMap<String, String>,
-}
-
-impl Operator {
-    async fn new(backend: Backend, tokens: usize) -> Self {
-        let ground = Ground::new(backend).await;
-        let old = std::fs::read_to_string(ground.folder.path().join("key")).unwrap();
-        let new = KeyRing::generate_line("second", &Entropy::default()).to_string();
-        let mut secrets = BTreeMap::from([(TOKEN.0.to_owned(), TOKEN.1.to_owned())]);
-        for number in 0..tokens {
-            let issued =
-                ground.credentials.issue_token(CONSUMER.0, user(OWNER), number % 2 == 0).await.unwrap();
-            secrets.insert(issued.token, issued.secret.expose().to_owned());
-        }
-        let operator = Self { ground, old, new, secrets };
-        write_private(&operator.file("both"), &format!("{}{}", operator.new, operator.old));
-        write_private(&operator.file("new"), &operator.new);
-        operator
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.ground.folder.path().join(name)
-    }
-
-    fn ring(&self, file: &str) -> Arc<KeyRing> {
-        Arc::new(KeyRing::read(&self.file(file), Entropy::default()).unwrap())
-    }
-
-    fn credentials(&self, file: &str) -> Credentials {
-        Credentials::new(self.ground.store.clone(), self.ring(file))
-    }
-
-    /// `rotate-key` with the new key first, to its end.
-    async fn rotate(&self) -> (i32, String, String) {
-        let file = self.file("both");
-        let arguments = ["credentials", "rotate-key", "--credentials-key-file", path(&file)];
-        run(&arguments, &[("COLLECTIONS_DATABASE_URL", &self.ground.url)]).await
-    }
-
-    fn rotating(&self) -> Child {
-        let file = self.file("both");
-        let mut command = command(&["credentials", "rotate-key", "--credentials-key-file", path(&file)]);
-        command.env("COLLECTIONS_DATABASE_URL", &self.ground.url);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    }
-
-    /// Every secret opens with these keys alone, and is what it was.
-    async fn assert_all_open(&self, file: &str) {
-        let directory = CredentialCache::new(self.credentials(file));
-        for (token, secret) in &self.secrets {
-            let found = directory.find(CONSUMER.0, Some(token)).await.unwrap();
-            assert_eq!(found.application.unwrap().secret.expose(), CONSUMER.1);
-            assert_eq!(found.token.unwrap().secret.expose(), secret, "{token}");
-        }
-    }
-
-    async fn under(&self, key_id: &str) -> usize {
-        count(&self.ground.beside().await, key_id).await
-    }
-}
-
-async fn count(connection: &impl ConnectionTrait, key_id: &str) -> usize {
-    let query = format!("SELECT token FROM oauth_access_tokens WHERE key_id = '{key_id}'");
-    let query = Statement::from_string(connection.get_database_backend(), query);
-    connection.query_all_raw(query).await.unwrap().len()
-}
-
-fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(child.id().unwrap().cast_signed()), signal).unwrap();
-}
 
 async fn the_new_key_alone_opens_everything(backend: Backend) {
     // Two full batches of tokens, and an empty one after them.

@@ -4,6 +4,7 @@ pub mod attack;
 pub mod cluster;
 pub mod jwt;
 pub mod oauth;
+pub mod operator;
 pub mod pki;
 pub mod program;
 pub mod redis;
