@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,8 +28,8 @@ pub struct Roster {
 pub struct Seat {
     begun: Instant,
     calls: AtomicUsize,
-    /// Calls that have ever begun: without any, the other end has shown nothing but that it can connect.
-    served: AtomicU64,
+    /// Whether a call has ever begun: until then the other end has shown nothing but that it can connect.
+    served: AtomicBool,
     /// Since when it has been idle, in milliseconds of the roster's life.
     idle_since: AtomicU64,
     leave: CancellationToken,
@@ -81,7 +81,7 @@ impl Roster {
         let seat = Arc::new(Seat {
             begun: self.begun,
             calls: AtomicUsize::new(0),
-            served: AtomicU64::new(0),
+            served: AtomicBool::new(false),
             idle_since: AtomicU64::new(elapsed_ms(self.begun)),
             leave: CancellationToken::new(),
         });
@@ -106,12 +106,12 @@ impl Seat {
     /// A call begins.
     pub fn call(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        self.served.fetch_add(1, Ordering::Relaxed);
+        self.served.store(true, Ordering::Relaxed);
         Call(self.clone())
     }
 
     fn is_new(&self) -> bool {
-        self.served.load(Ordering::Relaxed) == 0
+        !self.served.load(Ordering::Relaxed)
     }
 
     /// Somebody else needs the place.

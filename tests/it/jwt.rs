@@ -6,7 +6,7 @@ use collections_service::{
     config,
     domain::{Clock, DestroyError},
     identity::{AuthenticatedUser, jwt::Verifier},
-    server::Jwks,
+    server::{Jwks, JwksSource},
 };
 use http::Request;
 use jsonwebtoken::Algorithm;
@@ -216,4 +216,32 @@ async fn no_token_is_believed_without_an_issuer() {
     let token = Key::new("k", Algorithm::ES256).token(&claims());
     let refused = app.send(bearer(&token, "custom-1")).await;
     assert_answer(&refused, 401, &error_body(32, "Could not authenticate you."));
+}
+
+#[test]
+fn only_a_guarded_way_leads_to_the_keys() {
+    let source = |text: &str| JwksSource::new(text, None);
+    for good in [
+        "https://issuer.example/keys?v=1",
+        "http://localhost:1/",
+        "http://127.0.0.1/x",
+        "http://[::1]/",
+        "keys",
+    ] {
+        assert!(source(good).is_ok(), "{good}");
+    }
+    for wrong in [
+        "http://issuer.example/keys",
+        "http://127.0.0.1.issuer.example/",
+        "http://0.0.0.0/",
+        "ftp://issuer.example/",
+        "file:///etc/keys",
+        "https://",
+        "https:///keys",
+        "https://user:secret@issuer.example/keys",
+        "https://issuer example/",
+    ] {
+        let error = source(wrong).unwrap_err().to_string();
+        assert!(error.starts_with("--jwks: ") && !error.contains("secret"), "{wrong}: {error}");
+    }
 }
