@@ -22,7 +22,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -119,45 +119,53 @@ impl Drop for Service {
     }
 }
 
-/// An attack on a thread of its own, for as long as this lives.
+/// An attack in a process of its own, for as long as this lives. It is as nice as can be: the attacker's work would be done
+/// on another machine, and must not take the time of the service and the caller here.
 struct Running {
-    stop: Arc<AtomicBool>,
+    child: Child,
     opened: Arc<AtomicUsize>,
-    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Running {
-    fn start(attack: Attack, address: String) -> Self {
-        let (stop, opened) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (until, count) = (stop.clone(), opened.clone());
-        let floods = matches!(attack, Attack::RapidReset | Attack::Continuation);
-        let thread = thread::spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let mut held = Vec::new();
-                while !until.load(Ordering::Relaxed) {
-                    if held.len() < HELD {
-                        let stream = attack.open(&address).await;
-                        count.fetch_add(1, Ordering::Relaxed);
-                        if !floods {
-                            held.extend(stream);
-                        }
-                    }
-                    // Bounded: an attacker with all of this machine would measure the machine.
-                    if floods || held.len() == HELD || held.len() % 50 == 0 {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                }
-            });
+    fn start(number: usize, address: &str) -> Self {
+        let itself = std::env::current_exe().unwrap();
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(itself).args(["attack", &number.to_string(), address]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let (opened, lines) = (Arc::new(AtomicUsize::new(0)), BufReader::new(child.stdout.take().unwrap()));
+        let count = opened.clone();
+        thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                count.store(line.parse().unwrap(), Ordering::Relaxed);
+            }
         });
-        Self { stop, opened, thread: Some(thread) }
+        Self { child, opened }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ended = self.thread.take().map(thread::JoinHandle::join);
+        let _gone = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// What the process of an attack does until it is killed: it opens connections, a few hundred a second at most, and says how many.
+async fn attack_for_ever(attack: Attack, address: &str) {
+    let floods = matches!(attack, Attack::RapidReset | Attack::Continuation);
+    let (mut held, mut opened) = (Vec::new(), 0);
+    loop {
+        if held.len() < HELD {
+            let stream = attack.open(address).await;
+            opened += 1;
+            if !floods {
+                held.extend(stream);
+            }
+        }
+        if floods || held.len() == HELD || held.len() % 50 == 0 {
+            println!("{opened}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -198,11 +206,17 @@ fn main() {
     setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }).unwrap();
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, command, number, address] = arguments.as_slice()
+        && command == "attack"
+    {
+        runtime.block_on(attack_for_ever(ATTACKS[number.parse::<usize>().unwrap()].1, address));
+    }
     println!(
         "| beside | connections | p50 | p99 | p99, times alone | new: p50 | new: p99 | times alone | peak MB |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (name, attack, grpc) in ATTACKS {
+    for (number, (name, _, grpc)) in ATTACKS.into_iter().enumerate() {
         let (mut ratios, mut beside) = ([const { Vec::new() }; 2], [const { Vec::new() }; 4]);
         let (mut opened, mut memory) = (0, 0);
         for round in 1..=ROUNDS {
@@ -211,7 +225,7 @@ fn main() {
             let service = Service::start(folder.path());
             let alone = runtime.block_on(calls(&service));
             let address = if grpc { &service.grpc } else { &service.rest };
-            let running = Running::start(attack, address.clone());
+            let running = Running::start(number, address);
             thread::sleep(LEAD);
             let under = runtime.block_on(calls(&service));
             opened = opened.max(running.opened.load(Ordering::Relaxed));

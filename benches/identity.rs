@@ -5,6 +5,7 @@
 
 use std::{
     hint::black_box,
+    os::unix::fs::PermissionsExt,
     sync::{Arc, atomic::AtomicI64},
 };
 
@@ -54,6 +55,7 @@ async fn stored(folder: &std::path::Path, entropy: &Entropy) -> (Credentials, Ke
     while store.migrate_one().await.unwrap().is_some() {}
     let key_file = folder.join("key");
     std::fs::write(&key_file, KeyRing::generate_line("bench", entropy).as_bytes()).unwrap();
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let credentials = Credentials::new(store, Arc::new(KeyRing::read(&key_file, entropy.clone()).unwrap()));
     let app = credentials.create_app("bench").await.unwrap();
     let user = UserId::new(1).unwrap();
