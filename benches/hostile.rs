@@ -49,8 +49,8 @@ const CALLS: usize = 400;
 const NEW_CALLS: usize = 200;
 /// Connections that an attack holds open.
 const HELD: usize = 10_000;
-/// The time that an attack has before the calls begin.
-const LEAD: Duration = Duration::from_secs(3);
+/// The longest that an attack has before the calls begin, to open what it holds.
+const LEAD: Duration = Duration::from_secs(6);
 
 const ATTACKS: [(&str, Attack, bool); 7] = [
     ("silent connections", Attack::Silence, true),
@@ -119,8 +119,8 @@ impl Drop for Service {
     }
 }
 
-/// An attack in a process of its own, for as long as this lives. It is as nice as can be: the attacker's work would be done
-/// on another machine, and must not take the time of the service and the caller here.
+/// An attack in a process of its own, for as long as this lives. It runs when nobody else wants to: the attacker's work
+/// would be done on another machine, and must not take the time of the service and the caller here.
 struct Running {
     child: Child,
     opened: Arc<AtomicUsize>,
@@ -129,8 +129,8 @@ struct Running {
 impl Running {
     fn start(number: usize, address: &str) -> Self {
         let itself = std::env::current_exe().unwrap();
-        let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(itself).args(["attack", &number.to_string(), address]);
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(itself).args(["attack", &number.to_string(), address]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let (opened, lines) = (Arc::new(AtomicUsize::new(0)), BufReader::new(child.stdout.take().unwrap()));
         let count = opened.clone();
@@ -226,7 +226,10 @@ fn main() {
             let alone = runtime.block_on(calls(&service));
             let address = if grpc { &service.grpc } else { &service.rest };
             let running = Running::start(number, address);
-            thread::sleep(LEAD);
+            let begun = Instant::now();
+            while begun.elapsed() < LEAD && running.opened.load(Ordering::Relaxed) < HELD {
+                thread::sleep(Duration::from_millis(50));
+            }
             let under = runtime.block_on(calls(&service));
             opened = opened.max(running.opened.load(Ordering::Relaxed));
             memory = memory.max(service.memory_mb());
