@@ -1,5 +1,6 @@
 //! Logs: one line a call, on standard error, as JSON for machines or as text for people. Metrics, for Prometheus.
 
+mod json;
 mod metrics;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
+use json::{JsonFields, JsonLine};
 pub use metrics::Metrics;
 
 /// How log lines look.
@@ -62,7 +64,7 @@ pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber
         // must not.
         .log_internal_errors(false);
     let installed = match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
+        LogFormat::Json => builder.fmt_fields(JsonFields).event_format(JsonLine).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).try_init(),
     };
     // A second installation can only come from a test; the first one stands.
