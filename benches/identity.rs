@@ -12,7 +12,7 @@ use std::{
 use collections_service::{
     domain::{Clock, CredentialDirectory, DestroyError, Entropy, Secret, UserId},
     identity::oauth1::{Origin, Parameters, Request, Verifier, sign},
-    store::{CredentialCache, Credentials, KeyRing, Store},
+    store::{Capacity, CredentialCache, Credentials, KeyRing, Store},
 };
 use tokio::{runtime::Runtime, time::Instant};
 
@@ -51,7 +51,7 @@ fn main() {
 /// A database with an application, its token, and another application.
 async fn stored(folder: &std::path::Path, entropy: &Entropy) -> (Credentials, Keys) {
     let url = format!("sqlite:{}?mode=rwc", folder.join("db").display());
-    let store = Store::connect(&url.into(), 1, Clock::System).await.unwrap();
+    let store = Store::connect(&url.into(), Capacity::of(1), Clock::System).await.unwrap();
     while store.migrate_one().await.unwrap().is_some() {}
     let key_file = folder.join("key");
     std::fs::write(&key_file, KeyRing::generate_line("bench", entropy).as_bytes()).unwrap();

@@ -22,6 +22,8 @@ pub async fn destroy(
 ) -> Result<(), DestroyError> {
     let caller = user.caller().map(str::to_owned);
     let destroyed = store.destroy(Destroy { id, user: user.user(), request_id, caller, deadline }).await?;
-    Span::current().record("replayed", destroyed == Destroyed::Before);
+    if destroyed == Destroyed::Before {
+        Span::current().record("replayed", true);
+    }
     Ok(())
 }

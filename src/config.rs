@@ -12,10 +12,27 @@ pub const STORE_IDLE: Duration = Duration::from_secs(300);
 /// How long a connection may be unused before it is asked whether it still works: within that, a restart of the
 /// database costs each such connection one call an UNAVAILABLE.
 pub const STORE_TRUST: Duration = Duration::from_secs(1);
+/// Pages, of 4 KiB, after which SQLite brings its write-ahead log into the database. At its usual thousand it would do so
+/// with every tenth batch, and write the same pages again and again.
+pub const WAL_PAGES: u32 = 16 * 1024;
 /// The longest a statement may run before PostgreSQL cancels it.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait for one statement with all around it: a database that neither answers nor hangs up.
 pub const STORE_BOUND: Duration = Duration::from_secs(7);
+/// Destroys that wait for their turn at the database, some 300 bytes each and the caller's name. More than the usual
+/// `--max-in-flight`, which refuses calls before.
+pub const DESTROY_QUEUE: usize = 16 * 1024;
+/// Destroys in one statement, unless an operator says otherwise.
+pub const BATCH_MAX: u32 = 1024;
+/// As many as these go in one statement; of more, half. A commit costs as much as some thirty rows.
+pub const BATCH_WHOLE: usize = 32;
+/// How long a batch waits for a row that somebody has locked. Other replicas have theirs for as long as a commit takes; who
+/// keeps one for longer must not hold up everybody else.
+pub const BATCH_LOCK_WAIT: Duration = Duration::from_millis(250);
+/// The pause after a batch died of a fault of ours: the next may die of it too.
+pub const WORKER_PAUSE: Duration = Duration::from_millis(100);
+/// How often the queue is looked through for those who have waited for too long, while a batch is in flight.
+pub const QUEUE_SWEEP: Duration = Duration::from_millis(250);
 /// How often one destroy is run when the database undoes it (SQLSTATE 40001, 40P01) or another call overtakes it.
 pub const DESTROY_ATTEMPTS: u32 = 6;
 /// How long an application or a token is served from memory: the time a revocation takes to be seen everywhere.

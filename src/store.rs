@@ -15,15 +15,20 @@ mod state;
 use std::{fmt, sync::Arc};
 
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::sync::Semaphore;
 
-use crate::{config::DatabaseUrl, domain::Clock};
+use crate::{
+    config::{self, DatabaseUrl},
+    domain::Clock,
+};
+use destroy::Batcher;
 
 pub use connect::ConnectError;
 pub use credentials::{
     AppView, CredentialCache, CredentialError, Credentials, IssuedToken, NewApplication, TokenView,
 };
-pub use destroy::{Destroy, Destroyed};
+pub use destroy::{
+    DESTROY, DESTROY_BATCH, Destroy, Destroyed, SETTINGS, SQLITE_DELETE, SQLITE_LOOK, SQLITE_TOMBSTONES,
+};
 pub use migrations::MigrationState;
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
@@ -35,9 +40,48 @@ pub use state::StateError;
 pub struct Store {
     db: DatabaseConnection,
     clock: Clock,
-    /// Destroys wait here, where their deadlines can end the wait. There is a permit fewer than connections, except on
-    /// SQLite: however many destroys are stuck, health and the look-up of credentials get theirs.
-    gate: Arc<Semaphore>,
+    batcher: Arc<Batcher>,
+}
+
+/// How much may go on at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// To PostgreSQL. SQLite has one, because it has one writer: a second would wait in SQLite's busy loop instead of a
+    /// fair queue.
+    pub connections: u32,
+    /// Destroys in one statement.
+    pub batch_max: u32,
+    /// Statements at one time, each over a connection of its own.
+    pub batches_in_flight: u32,
+}
+
+impl Capacity {
+    /// So many connections and no destroys, for those who only look credentials up, say.
+    #[must_use]
+    pub const fn without_destroys(connections: u32) -> Self {
+        Self { connections, batch_max: config::BATCH_MAX, batches_in_flight: 0 }
+    }
+
+    /// The usual batches over so many connections.
+    #[must_use]
+    pub const fn of(connections: u32) -> Self {
+        Self { connections, batch_max: config::BATCH_MAX, batches_in_flight: 1 }
+    }
+
+    const fn on_sqlite(self) -> Self {
+        let batches_in_flight = if self.batches_in_flight == 0 { 0 } else { 1 };
+        Self { connections: 1, batches_in_flight, ..self }
+    }
+
+    /// Connections beside those of the batches.
+    fn pooled(self) -> u32 {
+        self.connections.saturating_sub(self.batches_in_flight).max(1)
+    }
+
+    /// Destroys beside the batches: however many are stuck, a connection is left for health and credentials.
+    fn alone(self) -> usize {
+        self.pooled().saturating_sub(1).max(1) as usize
+    }
 }
 
 impl Store {
@@ -46,15 +90,16 @@ impl Store {
     ///
     /// # Errors
     /// The URL is not understood, or an SQLite file cannot be opened.
-    pub async fn connect(url: &DatabaseUrl, connections: u32, clock: Clock) -> Result<Self, ConnectError> {
-        let connections = if url.is_sqlite() { 1 } else { connections };
-        let db = connect::open(url, connections).await?;
-        let permits = connections.saturating_sub(1).max(1);
-        Ok(Self { db, clock, gate: Arc::new(Semaphore::new(permits as usize)) })
+    pub async fn connect(url: &DatabaseUrl, capacity: Capacity, clock: Clock) -> Result<Self, ConnectError> {
+        let capacity = if url.is_sqlite() { capacity.on_sqlite() } else { capacity };
+        let db = connect::open(url, capacity.pooled()).await?;
+        let batcher = Arc::new(Batcher::start(&db, capacity, &clock));
+        Ok(Self { db, clock, batcher })
     }
 
     /// Closes the pool once its connections are back.
     pub async fn close(&self) {
+        self.batcher.close();
         if let Err(error) = self.db.close_by_ref().await {
             tracing::warn!(error = %error, "the database pool did not close cleanly");
         }

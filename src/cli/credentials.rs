@@ -10,7 +10,7 @@ use super::{Exit, print};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy, UserId},
-    store::{CredentialError, Credentials, KeyRing, Store},
+    store::{Capacity, CredentialError, Credentials, KeyRing, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -110,7 +110,9 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 
 impl Target {
     async fn open(&self) -> Result<Store, Exit> {
-        let store = Store::connect(&self.database_url, 1, Clock::System).await.map_err(Exit::usage)?;
+        let store = Store::connect(&self.database_url, Capacity::without_destroys(1), Clock::System)
+            .await
+            .map_err(Exit::usage)?;
         store.check().await.map_err(Exit::failed)?;
         Ok(store)
     }

@@ -23,7 +23,7 @@ use crate::{
     rate_limit::{Counter, Memory, RateLimit, Rule},
     rest::{self, Surroundings},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
-    store::{CredentialError, Credentials, KeyRing, NewCollection, Store},
+    store::{Capacity, CredentialError, Credentials, KeyRing, NewCollection, Store},
     telemetry::Metrics,
 };
 
@@ -78,7 +78,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     // In a URL the folder's `?` and `%` would mean something else.
     let path = percent_encode(database.as_os_str().as_bytes(), NON_ALPHANUMERIC);
     let url = DatabaseUrl::from(format!("sqlite:{path}?mode=rwc"));
-    let store = Store::connect(&url, 1, Clock::System).await.map_err(Exit::usage)?;
+    let store = Store::connect(&url, Capacity::of(1), Clock::System).await.map_err(Exit::usage)?;
     while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
         print(format_args!("applied migration {name}"))?;
     }

@@ -9,6 +9,7 @@ use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
     server::{ClientTls, Identity, Rpc, Settings, UpstreamUrl},
+    store::Capacity,
     telemetry::Metrics,
 };
 
@@ -47,6 +48,9 @@ pub struct Args {
     edge: Edge,
     #[command(flatten)]
     rate_limit: RateLimitArgs,
+    /// Threads that serve; more are for much TLS and many bearer tokens
+    #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub worker_threads: u16,
     /// Seconds that accepted requests have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
@@ -54,7 +58,8 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args)?;
-    run_settings(&args.database_url, args.database_connections, settings, || ()).await
+    run_settings(&args.database_url, Capacity::without_destroys(args.database_connections), settings, || ())
+        .await
 }
 
 fn settings(args: &Args) -> Result<Settings, Exit> {

@@ -3,7 +3,11 @@
 use clap::Subcommand;
 
 use super::{Exit, print};
-use crate::{config::DatabaseUrl, domain::Clock, store::Store};
+use crate::{
+    config::DatabaseUrl,
+    domain::Clock,
+    store::{Capacity, Store},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -55,5 +59,5 @@ async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
 
 /// One connection, so that what a migration sets for its session holds.
 async fn connect(url: &DatabaseUrl) -> Result<Store, Exit> {
-    Store::connect(url, 1, Clock::System).await.map_err(Exit::usage)
+    Store::connect(url, Capacity::without_destroys(1), Clock::System).await.map_err(Exit::usage)
 }

@@ -11,10 +11,10 @@ use super::{
     signal::Stop,
 };
 use crate::{
-    config::DatabaseUrl,
+    config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
     server::{Grpc, NotReady, Rpc, Running, Settings, StartError},
-    store::Store,
+    store::{Capacity, Store},
     telemetry::Metrics,
 };
 
@@ -23,9 +23,16 @@ pub struct Args {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
-    /// Connections to PostgreSQL: one fewer destroys at one time
-    #[arg(long, default_value_t = 16, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    /// Connections to PostgreSQL: one for each batch in flight, the others for credentials, health and destroys that
+    /// cannot share a batch
+    #[arg(long, default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(3..=1000))]
     database_connections: u32,
+    /// Destroys in one statement
+    #[arg(long, default_value_t = config::BATCH_MAX, env = "COLLECTIONS_BATCH_MAX", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batch_max: u32,
+    /// Statements at one time. More of them make smaller batches; SQLite has one
+    #[arg(long, default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    batches_in_flight: u32,
     /// Where gRPC is served
     #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
     grpc_addr: SocketAddr,
@@ -52,6 +59,9 @@ pub struct Args {
     /// Calls in flight; more are refused at once with UNAVAILABLE
     #[arg(long, default_value_t = 1024, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_in_flight: u32,
+    /// Threads that serve. One does what PostgreSQL can take; more are for much TLS and many bearer tokens
+    #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub worker_threads: u16,
     /// Seconds that accepted calls have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
@@ -76,9 +86,10 @@ impl FromStr for RestAddr {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args)?;
+    let capacity = capacity(&args)?;
     let insecure = args.insecure_identity;
     let clear = settings.jwt.is_some() && settings.is_in_clear();
-    run_settings(&args.database_url, args.database_connections, settings, || {
+    run_settings(&args.database_url, capacity, settings, || {
         if insecure {
             tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
         }
@@ -92,12 +103,12 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 /// Serves until a signal says otherwise; `serving` is called once it does.
 pub async fn run_settings(
     database: &DatabaseUrl,
-    connections: u32,
+    capacity: Capacity,
     settings: Settings,
     serving: impl FnOnce(),
 ) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let store = Store::connect(database, connections, Clock::System).await.map_err(Exit::usage)?;
+    let store = Store::connect(database, capacity, Clock::System).await.map_err(Exit::usage)?;
     let running = Running::start(store, settings).await.map_err(|error| match error {
         StartError::NotReady(NotReady::Credentials(_))
         | StartError::Tls { .. }
@@ -126,6 +137,22 @@ pub async fn drain(running: Running) {
     } else {
         tracing::warn!("stopped with connections still open");
     }
+}
+
+/// How much the store may do at one time.
+fn capacity(args: &Args) -> Result<Capacity, Exit> {
+    // One connection for destroys on their own, one for credentials and health.
+    if args.database_connections < args.batches_in_flight + 2 {
+        return Err(Exit::Usage(
+            "--database-connections: needs two more than --batches-in-flight, or nothing else gets one"
+                .to_owned(),
+        ));
+    }
+    Ok(Capacity {
+        connections: args.database_connections,
+        batch_max: args.batch_max,
+        batches_in_flight: args.batches_in_flight,
+    })
 }
 
 /// The configuration as a whole, or what is wrong with it.

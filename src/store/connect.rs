@@ -10,6 +10,7 @@ use sea_orm::{
     },
 };
 
+use super::destroy::set_up;
 use crate::config::{self, DatabaseUrl};
 
 /// Why the database could not be opened. The text may go to an operator, never to a client.
@@ -105,6 +106,7 @@ fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
         .sqlx_logging(false)
         .record_stmt_in_spans(false)
         .map_sqlx_postgres_pool_opts(|pool| {
+            let pool = pool.after_connect(|connection, _metadata| Box::pin(set_up(connection)));
             // sqlx asks a connection that comes back whether it still works, and waits for ever where the other end has
             // fallen silent: its place would be lost until TCP gives up.
             pool.after_release(|connection, _age| {
@@ -133,6 +135,7 @@ fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(config::STORE_WAIT)
                 .pragma("secure_delete", "ON")
+                .pragma("wal_autocheckpoint", config::WAL_PAGES.to_string())
         });
     options
 }

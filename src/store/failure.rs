@@ -7,10 +7,14 @@ use sea_orm::{DbErr, RuntimeErr, sqlx};
 pub enum Failure {
     /// The database undid the statement because of others beside it: run it again.
     Conflict,
+    /// Somebody else has the row, and keeps it. Nothing happened.
+    Locked,
     /// The database is away or gave up. Whether the statement took effect may be unknown.
     Unavailable,
-    /// The statement or the data is wrong: our own fault.
+    /// The database refused the statement or the data: our own fault. Nothing happened.
     Fault,
+    /// Its answer was not understood: our own fault too. Whether the statement took effect is not known.
+    Misread,
 }
 
 impl From<&DbErr> for Failure {
@@ -18,14 +22,18 @@ impl From<&DbErr> for Failure {
         let (DbErr::Conn(runtime) | DbErr::Exec(runtime) | DbErr::Query(runtime)) = error else {
             return match error {
                 DbErr::ConnectionAcquire(_) => Self::Unavailable,
-                _ => Self::Fault,
+                _ => Self::Misread,
             };
         };
         match runtime {
             RuntimeErr::SqlxError(error) => of_sqlx(error),
-            RuntimeErr::Internal(_) => Self::Fault,
+            RuntimeErr::Internal(_) => Self::Misread,
         }
     }
+}
+
+pub fn sqlx_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }
 
 fn of_sqlx(error: &sqlx::Error) -> Failure {
@@ -44,7 +52,7 @@ fn of_sqlx(error: &sqlx::Error) -> Failure {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => Failure::Unavailable,
-        _ => Failure::Fault,
+        _ => Failure::Misread,
     }
 }
 
@@ -52,6 +60,8 @@ fn of_sqlstate(code: &str) -> Failure {
     match code {
         // serialization_failure, deadlock_detected
         "40001" | "40P01" => Failure::Conflict,
+        // lock_not_available (lock_timeout)
+        "55P03" => Failure::Locked,
         // query_canceled (our statement_timeout), read_only_sql_transaction (a replica after a fail-over),
         // statement_completion_unknown, cannot_connect_now and its kin
         "57014" | "25006" | "40003" => Failure::Unavailable,

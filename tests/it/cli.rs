@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use collections_service::{
     domain::Entropy,
-    store::{KeyRing, StateError, Store},
+    store::{Capacity, KeyRing, StateError, Store},
 };
 use sea_orm::ConnectionTrait;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -174,7 +174,7 @@ async fn serve_refuses_a_database_that_acknowledges_too_early() {
     assert!(code == 1 && errors.contains("synchronous_commit"), "{errors}");
     // A replica may become the primary in a moment.
     let replica = format!("{}?options[default_transaction_read_only]=on", ground.url);
-    let store = Store::connect(&replica.into(), 2, ground.clock.clone()).await.unwrap();
+    let store = Store::connect(&replica.into(), Capacity::of(2), ground.clock.clone()).await.unwrap();
     let state = store.check().await.unwrap_err();
     assert!(matches!(state, StateError::ReadOnly) && state.is_transient(), "{state}");
 }

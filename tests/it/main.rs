@@ -10,6 +10,7 @@
 )]
 
 mod architecture;
+mod batches;
 mod cli;
 mod destroy;
 mod discovery;
@@ -25,6 +26,7 @@ mod jwt;
 mod matrix;
 mod model;
 mod oauth_cases;
+mod plans;
 mod process;
 mod rate_limit;
 mod readme;

@@ -6,7 +6,7 @@ use collections_service::{
     config::REDIS_BUDGET,
     domain::{Clock, Secret},
     rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
-    store::Store,
+    store::{Capacity, Store},
     telemetry::Metrics,
 };
 use http::HeaderMap;
@@ -160,7 +160,9 @@ impl Pair {
     async fn new(redis: &Redis, limit: &str) -> Self {
         let ground = Ground::new(Backend::Postgres).await;
         let beside =
-            Store::connect(&ground.url.clone().into(), CONNECTIONS, ground.clock.clone()).await.unwrap();
+            Store::connect(&ground.url.clone().into(), Capacity::of(CONNECTIONS), ground.clock.clone())
+                .await
+                .unwrap();
         let second = Ground {
             url: ground.url.clone(),
             store: beside,

@@ -76,8 +76,8 @@ impl Signed {
         let (method, path, origin) = (text(&self.method)?, text(&self.path)?, text(&self.origin)?);
         let origin: Origin = origin.parse().ok()?;
         let header = self.header.as_ref().map(|pairs| Self::encoded(pairs, "\"", ", "));
-        let decode = |pairs| Parameters::decode(Self::encoded(pairs, "", "&").as_bytes());
-        let (query, form) = (decode(&self.query), decode(&self.form));
+        let (query, form) = (Self::encoded(&self.query, "", "&"), Self::encoded(&self.form, "", "&"));
+        let (query, form) = (Parameters::decode(query.as_bytes()), Parameters::decode(form.as_bytes()));
         let request = Request {
             method: &method,
             path: &path,

@@ -24,7 +24,7 @@ use collections_service::{
     proto::{DestroyRequest, DestroyResponse},
     rest::Surroundings,
     server::{self, Grpc, Rest, Running, Settings},
-    store::{Credentials, KeyRing, NewCollection, Store},
+    store::{Capacity, Credentials, KeyRing, NewCollection, Store},
     telemetry::Metrics,
 };
 use hyper_util::{
@@ -90,7 +90,8 @@ impl Ground {
         let sqlite = || format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let url = postgres.unwrap_or_else(sqlite);
         let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
-        let store = Store::connect(&url.clone().into(), CONNECTIONS, clock.clone()).await.unwrap();
+        let store =
+            Store::connect(&url.clone().into(), Capacity::of(CONNECTIONS), clock.clone()).await.unwrap();
         while store.migrate_one().await.unwrap().is_some() {}
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();

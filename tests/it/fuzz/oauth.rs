@@ -308,13 +308,16 @@ fn check_form(text: Vec<u8>) -> Checked {
             pairs.iter().filter(|(other, _)| other == name.as_bytes()).map(|(_, value)| value).collect();
         prop_assert!(parameters.all(name).eq(values), "{name:?}");
     }
-    let normalized = Parameters::normalized(&[&parameters]);
+    let normalized = |parameters: &Parameters| -> Vec<(String, String)> {
+        let pairs = Parameters::normalized(&[parameters]).into_iter();
+        pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+    };
     pairs.retain(|(name, _)| name != b"oauth_signature");
     let mut encoded: Vec<_> = pairs.iter().map(|(name, value)| (escape(name), escape(value))).collect();
     encoded.sort();
-    prop_assert_eq!(&normalized, &in_form(&encoded));
+    prop_assert_eq!(&normalized(&parameters), &encoded);
     // It says the same as what it was made from. A pair without name and value is nothing but `=`.
-    prop_assert_eq!(Parameters::normalized(&[&Parameters::decode(normalized.as_bytes())]), normalized);
+    prop_assert_eq!(normalized(&Parameters::decode(in_form(&encoded).as_bytes())), encoded);
     Ok(())
 }
 

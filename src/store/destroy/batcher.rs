@@ -1,0 +1,251 @@
+//! Callers that arrive together share a statement: while one batch is in flight the others wait, and those who wait when it
+//! returns are the next. There is no timer to wait for company, so a lone call goes at once.
+
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
+
+use sea_orm::{DatabaseConnection, DbErr};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    Destroy, Failed, Outcome, Sight,
+    lane::{Kind, Lane},
+    queue::{Queue, Waiting},
+};
+use crate::{
+    config,
+    domain::{Clock, DestroyError},
+    store::{Capacity, failure::Failure},
+};
+
+/// The one way to destroy. Dropped, it finishes what it has taken in.
+pub struct Batcher {
+    queue: Arc<Queue>,
+}
+
+/// Takes turns at the queue with a connection of its own.
+struct Worker {
+    queue: Arc<Queue>,
+    lane: Lane,
+    clock: Clock,
+    most: usize,
+    alone: Alone,
+}
+
+/// Where a destroy goes that its batch could not decide, or that may have failed all others: to a statement of its own,
+/// beside the batches, as if there were none.
+#[derive(Clone)]
+struct Alone {
+    db: DatabaseConnection,
+    clock: Clock,
+    /// However many are stuck here, batches, health and credentials have their connections.
+    gate: Arc<Semaphore>,
+}
+
+/// Why a batch ended without telling everyone.
+#[derive(Debug, thiserror::Error)]
+enum Undecided {
+    #[error(transparent)]
+    Failed(DbErr),
+    #[error("the destroys kept colliding with others")]
+    Colliding,
+}
+
+impl Batcher {
+    pub fn start(db: &DatabaseConnection, capacity: Capacity, clock: &Clock) -> Self {
+        let queue = Arc::new(Queue::default());
+        if capacity.batches_in_flight == 0 {
+            queue.close();
+        }
+        let gate = Arc::new(Semaphore::new(capacity.alone()));
+        let alone = Alone { db: db.clone(), clock: clock.clone(), gate };
+        for _ in 0..capacity.batches_in_flight {
+            let (queue, alone) = (queue.clone(), alone.clone());
+            tokio::spawn(async move {
+                // A worker that dies takes its batch with it, and must not take the service too.
+                while let Err(died) =
+                    tokio::spawn(Worker::new(&queue, &alone, capacity.batch_max).work()).await
+                {
+                    tracing::error!(error = %died, "a batch died");
+                    sleep(config::WORKER_PAUSE).await;
+                }
+            });
+        }
+        Self { queue }
+    }
+
+    /// Returns once the outcome is durable.
+    pub async fn destroy(&self, destroy: Destroy) -> Outcome {
+        let (waiting, answered) = Waiting::new(destroy);
+        self.queue.push(waiting)?;
+        let died = |_| Failed::because(DestroyError::Internal, "the destroy's batch died");
+        answered.await.map_err(died)?
+    }
+
+    /// Takes in nothing more.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+}
+
+impl Drop for Batcher {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Worker {
+    fn new(queue: &Arc<Queue>, alone: &Alone, most: u32) -> Self {
+        let lane = Lane::new(&alone.db, Kind::Own);
+        Self {
+            queue: queue.clone(),
+            lane,
+            clock: alone.clock.clone(),
+            most: most as usize,
+            alone: alone.clone(),
+        }
+    }
+
+    async fn work(mut self) {
+        let queue = self.queue.clone();
+        while queue.has_some().await {
+            let mut turn = pin!(self.take_turn());
+            while timeout(config::QUEUE_SWEEP, turn.as_mut()).await.is_err() {
+                queue.sweep();
+            }
+        }
+        self.lane.close().await;
+    }
+
+    /// One batch: those who wait once there is a connection to send them over. Where the database refuses it as a whole,
+    /// one row may be to blame: each half is tried, and each half of that which is refused again.
+    async fn take_turn(&mut self) {
+        let (queue, most) = (self.queue.clone(), self.most);
+        let mut left: Vec<_> =
+            self.lane.destroy(&self.clock, || queue.take(most)).await.into_iter().collect();
+        while let Some((error, mut batch)) = left.pop() {
+            if batch.len() > 1 {
+                tracing::warn!(%error, destroys = batch.len(), "a batch failed, so its destroys are tried apart");
+            }
+            if batch.len() == 1 || !error.is_refusal() {
+                // To wait for a lock, or for others, beside the next batches.
+                for waiting in batch {
+                    tokio::spawn(self.alone.clone().destroy(waiting));
+                }
+                continue;
+            }
+            let half = batch.split_off(batch.len() / 2);
+            for part in [batch, half] {
+                left.extend(self.lane.destroy(&self.clock, || part).await);
+            }
+        }
+    }
+}
+
+impl Alone {
+    async fn destroy(self, waiting: Waiting) {
+        let Ok(Ok(_permit)) = timeout_at(Instant::now() + config::STORE_WAIT, self.gate.acquire()).await
+        else {
+            return waiting.give_up();
+        };
+        let mut lane = Lane::new(&self.db, Kind::Pooled);
+        if let Some((error, left)) = lane.destroy(&self.clock, || vec![waiting]).await {
+            let failure = error.means();
+            left.into_iter().for_each(|waiting| waiting.tell(Err(Failed::because(failure, &error))));
+        }
+    }
+}
+
+/// Tells everyone what was seen; gives back those for whom it has to be looked again.
+fn tell(batch: Vec<Waiting>, sights: Vec<Sight>) -> Vec<Waiting> {
+    let told = batch.into_iter().zip(sights).filter_map(|(waiting, sight)| match sight.outcome() {
+        Some(outcome) => {
+            waiting.tell(outcome);
+            None
+        }
+        None => Some(waiting),
+    });
+    told.collect()
+}
+
+impl Undecided {
+    /// Whether the database would not have the statement, however often it is asked.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Failed(error) if Failure::from(error) == Failure::Fault)
+    }
+
+    /// For a caller whose destroy was alone.
+    fn means(&self) -> DestroyError {
+        match self {
+            _ if self.is_refusal() => DestroyError::Internal,
+            Self::Failed(_) | Self::Colliding => DestroyError::StoreUnavailable,
+        }
+    }
+}
+
+impl Lane {
+    /// Runs the statement for a batch until everyone is told, a bounded number of times; or gives back those it cannot
+    /// decide together. `take` is asked for them when there is a connection: until then nothing is sent.
+    async fn destroy(
+        &mut self,
+        clock: &Clock,
+        take: impl FnOnce() -> Vec<Waiting>,
+    ) -> Option<(Undecided, Vec<Waiting>)> {
+        let mut take = Some(take);
+        let mut batch = Vec::new();
+        for attempt in 1..=config::DESTROY_ATTEMPTS {
+            let ready = timeout(config::STORE_BOUND, self.ready()).await;
+            if let Some(take) = take.take() {
+                batch = take();
+                // Everyone takes rows in this order, so that no two batches wait for each other.
+                batch.sort_by_key(|waiting| waiting.destroy.id);
+            }
+            let now = Instant::now();
+            batch = batch.into_iter().filter_map(|waiting| waiting.in_time(now)).collect();
+            if batch.is_empty() {
+                return None;
+            }
+            let sights = match ready {
+                Ok(Ok(ready)) => {
+                    let destroys = batch.iter().map(|waiting| &waiting.destroy).collect::<Vec<_>>();
+                    timeout(config::STORE_BOUND, ready.destroy(&destroys, clock.now())).await
+                }
+                Ok(Err(error)) => Ok(Err(error)),
+                Err(elapsed) => Err(elapsed),
+            };
+            match sights {
+                Ok(Ok(sights)) => batch = tell(batch, sights),
+                Ok(Err(error)) => match Failure::from(&error) {
+                    Failure::Conflict => sleep(Duration::from_millis(1 << attempt)).await,
+                    Failure::Locked | Failure::Fault => return Some((Undecided::Failed(error), batch)),
+                    Failure::Unavailable => return self.fail(batch, DestroyError::StoreUnavailable, error),
+                    Failure::Misread => return self.fail(batch, DestroyError::Internal, error),
+                },
+                Err(_elapsed) => {
+                    let cause = "the database did not answer in time";
+                    return self.fail(batch, DestroyError::StoreUnavailable, cause);
+                }
+            }
+            if batch.is_empty() {
+                return None;
+            }
+        }
+        Some((Undecided::Colliding, batch))
+    }
+
+    /// Whether the statement took effect may not be known, so nothing is run again, and nothing more sent over this
+    /// connection.
+    fn fail(
+        &mut self,
+        batch: Vec<Waiting>,
+        error: DestroyError,
+        cause: impl fmt::Display,
+    ) -> Option<(Undecided, Vec<Waiting>)> {
+        self.cut();
+        let failed = Failed::because(error, cause);
+        batch.into_iter().for_each(|waiting| waiting.tell(Err(failed.clone())));
+        None
+    }
+}

@@ -1,0 +1,366 @@
+//! Destroys that share a statement: each caller is told what it would have been told alone.
+
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use collections_service::{
+    config::{DESTROY_QUEUE, STORE_WAIT},
+    domain::{CollectionId, DestroyError},
+    store::{Capacity, Destroy, Destroyed, Store},
+};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::{
+    faults::{Sent, front, relay},
+    support::{
+        Backend, Ground, OTHER, OWNER, cluster::Cluster, destroy, fresh_database, program::Program, rpc, user,
+    },
+};
+
+type Outcome = Result<Destroyed, DestroyError>;
+
+const UUIDS: [&str; 2] = ["7c9e6679-7425-40de-944b-e07fc1f90ae7", "0f14d0ab-9605-4a62-a9e4-5ed26688389b"];
+
+/// Of the owner, for as long as anybody waits.
+fn asked(id: i64) -> Destroy {
+    Destroy {
+        id: CollectionId::new(id).unwrap(),
+        user: user(OWNER),
+        request_id: None,
+        caller: Some("mtls:orders".to_owned()),
+        deadline: Instant::now() + Duration::from_secs(10),
+    }
+}
+
+fn repeatable(id: i64, request: usize) -> Destroy {
+    Destroy { request_id: Some(UUIDS[request].parse().unwrap()), ..asked(id) }
+}
+
+fn of_other(id: i64) -> Destroy {
+    Destroy { user: user(OTHER), ..asked(id) }
+}
+
+/// All of them at once. Where a runtime has one thread, they are in the queue together before the batcher wakes.
+async fn together(store: &Store, destroys: impl IntoIterator<Item = Destroy>) -> Vec<Outcome> {
+    let mut calls: Vec<_> = destroys.into_iter().map(|destroy| Box::pin(store.destroy(destroy))).collect();
+    let mut outcomes = vec![None; calls.len()];
+    std::future::poll_fn(|context| {
+        for (call, outcome) in calls.iter_mut().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_none()) {
+            if let std::task::Poll::Ready(ready) = call.as_mut().poll(context) {
+                *outcome = Some(ready);
+            }
+        }
+        if outcomes.iter().all(Option::is_some) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+    outcomes.into_iter().flatten().collect()
+}
+
+async fn everyone_is_told_the_truth(backend: Backend) {
+    let ground = Ground::new(backend).await;
+    for id in 1..=6 {
+        ground.put(id, OWNER).await;
+    }
+    ground.put(7, OTHER).await;
+    let store = &ground.store;
+    assert_eq!(store.destroy(repeatable(6, 0)).await, Ok(Destroyed::Now));
+    let outcomes = together(
+        store,
+        [
+            asked(5),
+            repeatable(6, 0),
+            asked(6),
+            repeatable(6, 1),
+            asked(1),
+            asked(2),
+            asked(2),
+            repeatable(3, 0),
+            repeatable(3, 0),
+            repeatable(3, 1),
+            of_other(4),
+            asked(4),
+            asked(7),
+            of_other(7),
+            asked(8),
+        ],
+    )
+    .await;
+    use DestroyError::{NotFound, NotOwner};
+    use Destroyed::{Before, Now};
+    assert_eq!(outcomes[..5], [Ok(Now), Ok(Before), Err(NotFound), Err(NotFound), Ok(Now)]);
+    let count = |range: std::ops::Range<usize>, wanted: Outcome| {
+        outcomes[range].iter().filter(|outcome| **outcome == wanted).count()
+    };
+    assert_eq!((count(5..7, Ok(Now)), count(5..7, Err(NotFound))), (1, 1));
+    // Whichever request id won, it won for all who sent it.
+    assert_eq!(count(7..10, Ok(Now)), 1);
+    let shared = (outcomes[7], outcomes[8], outcomes[9]);
+    assert!(
+        [
+            (Ok(Now), Ok(Before), Err(NotFound)),
+            (Ok(Before), Ok(Now), Err(NotFound)),
+            (Err(NotFound), Err(NotFound), Ok(Now)),
+        ]
+        .contains(&shared),
+        "{shared:?}"
+    );
+    // A stranger beside the owner came before or after.
+    assert!([Err(NotOwner), Err(NotFound)].contains(&outcomes[10]), "{:?}", outcomes[10]);
+    assert_eq!(outcomes[11], Ok(Now));
+    assert!([Err(NotOwner), Err(NotFound)].contains(&outcomes[12]), "{:?}", outcomes[12]);
+    assert_eq!(outcomes[13..], [Ok(Now), Err(NotFound)]);
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(tombstones(&ground).await, 7);
+}
+
+async fn tombstones(ground: &Ground) -> i64 {
+    let beside = ground.beside().await;
+    let count = "SELECT count(*) AS n FROM destroyed_collections WHERE owner_id > 0";
+    let row =
+        beside.query_one_raw(Statement::from_string(beside.get_database_backend(), count)).await.unwrap();
+    row.unwrap().try_get("", "n").unwrap()
+}
+
+#[tokio::test]
+async fn everyone_is_told_the_truth_on_sqlite() {
+    everyone_is_told_the_truth(Backend::Sqlite).await;
+}
+
+#[tokio::test]
+async fn everyone_is_told_the_truth_on_postgres() {
+    everyone_is_told_the_truth(Backend::Postgres).await;
+}
+
+/// What a tombstone says is said of each, and not of its neighbour.
+async fn each_has_its_own_tombstone(backend: Backend) {
+    let ground = Ground::new(backend).await;
+    for id in 1..=3 {
+        ground.put(id, if id == 2 { OTHER } else { OWNER }).await;
+    }
+    let nobody = Destroy { caller: None, ..repeatable(3, 1) };
+    let outcomes = together(&ground.store, [nobody, repeatable(1, 0), of_other(2)]).await;
+    assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
+    let beside = ground.beside().await;
+    let all = "SELECT id, owner_id, request_id, caller FROM destroyed_collections ORDER BY id";
+    let rows =
+        beside.query_all_raw(Statement::from_string(beside.get_database_backend(), all)).await.unwrap();
+    type Row = (i64, i64, Option<uuid::Uuid>, Option<String>);
+    let row = |row: &sea_orm::QueryResult| -> Row {
+        let of = |name| row.try_get("", name).unwrap();
+        (of("id"), of("owner_id"), row.try_get("", "request_id").unwrap(), row.try_get("", "caller").unwrap())
+    };
+    let orders = Some("mtls:orders".to_owned());
+    let uuid = |index: usize| Some(UUIDS[index].parse().unwrap());
+    assert_eq!(
+        rows.iter().map(row).collect::<Vec<_>>(),
+        [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, None, orders), (3, OWNER, uuid(1), None)]
+    );
+}
+
+#[tokio::test]
+async fn each_has_its_own_tombstone_on_sqlite() {
+    each_has_its_own_tombstone(Backend::Sqlite).await;
+}
+
+#[tokio::test]
+async fn each_has_its_own_tombstone_on_postgres() {
+    each_has_its_own_tombstone(Backend::Postgres).await;
+}
+
+/// A row that the database refuses is refused alone.
+async fn one_bad_row_fails_alone(backend: Backend, refuse: &str) {
+    let ground = Ground::new(backend).await;
+    for id in 1..=500 {
+        ground.put(id, OWNER).await;
+    }
+    ground.beside().await.execute_unprepared(refuse).await.unwrap();
+    let outcomes = together(&ground.store, (1..=500).map(asked)).await;
+    for (id, outcome) in (1..).zip(outcomes) {
+        let expected = if id == 13 { Err(DestroyError::Internal) } else { Ok(Destroyed::Now) };
+        assert_eq!(outcome, expected, "custom-{id}");
+    }
+    assert_eq!(ground.owned_by(OWNER).await, [13]);
+}
+
+#[tokio::test]
+async fn one_bad_row_fails_alone_on_sqlite() {
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON destroyed_collections WHEN new.id = 13
+        BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    one_bad_row_fails_alone(Backend::Sqlite, refuse).await;
+}
+
+#[tokio::test]
+async fn one_bad_row_fails_alone_on_postgres() {
+    one_bad_row_fails_alone(Backend::Postgres, "ALTER TABLE destroyed_collections ADD CHECK (id <> 13)")
+        .await;
+}
+
+/// Somebody keeps a row locked, an operator in the middle of something say.
+#[tokio::test]
+async fn a_locked_row_holds_up_nobody_else() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=20 {
+        ground.put(id, OWNER).await;
+    }
+    let rival = ground.beside().await.begin().await.unwrap();
+    rival.execute_unprepared("SELECT id FROM collections WHERE id = 13 FOR UPDATE").await.unwrap();
+    let (store, begun) = (ground.store.clone(), Instant::now());
+    let locked = tokio::spawn({
+        let store = store.clone();
+        async move { store.destroy(asked(13)).await }
+    });
+    let outcomes = together(&store, (1..=20).filter(|id| *id != 13).map(asked)).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
+    assert!(begun.elapsed() < STORE_WAIT, "{:?}", begun.elapsed());
+    assert!(!locked.is_finished());
+    rival.rollback().await.unwrap();
+    assert_eq!(locked.await.unwrap(), Ok(Destroyed::Now));
+}
+
+/// In the queue a destroy is unsent: it goes no further when its time is over, or when nobody waits for it any more.
+#[tokio::test]
+async fn who_leaves_the_queue_is_not_served() {
+    let mut cluster = Cluster::start().await;
+    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
+    for id in 1..=5 {
+        ground.put(id, OWNER).await;
+    }
+    assert_eq!(ground.store.destroy(asked(5)).await, Ok(Destroyed::Now));
+    let call = |destroy: Destroy| {
+        let store = ground.store.clone();
+        tokio::spawn(async move { store.destroy(destroy).await })
+    };
+    cluster.freeze();
+    let first = call(asked(1));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let late = call(Destroy { deadline: Instant::now() + Duration::from_millis(50), ..asked(2) });
+    let (gone, kept) = (call(asked(3)), call(asked(4)));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    cluster.thaw();
+    assert_eq!(late.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    assert_eq!(kept.await.unwrap(), Ok(Destroyed::Now));
+    assert_eq!(first.await.unwrap(), Ok(Destroyed::Now));
+    assert_eq!(ground.owned_by(OWNER).await, [2, 3]);
+    cluster.stop();
+}
+
+/// A database that neither answers nor hangs up: whoever waits behind the stuck batch hears of it before that ends.
+#[tokio::test]
+async fn nobody_waits_in_the_queue_for_ever() {
+    let mut cluster = Cluster::start().await;
+    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
+    ground.put(1, OWNER).await;
+    assert_eq!(ground.store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    cluster.freeze();
+    let store = ground.store.clone();
+    let stuck = tokio::spawn(async move { store.destroy(asked(2)).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let begun = Instant::now();
+    assert_eq!(ground.store.destroy(asked(3)).await, Err(DestroyError::Overloaded));
+    assert!(begun.elapsed() < STORE_WAIT + Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(!stuck.is_finished());
+    assert_eq!(stuck.await.unwrap(), Err(DestroyError::StoreUnavailable));
+    cluster.thaw();
+    assert_eq!(ground.store.destroy(asked(3)).await, Err(DestroyError::NotFound));
+    cluster.stop();
+}
+
+#[tokio::test]
+async fn the_queue_has_an_end() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let more = DESTROY_QUEUE + 10;
+    let outcomes = together(&ground.store, (1..=more).map(|id| asked(id.try_into().unwrap()))).await;
+    let refused = outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::Overloaded)).count();
+    assert_eq!(refused, 10);
+    assert!(outcomes[DESTROY_QUEUE..].iter().all(|outcome| *outcome == Err(DestroyError::Overloaded)));
+    ground.put(1, OWNER).await;
+    ground.store.close().await;
+    assert_eq!(ground.store.destroy(asked(1)).await, Err(DestroyError::StoreUnavailable));
+}
+
+/// Those who wait together cost one statement, or two where they are many: each half. No statement has more than
+/// `--batch-max` of them.
+#[tokio::test]
+async fn a_batch_is_one_statement() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=160 {
+        ground.put(id, OWNER).await;
+    }
+    let ((listener, through, server), sent) = (front(&ground.url).await, Sent::default());
+    tokio::spawn(relay(listener, server, sent.clone()));
+    let statements = |kind: u8| sent.lock().unwrap().iter().filter(|byte| **byte == kind).count();
+    for (first, callers, most, expected) in [(1, 32, 1024, 1), (33, 64, 1024, 2), (97, 64, 16, 4)] {
+        let capacity = Capacity { batch_max: most, ..Capacity::of(4) };
+        let store = Store::connect(&through.clone().into(), capacity, ground.clock.clone()).await.unwrap();
+        // The connection and the statement are made once.
+        together(&store, [asked(1000), asked(1001)]).await;
+        sent.lock().unwrap().clear();
+        let outcomes = together(&store, (first..first + callers).map(asked)).await;
+        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+        assert_eq!(
+            (statements(b'E'), statements(b'P'), statements(b'Q')),
+            (expected, 0, 0),
+            "{callers}, {most}"
+        );
+    }
+}
+
+/// Two services on one database, whose callers want the same collections in different orders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_share_a_database() {
+    const IDS: i64 = 2000;
+    let ground = Arc::new(Ground::new(Backend::Postgres).await);
+    let fill = format!(
+        "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
+         SELECT id, {OWNER}, '', '', now() FROM generate_series(1, {IDS}) AS id"
+    );
+    ground.beside().await.execute_unprepared(&fill).await.unwrap();
+    // Soon enough for a deadlock to be seen before a batch gives up waiting for a lock.
+    let soon = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 5', current_database()); END $$";
+    ground.beside().await.execute_unprepared(soon).await.unwrap();
+    let programs = [Program::serve(&ground, &[]).await, Program::serve(&ground, &[]).await];
+    let mut callers = Vec::new();
+    for (program, step) in programs.iter().zip([7, 11]) {
+        let client = rpc(&program.grpc);
+        let next = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        for _ in 0..64 {
+            let (mut client, next) = (client.clone(), next.clone());
+            callers.push(tokio::spawn(async move {
+                let mut won = Vec::new();
+                loop {
+                    let turn = next.fetch_add(1, Ordering::Relaxed);
+                    if turn >= IDS {
+                        return won;
+                    }
+                    let id = turn * step % IDS + 1;
+                    match destroy(&mut client, OWNER, &format!("custom-{id}"), "").await {
+                        Ok(_) => won.push(id),
+                        Err(status) => assert_eq!(status.code(), Code::NotFound, "{status:?}"),
+                    }
+                }
+            }));
+        }
+    }
+    let mut won = Vec::new();
+    for caller in callers {
+        won.extend(caller.await.unwrap());
+    }
+    won.sort_unstable();
+    assert_eq!(won, (1..=IDS).collect::<Vec<_>>());
+    assert_eq!(tombstones(&ground).await, IDS);
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    let beside = ground.beside().await;
+    let row = beside.query_one_raw(Statement::from_string(DbBackend::Postgres, deadlocks)).await.unwrap();
+    assert_eq!(row.unwrap().try_get::<i64>("", "deadlocks").unwrap(), 0);
+}
