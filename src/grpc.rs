@@ -2,6 +2,7 @@
 
 mod beside;
 mod guard;
+mod public;
 mod service;
 mod status;
 
@@ -23,6 +24,7 @@ use crate::{
 
 use beside::Beside;
 pub use guard::Guarded;
+pub use public::Public;
 pub use service::Collections;
 pub use status::status_of;
 
@@ -55,7 +57,7 @@ pub fn public_routes(
     service: Service,
     health: &Health,
     callers: &Callers,
-) -> Result<Routes, tonic_reflection::server::Error> {
+) -> Result<Public, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(crate::proto::DESCRIPTORS)
@@ -64,10 +66,10 @@ pub fn public_routes(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let streams = Arc::new(Semaphore::new(config::OPEN_STREAMS));
-    Ok(Routes::new(service)
-        .add_service(Beside::new(health.service.clone(), streams.clone(), callers.clone()))
+    let beside = Routes::new(Beside::new(health.service.clone(), streams.clone(), callers.clone()))
         .add_service(Beside::new(reflection().build_v1()?, streams.clone(), callers.clone()))
-        .add_service(Beside::new(reflection().build_v1alpha()?, streams, callers.clone())))
+        .add_service(Beside::new(reflection().build_v1alpha()?, streams, callers.clone()));
+    Ok(Public::new(service, beside))
 }
 
 /// What the admin listener serves: health alone, without credentials, for probes.

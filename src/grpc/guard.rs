@@ -55,8 +55,7 @@ where
             if request.extensions().get::<AuthenticatedUser>().is_none() {
                 let peer = request.extensions().get::<Peer>();
                 let user = self.callers.identify(request.headers(), peer).await?;
-                Span::current().record("enduser.id", field::display(user.user()));
-                Span::current().record("caller", user.caller());
+                tracing::record_all!(Span::current(), enduser.id = %user.user(), caller = user.caller());
                 request.extensions_mut().insert(user);
             }
             request.extensions_mut().insert(Deadline(deadline));
