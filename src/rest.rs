@@ -4,6 +4,8 @@ mod answer;
 mod gateway;
 mod surroundings;
 
+use std::sync::Arc;
+
 use axum::Router;
 
 use crate::{
@@ -12,6 +14,7 @@ use crate::{
     rate_limit::RateLimit,
 };
 
+pub use answer::Outcome;
 pub use gateway::{Bounds, Gateway, Rpc};
 pub use surroundings::Surroundings;
 
@@ -31,6 +34,6 @@ pub struct Edge {
 
 /// The gateway as a service for a listener.
 pub fn router(service: Rpc, edge: Edge) -> Router {
-    let gateway = Gateway::new(service, edge);
+    let gateway = Arc::new(Gateway::new(service, edge));
     Router::new().fallback(gateway::handle).with_state(gateway)
 }

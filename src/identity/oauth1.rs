@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-pub use header::Scheme;
+pub use header::{Scheme, parse as parse_header};
 pub use parameters::Parameters;
 pub use signature::sign;
 
@@ -37,9 +37,9 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The `Authorization` header, when its scheme is `OAuth`: the part after the scheme.
     pub header: Option<&'a str>,
-    pub query: &'a Parameters,
+    pub query: &'a Parameters<'a>,
     /// The parameters of a form-urlencoded body; empty for any other body.
-    pub form: &'a Parameters,
+    pub form: &'a Parameters<'a>,
     /// The origin the request itself names, tried when none is configured.
     pub origin: Option<&'a Origin>,
 }
@@ -55,9 +55,9 @@ pub struct Verifier {
 }
 
 /// The `oauth_*` parameters of a request, each there exactly once.
-struct Claims {
-    consumer_key: String,
-    token: Option<String>,
+struct Claims<'a> {
+    consumer_key: &'a str,
+    token: Option<&'a str>,
     method: signature::Method,
     signature: Vec<u8>,
     timestamp: i64,
@@ -93,7 +93,7 @@ impl Verifier {
             _ => return Err(DestroyError::CredentialsInvalid),
         }
         let claims = Claims::read(&sent).ok_or(DestroyError::CredentialsInvalid)?;
-        Span::current().record("oauth.consumer_key", &claims.consumer_key);
+        Span::current().record("oauth.consumer_key", claims.consumer_key);
         // Saturating: the timestamp is the client's to choose.
         let late = self.clock.now().timestamp().saturating_sub(claims.timestamp);
         if late.saturating_abs() > config::OAUTH_WINDOW {
@@ -101,18 +101,16 @@ impl Verifier {
             return Err(DestroyError::TimestampOutOfBounds);
         }
         let found =
-            self.directory.find(&claims.consumer_key, claims.token.as_deref()).await.map_err(|error| {
-                match error {
-                    DirectoryError::Unavailable => DestroyError::StoreUnavailable,
-                    DirectoryError::Broken => DestroyError::Internal,
-                }
+            self.directory.find(claims.consumer_key, claims.token).await.map_err(|error| match error {
+                DirectoryError::Unavailable => DestroyError::StoreUnavailable,
+                DirectoryError::Broken => DestroyError::Internal,
             })?;
         let token = self.check_signature(request, &claims, &sent, &found)?;
         let token = token.ok_or(DestroyError::UserContextRequired)?;
         if !token.write {
             return Err(DestroyError::WriteAccessRequired);
         }
-        let caller = format!("oauth1:{}", claims.consumer_key);
+        let caller = ["oauth1:", claims.consumer_key].concat();
         Ok(AuthenticatedUser { user: token.user, caller: Some(caller.into()) })
     }
 
@@ -121,14 +119,14 @@ impl Verifier {
     fn check_signature<'f>(
         &self,
         request: Request<'_>,
-        claims: &Claims,
-        sent: &[&Parameters],
+        claims: &Claims<'_>,
+        sent: &[&Parameters<'_>],
         found: &'f Found,
     ) -> Result<Option<&'f AccessToken>, DestroyError> {
         let accepted = accept(claims, found);
         let secrets = match accepted {
             Ok((application, token)) => (&application.secret, token.map(|token| &token.secret)),
-            Err(_) => (&self.decoys.0, claims.token.as_ref().map(|_| &self.decoys.1)),
+            Err(_) => (&self.decoys.0, claims.token.map(|_| &self.decoys.1)),
         };
         let is_signed = self.is_signed(request, claims, sent, secrets);
         let (_, token) = accepted?;
@@ -138,28 +136,20 @@ impl Verifier {
     fn is_signed(
         &self,
         request: Request<'_>,
-        claims: &Claims,
-        sent: &[&Parameters],
+        claims: &Claims<'_>,
+        sent: &[&Parameters<'_>],
         secrets: signature::Secrets<'_>,
     ) -> bool {
-        let normalized = Parameters::normalized(sent);
+        let base = signature::Base::new(request.method, request.path, sent);
         let configured = self.origins.iter();
         let own = request.origin.filter(|_| self.origins.is_empty());
-        configured.chain(own).any(|origin| {
-            let base = signature::Base {
-                method: request.method,
-                origin,
-                path: request.path,
-                normalized: &normalized,
-            };
-            signature::verify(claims.method, base, secrets, &claims.signature)
-        })
+        signature::verify(claims.method, &base, configured.chain(own), secrets, &claims.signature)
     }
 }
 
 /// The application and the token of a request, if they are good and belong together.
 fn accept<'f>(
-    claims: &Claims,
+    claims: &Claims<'_>,
     found: &'f Found,
 ) -> Result<(&'f Application, Option<&'f AccessToken>), DestroyError> {
     let token = found.token.as_deref().filter(|token| !token.revoked);
@@ -180,23 +170,22 @@ impl fmt::Debug for Verifier {
     }
 }
 
-impl Claims {
+impl<'a> Claims<'a> {
     /// `None` where one is missing, malformed or given more than once, in one place or in two.
-    fn read(sent: &[&Parameters]) -> Option<Self> {
-        let text = |name: &str| -> Option<Option<String>> {
+    fn read(sent: &[&'a Parameters<'_>]) -> Option<Self> {
+        let text = |name: &str| -> Option<Option<&'a str>> {
             let mut values = sent.iter().flat_map(|parameters| parameters.all(name));
             let first = values.next();
             if values.next().is_some() {
                 return None;
             }
-            first
-                .map_or(Some(None), |value| std::str::from_utf8(value).ok().map(|text| Some(text.to_owned())))
+            first.map_or(Some(None), |value| std::str::from_utf8(value).ok().map(Some))
         };
         let required = |name: &str| text(name)?.filter(|value| !value.is_empty());
         // PostgreSQL's texts hold no NUL.
-        let is_key = |key: &String| key.len() <= config::OAUTH_KEY_LIMIT && !key.contains('\0');
+        let is_key = |key: &&str| key.len() <= config::OAUTH_KEY_LIMIT && !key.contains('\0');
         if let Some(version) = text("oauth_version")? {
-            ["1.0", "1.0a", "1.0A"].contains(&version.as_str()).then_some(())?;
+            ["1.0", "1.0a", "1.0A"].contains(&version).then_some(())?;
         }
         let token = text("oauth_token")?.filter(|token| !token.is_empty());
         token.iter().all(is_key).then_some(())?;
@@ -207,7 +196,7 @@ impl Claims {
             consumer_key: required("oauth_consumer_key").filter(is_key)?,
             token,
             method: required("oauth_signature_method")?.parse().ok()?,
-            signature: signature::decode(&required("oauth_signature")?)?,
+            signature: signature::decode(required("oauth_signature")?)?,
             timestamp: timestamp.parse().ok()?,
         })
     }

@@ -38,12 +38,12 @@ pub struct Bounds {
 }
 
 /// The gateway's parts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Gateway {
     client: CollectionsServiceClient<Rpc>,
     edge: Edge,
-    places: Arc<Semaphore>,
-    slow_bodies: Arc<Semaphore>,
+    places: Semaphore,
+    slow_bodies: Semaphore,
 }
 
 /// What is known of the user of a request.
@@ -57,13 +57,16 @@ struct Known {
 /// What the 1.1 API asked of browsers: twenty years of TLS.
 const HSTS: &str = "max-age=631138519";
 
+/// As many headers as most answers have, those that hyper adds among them.
+const USUAL_HEADERS: usize = 12;
+
 /// Headers of a request that go on to the RPC as they are.
 const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
     pub fn new(service: Rpc, edge: Edge) -> Self {
-        let places = Arc::new(Semaphore::new(config::REST_IN_FLIGHT));
-        let slow_bodies = Arc::new(Semaphore::new(config::SLOW_BODIES));
+        let places = Semaphore::new(config::REST_IN_FLIGHT);
+        let slow_bodies = Semaphore::new(config::SLOW_BODIES);
         let client = CollectionsServiceClient::new(service);
         Self { client, edge, places, slow_bodies }
     }
@@ -151,8 +154,8 @@ impl Gateway {
     async fn authenticate(
         &self,
         parts: &Parts,
-        query: &Parameters,
-        form: &Parameters,
+        query: &Parameters<'_>,
+        form: &Parameters<'_>,
         origin: Option<&Origin>,
     ) -> Result<AuthenticatedUser, DestroyError> {
         let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
@@ -217,7 +220,7 @@ impl Gateway {
 }
 
 /// The service of every path and method.
-pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> Response<Body> {
+pub async fn handle(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
     let transaction = gateway.edge.entropy.hex::<8>();
     let (parts, body) = request.into_parts();
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
@@ -241,14 +244,15 @@ pub async fn handle(State(gateway): State<Gateway>, request: Request<Body>) -> R
     );
     let secure = gateway.edge.surroundings.is_secure(peer, &parts.headers);
     let scheme = if secure { "https" } else { parts.uri.scheme_str().unwrap_or("http") };
-    let origin = authority.and_then(|authority| Origin::of_request(scheme, authority));
+    let own_origin = authority.filter(|_| gateway.edge.oauth1.origins().is_empty());
+    let origin = own_origin.and_then(|authority| Origin::of_request(scheme, authority));
     async {
         let line = Unanswered::new("request");
         let mut known = Known::default();
         let outcome = gateway.destroy(&parts, body, secure, origin.as_ref(), &mut known).await;
         let duration = line.answered();
         let realm = gateway.edge.oauth1.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::with_capacity(USUAL_HEADERS);
         let texts = [
             ("x-transaction-id", transaction.as_str()),
             ("x-response-time", &duration.as_millis().to_string()),
@@ -293,7 +297,7 @@ fn is_form(headers: &HeaderMap) -> bool {
 }
 
 /// The one id in query and body; a destroy never guesses between two.
-fn the_id(query: &Parameters, form: &Parameters) -> Result<String, DestroyError> {
+fn the_id(query: &Parameters<'_>, form: &Parameters<'_>) -> Result<String, DestroyError> {
     let mut ids = query.all("id").chain(form.all("id"));
     let id = ids.next().ok_or(DestroyError::IdRequired)?;
     if ids.any(|other| other != id) {
@@ -315,9 +319,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<String, DestroyError> {
 
 /// The failure that a status stands for: by its reason or, where something on the way answered, by its code.
 fn failure_of(status: &Status) -> DestroyError {
-    let details = status.get_error_details();
-    let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
-    DestroyError::from_reason(reason).unwrap_or(match status.code() {
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    DestroyError::from_reason(&reason).unwrap_or(match status.code() {
         Code::Unavailable => DestroyError::StoreUnavailable,
         Code::DeadlineExceeded | Code::Cancelled => DestroyError::DeadlineExceeded,
         Code::ResourceExhausted => DestroyError::Overloaded,

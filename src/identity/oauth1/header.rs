@@ -34,7 +34,7 @@ const BETWEEN: [char; 3] = [',', ' ', '\t'];
 
 /// The `oauth_*` parameters behind the scheme: `key=value` or `key="value"`, with commas between. Others, such as
 /// `realm`, are not signed and are left out. `None` when the text has another form.
-pub fn parse(text: &str) -> Option<Parameters> {
+pub fn parse(text: &str) -> Option<Parameters<'_>> {
     let mut parameters = Parameters::default();
     let mut rest = text.trim_matches(BETWEEN);
     while !rest.is_empty() {

@@ -1,5 +1,7 @@
 //! Request parameters: decoded for reading, normalized for signing.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 
 use crate::config;
@@ -7,15 +9,19 @@ use crate::config;
 /// RFC 5849, 3.6: letters, digits and these four stay as they are.
 pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Decoded names and values in the order they came. Bytes, because a client may send what is no UTF-8.
+/// Decoded names and values in the order they came, borrowed where nothing was escaped. Bytes, because a client may send
+/// what is no UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Parameters(Vec<(Vec<u8>, Vec<u8>)>);
+pub struct Parameters<'a>(Vec<(Text<'a>, Text<'a>)>);
 
-impl Parameters {
+/// A name or a value.
+type Text<'a> = Cow<'a, [u8]>;
+
+impl<'a> Parameters<'a> {
     /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::PARAMETER_LIMIT`]. `+` is
     /// a space; a `%` that begins no escape stands for itself, as in every browser.
     #[must_use]
-    pub fn decode(encoded: &[u8]) -> Self {
+    pub fn decode(encoded: &'a [u8]) -> Self {
         let pairs = encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
         Self(
             pairs
@@ -30,8 +36,8 @@ impl Parameters {
     }
 
     /// Adds a percent-encoded parameter, in which `+` is a plus.
-    pub fn push_encoded(&mut self, name: &[u8], value: &[u8]) {
-        self.0.push((percent_decode(name).collect(), percent_decode(value).collect()));
+    pub fn push_encoded(&mut self, name: &'a [u8], value: &'a [u8]) {
+        self.0.push((unescape(name), unescape(value)));
     }
 
     /// Whether there are more than anybody needs: each costs far more memory than it has bytes.
@@ -42,7 +48,7 @@ impl Parameters {
 
     /// Every value of a parameter.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        self.0.iter().filter(move |(key, _)| key == name.as_bytes()).map(|(_, value)| value.as_slice())
+        self.0.iter().filter(move |(key, _)| **key == *name.as_bytes()).map(|(_, value)| &**value)
     }
 
     /// Whether any parameter with OAuth's prefix is among them.
@@ -59,22 +65,26 @@ impl Parameters {
     }
 
     /// The parameters of all these sources but the signature itself, encoded, sorted by name and then by value.
-    pub fn normalized(sources: &[&Self]) -> String {
-        let mut encoded: Vec<(String, String)> = sources
-            .iter()
-            .flat_map(|source| &source.0)
-            .filter(|(name, _)| name != b"oauth_signature")
-            .map(|(name, value)| {
-                (percent_encode(name, ENCODED).to_string(), percent_encode(value, ENCODED).to_string())
-            })
-            .collect();
+    pub fn normalized<'s>(sources: &[&'s Parameters<'_>]) -> Vec<(Cow<'s, str>, Cow<'s, str>)> {
+        let encode = |text: &'s [u8]| percent_encode(text, ENCODED).into();
+        let mut encoded = Vec::with_capacity(sources.iter().map(|source| source.0.len()).sum());
+        let signed =
+            sources.iter().flat_map(|source| &source.0).filter(|(name, _)| **name != *b"oauth_signature");
+        encoded.extend(signed.map(|(name, value)| (encode(name), encode(value))));
         encoded.sort_unstable();
-        let pairs: Vec<String> = encoded.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-        pairs.join("&")
+        encoded
     }
 }
 
-fn form_decode(encoded: &[u8]) -> Vec<u8> {
+/// Most texts have no escape, and to find that out is quicker than to decode.
+fn unescape(encoded: &[u8]) -> Text<'_> {
+    if encoded.contains(&b'%') { percent_decode(encoded).into() } else { Cow::Borrowed(encoded) }
+}
+
+fn form_decode(encoded: &[u8]) -> Text<'_> {
+    if !encoded.contains(&b'+') {
+        return unescape(encoded);
+    }
     let spaced: Vec<u8> = encoded.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    percent_decode(&spaced).collect()
+    Cow::Owned(percent_decode(&spaced).collect())
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
-use percent_encoding::{percent_encode, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use sha1::Sha1;
 use sha2::Sha256;
 use zeroize::Zeroizing;
@@ -22,14 +22,16 @@ pub enum Method {
     HmacSha256,
 }
 
-/// What is signed, before it is put together.
-#[derive(Clone, Copy)]
+/// A base string but for the origin: a request may have been signed for any of several.
+#[derive(Debug)]
 pub struct Base<'a> {
-    pub method: &'a str,
-    pub origin: &'a Origin,
-    pub path: &'a str,
-    pub normalized: &'a str,
+    method: &'a str,
+    /// The path and the parameters, encoded as they are in the base string.
+    rest: String,
 }
+
+/// Of what follows the origin in most base strings, so that no buffer has to grow.
+const USUAL_SIZE: usize = 512;
 
 /// The consumer's secret and the token's.
 pub type Secrets<'a> = (&'a Secret, Option<&'a Secret>);
@@ -51,19 +53,60 @@ pub fn decode(signature: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(signature).ok()
 }
 
-/// Whether the signature is right, in a time that does not depend on how much of it is.
-pub fn verify(method: Method, base: Base<'_>, secrets: Secrets<'_>, signature: &[u8]) -> bool {
-    match method {
-        Method::HmacSha1 => {
-            mac::<Hmac<Sha1>>(base, secrets).is_some_and(|mac| mac.verify_slice(signature).is_ok())
+impl<'a> Base<'a> {
+    pub fn new(method: &'a str, path: &str, sources: &[&Parameters<'_>]) -> Self {
+        let mut rest = String::with_capacity(USUAL_SIZE);
+        rest.extend(utf8_percent_encode(path, ENCODED));
+        rest.push('&');
+        let mut separator = "";
+        for (name, value) in Parameters::normalized(sources) {
+            rest.push_str(separator);
+            rest.extend(utf8_percent_encode(&name, ENCODED));
+            rest.push_str("%3D");
+            rest.extend(utf8_percent_encode(&value, ENCODED));
+            separator = "%26";
         }
-        Method::HmacSha256 => {
-            mac::<Hmac<Sha256>>(base, secrets).is_some_and(|mac| mac.verify_slice(signature).is_ok())
+        Self { method, rest }
+    }
+
+    /// The whole base string's HMAC, from one that has its key and nothing else.
+    fn mac<M: Mac + Clone>(&self, keyed: &M, origin: &Origin) -> M {
+        let mut mac = keyed.clone();
+        mac.update(self.method.as_bytes());
+        mac.update(b"&");
+        for chunk in utf8_percent_encode(origin.as_str(), ENCODED) {
+            mac.update(chunk.as_bytes());
         }
+        mac.update(self.rest.as_bytes());
+        mac
     }
 }
 
-fn mac<M: Mac + KeyInit>(base: Base<'_>, (consumer, token): Secrets<'_>) -> Option<M> {
+/// Whether the signature is right for one of the origins, each in a time that does not depend on how much of it is.
+pub fn verify<'o>(
+    method: Method,
+    base: &Base<'_>,
+    origins: impl Iterator<Item = &'o Origin>,
+    secrets: Secrets<'_>,
+    signature: &[u8],
+) -> bool {
+    match method {
+        Method::HmacSha1 => verify_mac::<Hmac<Sha1>>(base, origins, secrets, signature),
+        Method::HmacSha256 => verify_mac::<Hmac<Sha256>>(base, origins, secrets, signature),
+    }
+}
+
+fn verify_mac<'o, M: Mac + KeyInit + Clone>(
+    base: &Base<'_>,
+    mut origins: impl Iterator<Item = &'o Origin>,
+    secrets: Secrets<'_>,
+    signature: &[u8],
+) -> bool {
+    let keyed = keyed::<M>(secrets);
+    keyed.is_some_and(|keyed| origins.any(|origin| base.mac(&keyed, origin).verify_slice(signature).is_ok()))
+}
+
+fn keyed<M: KeyInit>((consumer, token): Secrets<'_>) -> Option<M> {
     let token = token.map(Secret::expose).unwrap_or_default();
     // With room for all of it: a string that grows leaves copies behind.
     let room = 3 * (consumer.expose().len() + token.len()) + 1;
@@ -71,15 +114,7 @@ fn mac<M: Mac + KeyInit>(base: Base<'_>, (consumer, token): Secrets<'_>) -> Opti
     key.extend(utf8_percent_encode(consumer.expose(), ENCODED));
     key.push('&');
     key.extend(utf8_percent_encode(token, ENCODED));
-    let mut mac = <M as KeyInit>::new_from_slice(key.as_bytes()).ok()?;
-    mac.update(base.method.as_bytes());
-    for (separator, text) in [("&", base.origin.as_str()), ("", base.path), ("&", base.normalized)] {
-        mac.update(separator.as_bytes());
-        for chunk in percent_encode(text.as_bytes(), ENCODED) {
-            mac.update(chunk.as_bytes());
-        }
-    }
-    Some(mac)
+    M::new_from_slice(key.as_bytes()).ok()
 }
 
 /// The value of an `Authorization` header that signs these parameters with HMAC-SHA1.
@@ -89,7 +124,7 @@ pub fn sign(
     (consumer_key, token): (&str, &str),
     secrets: (&Secret, &Secret),
     (timestamp, nonce): (i64, &str),
-    parameters: &Parameters,
+    parameters: &Parameters<'_>,
 ) -> Option<String> {
     let mut oauth = Parameters::default();
     let timestamp = timestamp.to_string();
@@ -102,15 +137,16 @@ pub fn sign(
         ("oauth_version", "1.0"),
     ];
     let encode = |text: &str| utf8_percent_encode(text, ENCODED).to_string();
+    let fields = fields.map(|(name, value)| (name, encode(value)));
     let mut header = String::from("OAuth ");
-    for (name, value) in fields {
-        oauth.push_encoded(name.as_bytes(), encode(value).as_bytes());
-        header.push_str(&format!("{name}=\"{}\", ", encode(value)));
+    for (name, value) in &fields {
+        oauth.push_encoded(name.as_bytes(), value.as_bytes());
+        header.push_str(&format!("{name}=\"{value}\", "));
     }
-    let normalized = Parameters::normalized(&[&oauth, parameters]);
     let (method, origin, path) = base;
-    let base = Base { method, origin, path, normalized: &normalized };
-    let mac: Hmac<Sha1> = mac(base, (secrets.0, Some(secrets.1)))?;
+    let base = Base::new(method, path, &[&oauth, parameters]);
+    let keyed: Hmac<Sha1> = keyed((secrets.0, Some(secrets.1)))?;
+    let mac = base.mac(&keyed, origin);
     let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
     header.push_str(&format!("oauth_signature=\"{}\"", encode(&signature)));
     Some(header)

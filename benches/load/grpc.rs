@@ -1,0 +1,201 @@
+//! The RPCs as bytes, and what their answers say.
+
+use std::ops::Range;
+
+use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use loona_hpack::Decoder;
+
+use crate::{
+    OWNER,
+    closed::{CALLERS, Call, Calls},
+    data::Spread,
+    http2::{Answered, Head},
+    measure::Answer,
+};
+
+/// `DestroyResponse { destroyed: true }`, and as it happens `HealthCheckResponse { status: SERVING }` too.
+const TRUE: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
+
+/// Callers who each destroy one collection after the other.
+pub struct Destroys {
+    head: Head,
+    ids: Vec<Range<i64>>,
+    reader: Reader,
+}
+
+/// Callers of Health/Check, which does nothing.
+pub struct Checks {
+    head: Head,
+    callers: usize,
+    reader: Reader,
+}
+
+/// Which answers are refusals that a scenario expects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refusal {
+    #[default]
+    None,
+    NotFound,
+    /// With RetryInfo: without it a client would not know that it may try again.
+    Unavailable,
+}
+
+/// Reads answers. The server compresses without memory, so headers that are the same bytes say the same: they are
+/// decoded once.
+#[derive(Default)]
+pub struct Reader {
+    refusal: Refusal,
+    ok: Vec<u8>,
+    refused: Vec<u8>,
+}
+
+impl Destroys {
+    /// The callers' ranges, shared out to connections.
+    pub fn over(address: &str, spread: Spread) -> Vec<Self> {
+        let callers: Vec<usize> = (0..spread.callers).collect();
+        let of = |callers: &[usize]| callers.iter().map(|caller| spread.ids(*caller)).collect();
+        callers.chunks(CALLERS).map(|callers| Self::new(address, of(callers))).collect()
+    }
+
+    fn new(address: &str, ids: Vec<Range<i64>>) -> Self {
+        Self { head: destroy_head(address), ids, reader: Reader::default() }
+    }
+}
+
+impl Calls for Destroys {
+    fn callers(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn next(&mut self, caller: usize, call: &mut Call) -> bool {
+        let Some(id) = self.ids[caller].next() else { return false };
+        destroy_body(id, &mut call.body);
+        true
+    }
+
+    fn read(&mut self, answer: &Answered) -> Answer {
+        self.reader.read(answer)
+    }
+}
+
+impl Checks {
+    pub fn over(address: &str, callers: usize) -> Vec<Self> {
+        let callers: Vec<usize> = (0..callers).collect();
+        let of = |callers: &[usize]| Self {
+            head: head(address, "/grpc.health.v1.Health/Check"),
+            callers: callers.len(),
+            reader: Reader::default(),
+        };
+        callers.chunks(CALLERS).map(of).collect()
+    }
+}
+
+impl Calls for Checks {
+    fn callers(&self) -> usize {
+        self.callers
+    }
+
+    fn head(&self) -> &Head {
+        &self.head
+    }
+
+    fn next(&mut self, _caller: usize, call: &mut Call) -> bool {
+        call.body.extend_from_slice(&[0; 5]);
+        true
+    }
+
+    fn read(&mut self, answer: &Answered) -> Answer {
+        self.reader.read(answer)
+    }
+}
+
+/// The headers of a Destroy.
+pub fn destroy_head(address: &str) -> Head {
+    head(address, "/collections.v1.CollectionsService/Destroy")
+}
+
+fn head(address: &str, path: &str) -> Head {
+    let owner = OWNER.to_string();
+    Head::post(&[
+        (":path", path),
+        (":authority", address),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        ("x-user-id", &owner),
+    ])
+}
+
+/// `DestroyRequest { id }` behind gRPC's prefix: not compressed, and its length.
+pub fn destroy_body(id: i64, body: &mut Vec<u8>) {
+    let id = format!("custom-{id}");
+    let length = u8::try_from(id.len()).expect("an id is short");
+    body.extend_from_slice(&[0, 0, 0, 0, length + 2]);
+    // Protobuf's first field, as bytes with a length.
+    body.extend_from_slice(&[0x0a, length]);
+    body.extend_from_slice(id.as_bytes());
+}
+
+impl Reader {
+    pub fn expecting(refusal: Refusal) -> Self {
+        Self { refusal, ..Self::default() }
+    }
+
+    pub fn read(&mut self, answer: &Answered) -> Answer {
+        let trailers = if answer.trailers.is_empty() { &answer.head } else { &answer.trailers };
+        if answer.body == TRUE && *trailers == self.ok && is_200(&answer.head) {
+            return Answer::Good;
+        }
+        if answer.body.is_empty() && *trailers == self.refused && is_200(&answer.head) {
+            return Answer::Refused;
+        }
+        self.decode(answer, trailers)
+    }
+
+    fn decode(&mut self, answer: &Answered, trailers: &Vec<u8>) -> Answer {
+        let (head, fields) = (decode(&answer.head), decode(trailers));
+        let field = |name: &str| fields.iter().find(|field| field.0 == name).map(|field| field.1.as_str());
+        let is_200 = head.iter().any(|(name, value)| name == ":status" && value == "200");
+        match (field("grpc-status"), self.refusal) {
+            (Some("0"), _) if is_200 && answer.body == TRUE => {
+                self.ok.clone_from(trailers);
+                Answer::Good
+            }
+            (Some("5"), Refusal::NotFound) => self.refuse(trailers),
+            (Some("14"), Refusal::Unavailable) if has_retry_info(field("grpc-status-details-bin")) => {
+                self.refuse(trailers)
+            }
+            _ => Answer::Other(format!(
+                "grpc-status {:?}, grpc-message {:?}",
+                field("grpc-status"),
+                field("grpc-message")
+            )),
+        }
+    }
+
+    fn refuse(&mut self, trailers: &Vec<u8>) -> Answer {
+        self.refused.clone_from(trailers);
+        Answer::Refused
+    }
+}
+
+/// `:status: 200` of the static table, behind an announcement of the dynamic table's size perhaps.
+pub fn is_200(block: &[u8]) -> bool {
+    block.iter().find(|byte| *byte & 0xe0 != 0x20) == Some(&0x88)
+}
+
+pub fn decode(block: &[u8]) -> Vec<(String, String)> {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    let decoded = Decoder::new().decode(block).unwrap_or_default();
+    decoded.into_iter().map(|(name, value)| (text(name), text(value))).collect()
+}
+
+fn has_retry_info(details: Option<&str>) -> bool {
+    let details =
+        details.and_then(|details| BASE64_STANDARD_NO_PAD.decode(details.trim_end_matches('=')).ok());
+    let name = b"google.rpc.RetryInfo";
+    details.is_some_and(|details| details.windows(name.len()).any(|window| window == name))
+}

@@ -1,0 +1,105 @@
+//! The yardstick: pgbench with the statement that one destroy alone is.
+
+use std::{fs, os::unix::process::CommandExt, process::Stdio, time::Duration};
+
+use collections_service::{domain::Clock, store::DESTROY};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{process::Command, time::Instant};
+
+use crate::{
+    OWNER, Result, Window,
+    cluster::Cluster,
+    data::{Data, Spread},
+    measure::{Measured, latencies},
+    usage::Processes,
+};
+
+/// More threads take CPU time from PostgreSQL, fewer serve many clients late.
+const THREADS: usize = 2;
+/// How long all clients together may take to their first transaction.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program's own statement over pgbench's variables. A variable cannot be NULL, which `request_id` is; and where one
+/// stands twice pgbench makes two parameters of it, which changes nothing about the plan.
+fn script(spread: Spread) -> String {
+    let variables =
+        [("$1", ":id"), ("$2", ":owner"), ("$3", ":now"), ("$4", "NULL::uuid"), ("$5", ":caller")];
+    let statement = variables
+        .iter()
+        .fold(DESTROY.to_owned(), |text, (parameter, variable)| text.replace(parameter, variable));
+    assert!(!statement.contains('$'), "the statement has a parameter that pgbench is not told of");
+    format!("\\set n :n + 1\n\\set id :client_id * {} + :n\n{statement};\n", spread.each)
+}
+
+/// Runs it with as many clients as there are ranges. Also tells how many transactions it did in all.
+pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window) -> Result<(Measured, u64)> {
+    let Window { warm_up, measured } = window;
+    let folder = tempfile::tempdir()?;
+    let (file, log) = (folder.path().join("script"), folder.path().join("log"));
+    fs::write(&file, script(spread))?;
+    let longest = (PATIENCE + warm_up + measured).as_secs() + 10;
+    let mut command = std::process::Command::new(cluster.program("pgbench"));
+    command
+        .args(["-M", "prepared", "-n", "-l", "--log-prefix"])
+        .arg(&log)
+        .args(["-h", "127.0.0.1", "-p", &cluster.port().to_string(), "-U", "bench"])
+        .args(["-c", &spread.callers.to_string(), "-j", &THREADS.min(spread.callers).to_string()])
+        .args(["-T", &longest.to_string(), "-D", "n=0", "-D", "now=2026-01-01 00:00:00+00"])
+        .args(["-D", &format!("owner={OWNER}"), "-D", "caller=bench", "-f"])
+        .arg(&file)
+        .arg("bench")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let child = Command::from(command).kill_on_drop(true).spawn()?;
+    let generator = child.id().ok_or("pgbench has ended")?;
+    let processes = Processes { generator, service: None, database: Some(cluster.pid()) };
+    let watched = async {
+        let patience = Instant::now() + PATIENCE;
+        // Each session has to learn the tables and the statement first: with a thousand of them, that takes seconds.
+        while data.ranges_begun(spread).await? < spread.callers && Instant::now() < patience {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        tokio::time::sleep(warm_up).await;
+        let (before, from) = (processes.usage()?, microseconds());
+        tokio::time::sleep(measured).await;
+        let seen = (from..microseconds(), processes.usage()?.since(before));
+        // The load is on a little longer than the window. What ends it is pgbench's own alarm, before it is due.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        kill(Pid::from_raw(generator.cast_signed()), Signal::SIGALRM)?;
+        Result::Ok(seen)
+    };
+    let (ended, watched) = tokio::join!(child.wait_with_output(), watched);
+    let ended = ended?;
+    if !ended.status.success() {
+        return Err(format!("pgbench failed: {}", String::from_utf8_lossy(&ended.stderr)).into());
+    }
+    let (window, cpu) = watched?;
+    let (mut latencies, mut all) = (latencies(), 0);
+    for entry in fs::read_dir(folder.path())? {
+        let path = entry?.path();
+        if path == file {
+            continue;
+        }
+        for line in fs::read_to_string(&path)?.lines() {
+            // client, transaction, microseconds, script, and when it ended: seconds, microseconds.
+            let fields: Vec<u64> = line.split(' ').map(str::parse).collect::<std::result::Result<_, _>>()?;
+            let [_, _, took, _, seconds, fraction] = fields[..] else {
+                return Err(format!("pgbench logged {line:?}").into());
+            };
+            all += 1;
+            if window.contains(&(seconds * 1_000_000 + fraction)) {
+                latencies.saturating_record(took * 1000);
+            }
+        }
+    }
+    Ok((Measured::new(&latencies, Duration::from_micros(window.end - window.start), cpu), all))
+}
+
+fn microseconds() -> u64 {
+    Clock::System.now().timestamp_micros().unsigned_abs()
+}
