@@ -20,6 +20,7 @@ use std::{
 };
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use tokio::runtime::Builder;
 
 use crate::{
     config::{self, DatabaseUrl},
@@ -146,7 +147,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     let human = matches!(cli.command, Command::Dev(_));
     let format = cli.log_format.unwrap_or(if human { LogFormat::Pretty } else { LogFormat::Json });
     telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Exit::failed)?;
+    let runtime = runtime(&cli.command).enable_all().build().map_err(Exit::failed)?;
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
@@ -160,6 +161,21 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     // A connection that stayed silent through the drain must not hold the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// On one thread nothing has to be handed over, which costs more than a call's own work. More can be asked for.
+fn runtime(command: &Command) -> Builder {
+    let threads = match command {
+        Command::Serve(args) => args.worker_threads,
+        Command::Gateway(args) => args.worker_threads,
+        _ => 1,
+    };
+    if threads == 1 {
+        return Builder::new_current_thread();
+    }
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(threads.into());
+    builder
 }
 
 /// Every process on a machine can read another's arguments.
