@@ -72,6 +72,8 @@ impl Data {
         for statement in settle {
             self.db.execute_unprepared(statement).await?;
         }
+        // What the file system has put off until later would come in the middle of the measurement.
+        nix::unistd::sync();
         Ok(())
     }
 
