@@ -13,8 +13,8 @@ pub const STORE_IDLE: Duration = Duration::from_secs(300);
 /// database costs each such connection one call an UNAVAILABLE.
 pub const STORE_TRUST: Duration = Duration::from_secs(1);
 /// Pages, of 4 KiB, after which SQLite brings its write-ahead log into the database. At its usual thousand it would do so
-/// with every tenth batch, and write the same pages again and again.
-pub const WAL_PAGES: u32 = 16 * 1024;
+/// with every tenth batch, and write the same pages again and again; with far more, the batch that waits for it waits long.
+pub const WAL_PAGES: u32 = 4 * 1024;
 /// The longest a statement may run before PostgreSQL cancels it.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait for one statement with all around it: a database that neither answers nor hangs up.

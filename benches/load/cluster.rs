@@ -20,8 +20,10 @@ use crate::Result;
 
 /// What differs from PostgreSQL's defaults. Durability is spelt out, because it is what a destroy costs. Neither a
 /// checkpoint nor autovacuum may fall into one measurement and not into the other: the benchmark asks for both itself.
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "fsync=on",
+    // Sooner than the service's batches give up waiting for a lock, or no deadlock would ever be seen.
+    "deadlock_timeout=50ms",
     "synchronous_commit=on",
     "full_page_writes=on",
     "max_connections=1200",

@@ -40,6 +40,8 @@ pub struct Opened {
     pub lag_p50_ms: f64,
     pub lag_p99_ms: f64,
     pub lag_max_ms: f64,
+    /// Calls a second that were due in the window and never sent: what is missing in the latencies. They count in the lag.
+    pub unsent: f64,
     /// Answers that were neither good nor a refusal which says when to try again.
     pub others: BTreeMap<String, u64>,
     pub seconds: f64,
@@ -63,6 +65,7 @@ struct Tally {
     refused: Latencies,
     refused_from_send: Latencies,
     lag: Latencies,
+    unsent: u64,
     others: BTreeMap<String, u64>,
 }
 
@@ -85,7 +88,17 @@ impl Tally {
             refused: latencies(),
             refused_from_send: latencies(),
             lag: latencies(),
+            unsent: 0,
             others: BTreeMap::new(),
+        }
+    }
+
+    /// The window is over: this call and those after it, as far as they were due, are not sent any more.
+    fn miss(&mut self, schedule: &Schedule, number: usize) {
+        let dues = (number..).map(|number| schedule.due(number)).take_while(|due| *due < schedule.window.1);
+        for due in dues.filter(|due| schedule.counts(*due)) {
+            self.unsent += 1;
+            self.lag.saturating_record(nanoseconds(schedule.window.1 - due));
         }
     }
 
@@ -168,6 +181,7 @@ async fn pace(
         ticks.notified().await;
         let now = Instant::now();
         if now >= schedule.window.1 {
+            tally.borrow_mut().miss(schedule, number);
             return Ok(());
         }
         while schedule.due(number) <= now {
@@ -248,6 +262,7 @@ impl Tally {
             lag_p50_ms: at(&self.lag, 0.5),
             lag_p99_ms: at(&self.lag, 0.99),
             lag_max_ms: at(&self.lag, 1.0),
+            unsent: self.unsent as f64 / seconds,
             others: self.others.clone(),
             seconds,
             cpu,

@@ -102,14 +102,14 @@ fn cpu_times(results: &Results, text: &mut String) {
 fn open(results: &Results, text: &mut String) {
     text.push_str(
         "| open loop | calls/s due | good/s | p50 ms | p99 ms | refused/s | refusals' p99 ms \
-         | the same from the send | generator late: p50, p99 ms | peak MB before, after |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+         | the same from the send | generator late: p50, p99 ms | never sent/s | peak MB before, after |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (kind, rounds) in &results.open {
         let median = |of: fn(&crate::open::Opened) -> f64| results.opened(*kind, of).unwrap_or(f64::NAN);
         let _written = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {}, {} | {:.0}, {:.0} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {}, {} | {} | {:.0}, {:.0} |",
             kind.label(),
             grouped(median(|round| round.rate)),
             grouped(median(|round| round.goodput)),
@@ -120,11 +120,12 @@ fn open(results: &Results, text: &mut String) {
             short(median(|round| round.refused_p99_from_send_ms)),
             short(median(|round| round.lag_p50_ms)),
             short(median(|round| round.lag_p99_ms)),
+            grouped(median(|round| round.unsent)),
             median(|round| round.memory_mb[0]),
             median(|round| round.memory_mb[1]),
         );
         for other in rounds.iter().filter(|round| !round.others.is_empty()) {
-            let _written = writeln!(text, "| besides | {:?} |||||||||", other.others);
+            let _written = writeln!(text, "| besides | {:?} ||||||||||", other.others);
         }
     }
     text.push('\n');

@@ -22,6 +22,10 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
     let (key, url) = (path(&key), ground.url.as_str());
     for (arguments, named) in [
         (&["--database-url", url][..], "--credentials-key-file"),
+        (
+            &["--database-url", url, "--credentials-key-file", key, "--batches-in-flight", "7"],
+            "--database-connections",
+        ),
         (&["--database-url", url, "--rest-addr", "off"], "--insecure-identity"),
         (
             &["--database-url", url, "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "0.0.0.0:0"],

@@ -29,7 +29,6 @@ pub struct Batcher {
 struct Worker {
     queue: Arc<Queue>,
     lane: Lane,
-    clock: Clock,
     most: usize,
     alone: Alone,
 }
@@ -99,13 +98,7 @@ impl Drop for Batcher {
 impl Worker {
     fn new(queue: &Arc<Queue>, alone: &Alone, most: u32) -> Self {
         let lane = Lane::new(&alone.db, Kind::Own);
-        Self {
-            queue: queue.clone(),
-            lane,
-            clock: alone.clock.clone(),
-            most: most as usize,
-            alone: alone.clone(),
-        }
+        Self { queue: queue.clone(), lane, most: most as usize, alone: alone.clone() }
     }
 
     async fn work(mut self) {
@@ -124,7 +117,7 @@ impl Worker {
     async fn take_turn(&mut self) {
         let (queue, most) = (self.queue.clone(), self.most);
         let mut left: Vec<_> =
-            self.lane.destroy(&self.clock, || queue.take(most)).await.into_iter().collect();
+            self.lane.destroy(&self.alone.clock, || queue.take(most)).await.into_iter().collect();
         while let Some((error, mut batch)) = left.pop() {
             if batch.len() > 1 {
                 tracing::warn!(%error, destroys = batch.len(), "a batch failed, so its destroys are tried apart");
@@ -138,7 +131,7 @@ impl Worker {
             }
             let half = batch.split_off(batch.len() / 2);
             for part in [batch, half] {
-                left.extend(self.lane.destroy(&self.clock, || part).await);
+                left.extend(self.lane.destroy(&self.alone.clock, || part).await);
             }
         }
     }
@@ -146,8 +139,8 @@ impl Worker {
 
 impl Alone {
     async fn destroy(self, waiting: Waiting) {
-        let Ok(Ok(_permit)) = timeout_at(Instant::now() + config::STORE_WAIT, self.gate.acquire()).await
-        else {
+        let patience = waiting.destroy.deadline.min(Instant::now() + config::STORE_WAIT);
+        let Ok(Ok(_permit)) = timeout_at(patience, self.gate.acquire()).await else {
             return waiting.give_up();
         };
         let mut lane = Lane::new(&self.db, Kind::Pooled);

@@ -82,13 +82,6 @@ impl Waiting {
     }
 }
 
-impl Line {
-    /// `None` where that is still open.
-    fn has_some(&self) -> Option<bool> {
-        if self.waiting.is_empty() && !self.closed { None } else { Some(!self.waiting.is_empty()) }
-    }
-}
-
 impl Queue {
     /// # Errors
     /// There is no room, or the store is closing.
@@ -109,12 +102,17 @@ impl Queue {
     /// Waits until there is something to take; `false` once there never will be.
     pub async fn has_some(&self) -> bool {
         loop {
-            if let Some(has_some) = self.line().has_some() {
-                if !has_some {
-                    // One notice reaches one worker: each passes on that it is over.
-                    self.arrived.notify_one();
-                }
-                return has_some;
+            let (is_empty, closed) = {
+                let line = self.line();
+                (line.waiting.is_empty(), line.closed)
+            };
+            if !is_empty {
+                return true;
+            }
+            if closed {
+                // One notice reaches one worker: each passes on that it is over.
+                self.arrived.notify_one();
+                return false;
             }
             self.arrived.notified().await;
         }
