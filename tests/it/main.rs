@@ -31,6 +31,7 @@ mod process;
 mod rate_limit;
 mod readme;
 mod recorded;
+mod replicas;
 mod rest;
 mod rotation;
 mod sealing;
