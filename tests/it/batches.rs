@@ -136,6 +136,41 @@ async fn everyone_is_told_the_truth_on_postgres() {
     everyone_is_told_the_truth(Backend::Postgres).await;
 }
 
+/// Collections that somebody brought back by hand, whose tombstones still stand, are destroyed again, and so are those that
+/// are in a batch with them.
+async fn what_was_brought_back_goes_again(backend: Backend) {
+    let ground = Ground::new(backend).await;
+    let all = || together(&ground.store, (1..=40).map(|id| repeatable(id, 0)));
+    for id in 1..=40 {
+        ground.put(id, OWNER).await;
+    }
+    assert_eq!(all().await, [Ok(Destroyed::Now); 40]);
+    let beside = ground.beside().await;
+    for id in [3, 17, 18, 40] {
+        let columns = "id, owner_id, name, timeline_order, created_at";
+        let bring_back =
+            format!("INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)");
+        beside.execute_unprepared(&bring_back).await.unwrap();
+    }
+    let outcomes = all().await;
+    for (id, outcome) in (1..).zip(outcomes) {
+        let expected = if [3, 17, 18, 40].contains(&id) { Destroyed::Now } else { Destroyed::Before };
+        assert_eq!(outcome, Ok(expected), "custom-{id}");
+    }
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(tombstones(&ground).await, 40);
+}
+
+#[tokio::test]
+async fn what_was_brought_back_goes_again_on_sqlite() {
+    what_was_brought_back_goes_again(Backend::Sqlite).await;
+}
+
+#[tokio::test]
+async fn what_was_brought_back_goes_again_on_postgres() {
+    what_was_brought_back_goes_again(Backend::Postgres).await;
+}
+
 /// What a tombstone says is said of each, and not of its neighbour.
 async fn each_has_its_own_tombstone(backend: Backend) {
     let ground = Ground::new(backend).await;
