@@ -146,7 +146,8 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     refuse_password_argument(matches)?;
     let human = matches!(cli.command, Command::Dev(_));
     let format = cli.log_format.unwrap_or(if human { LogFormat::Pretty } else { LogFormat::Json });
-    telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
+    let _log =
+        telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
     let runtime = runtime(&cli.command).enable_all().build().map_err(Exit::failed)?;
     let outcome = runtime.block_on(async {
         match cli.command {

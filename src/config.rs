@@ -30,6 +30,8 @@ pub const BATCH_WHOLE: usize = 32;
 /// How long a batch waits for a row that somebody has locked. Other replicas have theirs for as long as a commit takes; who
 /// keeps one for longer must not hold up everybody else.
 pub const BATCH_LOCK_WAIT: Duration = Duration::from_millis(250);
+/// How long the batches' connections may take to say good-bye to the database when the service ends.
+pub const FAREWELL: Duration = Duration::from_secs(1);
 /// The pause after a batch died of a fault of ours: the next may die of it too.
 pub const WORKER_PAUSE: Duration = Duration::from_millis(100);
 /// How often the queue is looked through for those who have waited for too long, while a batch is in flight.
@@ -58,6 +60,10 @@ pub const ROTATION_PASSES: u32 = 4;
 pub const ROTATION_NAMED: usize = 100;
 /// How often a long command says how far it is, where there is no terminal.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes of the log that may wait for the end of a turn of the runtime.
+pub const LOG_BUFFER: usize = 64 * 1024;
+/// How often the log says how many calls were refused for want of room.
+pub const REFUSALS_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest a call may take when the caller names no deadline, or a longer one.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest REST body, in bytes.

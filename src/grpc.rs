@@ -1,5 +1,6 @@
 //! The RPC: tonic's service, what guards it, and errors as statuses with details.
 
+mod admission;
 mod beside;
 mod guard;
 mod public;
@@ -22,6 +23,7 @@ use crate::{
     store::Store,
 };
 
+pub use admission::Admission;
 use beside::Beside;
 pub use guard::Guarded;
 pub use public::Public;
@@ -30,9 +32,6 @@ pub use status::status_of;
 
 /// The one service, ready for a listener or for the in-process gateway.
 pub type Service = Guarded<CollectionsServiceServer<Collections>>;
-
-/// How many calls may be in flight; closing it refuses new ones.
-pub type Admission = Arc<Semaphore>;
 
 /// Health's two sides: what is said, and the service that says it.
 #[derive(Clone, Debug)]

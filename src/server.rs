@@ -15,7 +15,6 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -155,7 +154,7 @@ impl Running {
     /// # Errors
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
-        let admission = Arc::new(Semaphore::new(0));
+        let admission = grpc::Admission::none();
         let health = Health::new().await;
         let credentials =
             settings.rest.as_ref().map(|rest| Credentials::new(store.clone(), rest.keys.clone()));
@@ -250,6 +249,7 @@ impl Running {
         self.admission.close();
         self.health.set_draining().await;
         let finished = self.lifecycle.drain(deadline).await;
+        self.admission.log_refusals();
         finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
 }

@@ -1,6 +1,7 @@
 //! Logs: one line a call, on standard error, as JSON for machines or as text for people. Metrics, for Prometheus.
 
 mod json;
+mod lines;
 mod metrics;
 
 use std::{
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
 
 use json::{JsonFields, JsonLine};
+use lines::Lines;
 pub use metrics::Metrics;
 
 /// How log lines look.
@@ -46,8 +48,25 @@ impl Unanswered {
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let duration_ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        let duration_ms = milliseconds(self.begun.elapsed());
         tracing::info!(outcome = "Cancelled", duration_ms, "{}", self.name);
+    }
+}
+
+/// A duration as the log has it: no finer than a microsecond.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+/// The log, for as long as it is held. Dropped, it writes what has not been written yet.
+#[derive(Debug)]
+#[must_use]
+pub struct Log(());
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        lines::end();
     }
 }
 
@@ -55,11 +74,11 @@ impl Drop for Unanswered {
 ///
 /// # Errors
 /// The filter does not parse.
-pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscriber::filter::ParseError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse(filter)?)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
+        .with_writer(Lines)
         // It would say on standard error that standard error cannot be written, and panic: the log may be lost, a call
         // must not.
         .log_internal_errors(false);
@@ -69,5 +88,5 @@ pub fn install(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber
     };
     // A second installation can only come from a test; the first one stands.
     drop(installed);
-    Ok(())
+    Ok(Log(()))
 }

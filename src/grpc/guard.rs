@@ -1,8 +1,8 @@
-//! What every call passes before it reaches the service: its deadline, admission, identity; and its line in the log.
+//! What every call passes before it reaches the service: admission, its deadline, identity; and its line in the log.
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::{self, Future},
     mem,
     pin::Pin,
     task::{Context, Poll},
@@ -16,12 +16,12 @@ use tonic_types::StatusExt;
 use tower::Service;
 use tracing::{Instrument, Span, field};
 
-use super::{Admission, service::Deadline, status_of};
+use super::{Admission, service::Deadline, status::overloaded, status_of};
 use crate::{
     config,
     domain::DestroyError,
     identity::{AuthenticatedUser, Callers, Peer},
-    telemetry::Unanswered,
+    telemetry::{self, Unanswered},
 };
 
 /// A service behind the guard.
@@ -48,8 +48,6 @@ where
         mut request: Request<Body>,
         deadline: Instant,
     ) -> Result<Response<Body>, DestroyError> {
-        let _permit =
-            self.admission.try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
         let answer = async {
             // In process the gateway has already found out who the user is, and says so in an extension.
             if request.extensions().get::<AuthenticatedUser>().is_none() {
@@ -84,6 +82,13 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         // A call from the gateway is part of a request that has a span and a line of its own.
         let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
+        // Before anything is spent on the call: those who are refused must not starve those who are served.
+        let Ok(place) = self.admission.enter() else {
+            if !in_process {
+                self.admission.count_refusal();
+            }
+            return Box::pin(future::ready(Ok(overloaded())));
+        };
         let span = if in_process { Span::current() } else { call_span(&request) };
         let line = (!in_process).then(|| Unanswered::new("call"));
         // The service that was asked whether it is ready must be the one that is called.
@@ -91,6 +96,7 @@ where
         let ready = mem::replace(self, ready);
         let deadline = Instant::now() + timeout(request.headers());
         let call = async move {
+            let _place = place;
             let answer = ready.answer(request, deadline).await;
             let response = answer.unwrap_or_else(|error| status_of(error).into_http());
             if let Some(line) = line {
@@ -139,7 +145,7 @@ fn explained(response: Response<Body>) -> Response<Body> {
 /// The call's line. What went wrong inside stands in the span's `error`.
 fn log(response: &Response<Body>, duration: Duration) {
     let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
-    let duration_ms = duration.as_secs_f64() * 1e3;
+    let duration_ms = telemetry::milliseconds(duration);
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match reason.and_then(DestroyError::from_reason) {

@@ -1,8 +1,9 @@
 //! Failures as statuses with `google.rpc` details.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::LazyLock};
 
-use tonic::{Code, Status};
+use http::{HeaderMap, Response};
+use tonic::{Code, Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{config, domain::DestroyError};
@@ -26,4 +27,13 @@ pub fn status_of(error: DestroyError) -> Status {
         _ => {}
     }
     Status::with_error_details(row.grpc, row.message, details)
+}
+
+/// The answer to a call for which there is no room. It is made once, because it has to cost far less than to serve the call.
+pub fn overloaded() -> Response<Body> {
+    static HEADERS: LazyLock<HeaderMap> =
+        LazyLock::new(|| status_of(DestroyError::Overloaded).into_http::<Body>().into_parts().0.headers);
+    let mut response = Response::new(Body::empty());
+    response.headers_mut().clone_from(&HEADERS);
+    response
 }

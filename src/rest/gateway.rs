@@ -22,7 +22,7 @@ use crate::{
     },
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
     rate_limit::Allowance,
-    telemetry::Unanswered,
+    telemetry::{self, Unanswered},
 };
 
 /// What the generated client speaks through: the in-process service, or a channel.
@@ -282,7 +282,7 @@ pub async fn handle(State(gateway): State<Arc<Gateway>>, request: Request<Body>)
 
 /// The request's line. What went wrong inside stands in the span's `error`.
 fn log(outcome: Outcome, status: u16, duration: Duration) {
-    let duration_ms = duration.as_secs_f64() * 1e3;
+    let duration_ms = telemetry::milliseconds(duration);
     if matches!(outcome, Outcome::Failed(error) if error.is_fault()) {
         tracing::error!(http.response.status_code = status, outcome = outcome.name(), duration_ms, "request");
     } else {

@@ -57,7 +57,7 @@ impl Readiness {
             Some(calls) => {
                 let seen = self.look_at_everything().await;
                 if seen.is_ok() {
-                    self.admission.add_permits(calls);
+                    self.admission.grow(calls);
                     self.withheld = None;
                 }
                 seen

@@ -100,8 +100,7 @@ impl Upstream {
     }
 
     async fn answer(self, request: Request<Body>) -> Result<Response<Body>, DestroyError> {
-        let _permit =
-            self.admission.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)?;
+        let _permit = self.admission.enter()?;
         let call = Call::read(request).await.ok_or(DestroyError::Internal)?;
         let answer = self.by_turns(&call).await?;
         match refusal_of_ourselves(&answer) {
@@ -275,17 +274,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Semaphore;
-
-    use super::{ClientTls, Clock, SocketAddr, Upstream};
+    use super::{Admission, ClientTls, Clock, SocketAddr, Upstream};
 
     /// By turns, over those that can be reached; what is known of an address outlives the next look at the name.
     #[tokio::test(start_paused = true)]
     async fn calls_take_turns() -> Result<(), Box<dyn std::error::Error>> {
         let tls = ClientTls { authorities: None, identity: None };
         let url = "http://localhost:1".parse()?;
-        let (upstream, _watched, mut resolver) =
-            Upstream::new(url, tls, Clock::System, Semaphore::new(1).into())?;
+        let (upstream, _watched, mut resolver) = Upstream::new(url, tls, Clock::System, Admission::none())?;
         let turn = || upstream.next_backend().map(|backend| backend.address.port());
         assert_eq!(turn(), None);
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));

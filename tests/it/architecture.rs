@@ -15,7 +15,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("rest", &["config", "domain", "identity", "proto", "rate_limit", "telemetry"]),
     ("server", &["config", "domain", "grpc", "identity", "rate_limit", "rest", "store", "telemetry"]),
     ("store", &["config", "domain"]),
-    ("telemetry", &[]),
+    ("telemetry", &["config"]),
 ];
 
 /// A word, and the rooms that may hold it.
