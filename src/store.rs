@@ -93,8 +93,14 @@ impl Store {
     pub async fn connect(url: &DatabaseUrl, capacity: Capacity, clock: Clock) -> Result<Self, ConnectError> {
         let capacity = if url.is_sqlite() { capacity.on_sqlite() } else { capacity };
         let db = connect::open(url, capacity.pooled()).await?;
-        let batcher = Arc::new(Batcher::start(&db, capacity, &clock));
+        let batcher = Arc::new(Batcher::new(&db, capacity, &clock));
         Ok(Self { db, clock, batcher })
+    }
+
+    /// Runs `main` and beside it, ahead of all other tasks, what destroys; without it, that runs among them. To be called in
+    /// the task that the runtime blocks on. Nothing can be destroyed afterwards.
+    pub async fn beside<T>(&self, main: impl Future<Output = T>) -> T {
+        self.batcher.beside(main).await
     }
 
     /// Closes the pool once its connections are back.

@@ -107,8 +107,12 @@ pub async fn run_settings(
     settings: Settings,
     serving: impl FnOnce(),
 ) -> Result<(), Exit> {
-    let mut stop = Stop::listen()?;
+    let stop = Stop::listen()?;
     let store = Store::connect(database, capacity, Clock::System).await.map_err(Exit::usage)?;
+    store.beside(serve(store.clone(), settings, stop, serving)).await
+}
+
+async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl FnOnce()) -> Result<(), Exit> {
     let running = Running::start(store, settings).await.map_err(|error| match error {
         StartError::NotReady(NotReady::Credentials(_))
         | StartError::Tls { .. }

@@ -91,7 +91,7 @@ async fn a_drain_loses_nothing(backend: Backend) {
     assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
     drop(silent);
     let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
-    let (mut destroyed, mut refused) = (0_u32, 0_u32);
+    let (mut destroyed, mut refused, mut unanswered) = (0, 0, 0);
     for (id, outcome) in load.outcomes().await {
         match outcome {
             Ok(()) => {
@@ -107,14 +107,22 @@ async fn a_drain_loses_nothing(backend: Backend) {
             // The connection went away: then nobody may have taken the call.
             Err(status) => {
                 assert!(standing.contains(&id), "custom-{id} is gone and was not answered: {status:?}");
-                refused += 1;
+                unanswered += 1;
             }
         }
     }
     assert!(
-        destroyed >= 100 && refused > 0,
+        destroyed >= 100 && refused + unanswered > 0,
         "{destroyed} destroyed, {refused} refused: no load at the signal"
     );
+    // A line for each call that was served, to the very last one, and one a second for those that were refused.
+    let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let (summed, single): (Vec<_>, Vec<_>) = lines.partition(|line| line["outcome"] == "OVERLOADED");
+    let said: u64 = summed.iter().map(|line| line["calls"].as_u64().expect("a number of calls")).sum();
+    let served = single.iter().filter(|line| line["outcome"] == "Ok").count();
+    assert!((destroyed..=destroyed + unanswered).contains(&served), "{served} of {destroyed} in the log");
+    let more = refused + unanswered;
+    assert!((refused..=more).contains(&usize::try_from(said).unwrap()), "{said} of {refused} in the log");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,6 +133,24 @@ async fn a_drain_loses_nothing_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_loses_nothing_on_postgres() {
     a_drain_loses_nothing(Backend::Postgres).await;
+}
+
+/// However many batches may be in flight, together they take no longer to end than one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_batches_end_together() {
+    let ground = ground(Backend::Postgres).await;
+    let lanes = ["--batches-in-flight", "12", "--database-connections", "14"];
+    let program = Program::serve(&ground, &lanes).await;
+    let load = Load::on(&program.grpc);
+    load.wait_for_answers(300).await;
+    program.signal(Signal::SIGTERM);
+    let (status, log) = program.ended(Duration::from_secs(6)).await;
+    assert_eq!(status.code(), Some(0), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
+    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    for (id, outcome) in load.outcomes().await {
+        assert_eq!(standing.contains(&id), outcome.is_err(), "custom-{id}: {outcome:?}");
+    }
 }
 
 /// A call of each protocol, for collections 1 and 2, that waits in the database for a lock.

@@ -1,10 +1,20 @@
 //! Callers that arrive together share a statement: while one batch is in flight the others wait, and those who wait when it
 //! returns are the next. There is no timer to wait for company, so a lone call goes at once.
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    mem,
+    panic::{self, AssertUnwindSafe},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::{
+    runtime::{Handle, RuntimeFlavor},
     sync::Semaphore,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -20,10 +30,15 @@ use crate::{
     store::{Capacity, failure::Failure},
 };
 
-/// The one way to destroy. Dropped, it finishes what it has taken in.
+/// The one way to destroy. Closed or dropped, it finishes what it has taken in.
 pub struct Batcher {
     queue: Arc<Queue>,
+    /// Where nobody has begun with it yet.
+    work: Mutex<Vec<Work>>,
 }
+
+/// What a worker does until the queue is closed and empty.
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Takes turns at the queue with a connection of its own.
 struct Worker {
@@ -53,30 +68,65 @@ enum Undecided {
 }
 
 impl Batcher {
-    pub fn start(db: &DatabaseConnection, capacity: Capacity, clock: &Clock) -> Self {
+    pub fn new(db: &DatabaseConnection, capacity: Capacity, clock: &Clock) -> Self {
         let queue = Arc::new(Queue::default());
         if capacity.batches_in_flight == 0 {
             queue.close();
         }
         let gate = Arc::new(Semaphore::new(capacity.alone()));
         let alone = Alone { db: db.clone(), clock: clock.clone(), gate };
-        for _ in 0..capacity.batches_in_flight {
+        let work = |_| -> Work {
             let (queue, alone) = (queue.clone(), alone.clone());
-            tokio::spawn(async move {
+            Box::pin(async move {
                 // A worker that dies takes its batch with it, and must not take the service too.
-                while let Err(died) =
-                    tokio::spawn(Worker::new(&queue, &alone, capacity.batch_max).work()).await
+                while let Err(error) = survived(Worker::new(&queue, &alone, capacity.batch_max).work()).await
                 {
-                    tracing::error!(error = %died, "a batch died");
+                    tracing::error!(error, "a batch died");
                     sleep(config::WORKER_PAUSE).await;
                 }
-            });
+            })
+        };
+        let work = (0..capacity.batches_in_flight).map(work).collect();
+        Self { queue, work: Mutex::new(work) }
+    }
+
+    /// Runs `main` and, in the same task, the batches.
+    ///
+    /// A runtime of one thread looks at the task that it blocks on before all others. In line with them, a batch of a crowd
+    /// would wait until all calls that came meanwhile have been looked at, and the database for the batch.
+    pub async fn beside<T>(&self, main: impl Future<Output = T>) -> T {
+        if Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread {
+            // Here that task has a thread of its own, to which everything would have to be handed over.
+            let ended = main.await;
+            self.close();
+            return ended;
         }
-        Self { queue }
+        let (mut main, mut work) = (pin!(main), self.take_work());
+        let mut go_on = |context: &mut Context<'_>| {
+            work.retain_mut(|work| work.as_mut().poll(context).is_pending());
+            work.is_empty()
+        };
+        let ended = poll_fn(|context| {
+            go_on(context);
+            main.as_mut().poll(context)
+        })
+        .await;
+        self.close();
+        // Connections say good-bye to the database.
+        let rest = poll_fn(|context| if go_on(context) { Poll::Ready(()) } else { Poll::Pending });
+        let _in_time = timeout(config::FAREWELL, rest).await;
+        ended
+    }
+
+    fn take_work(&self) -> Vec<Work> {
+        mem::take(&mut self.work.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns once the outcome is durable.
     pub async fn destroy(&self, destroy: Destroy) -> Outcome {
+        for work in self.take_work() {
+            tokio::spawn(work);
+        }
         let (waiting, answered) = Waiting::new(destroy);
         self.queue.push(waiting)?;
         let died = |_| Failed::because(DestroyError::Internal, "the destroy's batch died");
@@ -149,6 +199,23 @@ impl Alone {
             left.into_iter().for_each(|waiting| waiting.tell(Err(Failed::because(failure, &error))));
         }
     }
+}
+
+/// An error, with the panic's message, where the work ended in one.
+async fn survived<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        // It is not polled again.
+        match panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => {
+                let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+                Poll::Ready(Err(message.unwrap_or_else(|| "a panic".to_owned())))
+            }
+        }
+    })
+    .await
 }
 
 /// Tells everyone what was seen; gives back those for whom it has to be looked again.
@@ -240,5 +307,19 @@ impl Lane {
         let failed = Failed::because(error, cause);
         batch.into_iter().for_each(|waiting| waiting.tell(Err(failed.clone())));
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use super::survived;
+
+    #[tokio::test]
+    #[expect(clippy::panic, reason = "this is about a panic")]
+    async fn a_panic_is_survived() {
+        assert_eq!(survived(ready(1)).await, Ok(1));
+        assert_eq!(survived::<()>(async { panic!("of a test") }).await, Err("of a test".to_owned()));
     }
 }
