@@ -18,9 +18,14 @@ use tempfile::TempDir;
 
 use crate::Result;
 
+/// As many segments of the write-ahead log as `min_wal_size` keeps are made beforehand. A server that has been up for a day
+/// uses old ones again; a new one would make another every second, and each time all commits would wait for 16 MB.
+const SEGMENTS: &str = "DO $$ BEGIN FOR segment IN 1..64 LOOP \
+    PERFORM pg_logical_emit_message(false, 'load', ''), pg_switch_wal(); END LOOP; END $$";
+
 /// What differs from PostgreSQL's defaults. Durability is spelt out, because it is what a destroy costs. Neither a
 /// checkpoint nor autovacuum may fall into one measurement and not into the other: the benchmark asks for both itself.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 9] = [
     "fsync=on",
     // Sooner than the service's batches give up waiting for a lock, or no deadlock would ever be seen.
     "deadlock_timeout=50ms",
@@ -28,6 +33,7 @@ const SETTINGS: [&str; 8] = [
     "full_page_writes=on",
     "max_connections=1200",
     "max_wal_size=16GB",
+    "min_wal_size=1GB",
     "checkpoint_timeout=1h",
     "autovacuum=off",
 ];
@@ -69,6 +75,10 @@ impl Cluster {
             .spawn()?;
         let cluster = Self { folder, bin, port, server };
         cluster.wait_and_create()?;
+        cluster.run(
+            "psql",
+            &["-X", "-v", "ON_ERROR_STOP=1", "-d", "bench", "-q", "-c", SEGMENTS, "-c", "CHECKPOINT"],
+        )?;
         Ok(cluster)
     }
 
@@ -96,19 +106,26 @@ impl Cluster {
     }
 
     fn wait_and_create(&self) -> Result<()> {
-        let port = self.port.to_string();
-        let mut said = Vec::new();
-        for _ in 0..100 {
-            let created = Command::new(self.program("createdb"))
-                .args(["-h", "127.0.0.1", "-p", &port, "-U", "bench", "bench"])
-                .output()?;
-            if created.status.success() {
-                return Ok(());
+        let mut tries = 0;
+        while let Err(error) = self.run("createdb", &["bench"]) {
+            tries += 1;
+            if tries == 100 {
+                return Err(format!("PostgreSQL did not come up: {error}{}", self.log()?).into());
             }
-            said = created.stderr;
             thread::sleep(Duration::from_millis(100));
         }
-        Err(format!("PostgreSQL did not come up: {}{}", String::from_utf8_lossy(&said), self.log()?).into())
+        Ok(())
+    }
+
+    /// One of PostgreSQL's own clients.
+    fn run(&self, name: &str, args: &[&str]) -> Result<()> {
+        let port = self.port.to_string();
+        let mut command = Command::new(self.program(name));
+        let ended = command.args(["-h", "127.0.0.1", "-p", &port, "-U", "bench"]).args(args).output()?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        Err(format!("{name}: {}", String::from_utf8_lossy(&ended.stderr)).into())
     }
 }
 

@@ -26,7 +26,8 @@ pub enum Target {
 /// Every target for which there is a measurement.
 pub fn verdicts(results: &Results) -> Vec<Verdict> {
     use Kind::{
-        GrpcPostgres, GrpcSqlite, GrpcSqliteSingle, HalfLoad, Health, Overload, Pgbench, RestPostgres,
+        GrpcPostgres, GrpcSqlite, GrpcSqliteSingle, HalfLoad, Health, Overload, Pgbench, RestH2Postgres,
+        RestPostgres,
     };
     use Target::{AtLeast, AtMost};
     let rate = |one, other| results.ratio(one, other, |round| round.rate);
@@ -67,8 +68,14 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
             None,
         ),
         (
-            "REST, 64 in flight: rate, of gRPC's",
+            "REST over HTTP/1.1, 64 in flight: rate, of gRPC's",
             rate((RestPostgres, 64), (GrpcPostgres, 64)),
+            AtLeast(0.5),
+            Some(0.65),
+        ),
+        (
+            "REST over HTTP/2, 64 in flight: rate, of gRPC's",
+            rate((RestH2Postgres, 64), (GrpcPostgres, 64)),
             AtLeast(0.5),
             Some(0.65),
         ),
