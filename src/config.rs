@@ -24,9 +24,9 @@ pub const STORE_BOUND: Duration = Duration::from_secs(7);
 pub const DESTROY_QUEUE: usize = 16 * 1024;
 /// Destroys in one statement, unless an operator says otherwise.
 pub const BATCH_MAX: u32 = 1024;
-/// As many as these go in one statement; of more, half. A commit of a third of a millisecond costs as much as some thirty
-/// rows; where it takes longer, larger batches would do more.
-pub const BATCH_WHOLE: usize = 32;
+/// As many as these go in one statement; of more, half. A commit costs as much as some thirty to sixty rows on a local disk;
+/// where it takes longer, larger batches would do more.
+pub const BATCH_WHOLE: usize = 64;
 /// How long a batch waits for a row that somebody has locked. Other replicas have theirs for as long as a commit takes; who
 /// keeps one for longer must not hold up everybody else.
 pub const BATCH_LOCK_WAIT: Duration = Duration::from_millis(250);
