@@ -371,13 +371,13 @@ async fn the_queue_has_an_end() {
 #[tokio::test]
 async fn a_batch_is_one_statement() {
     let ground = Ground::new(Backend::Postgres).await;
-    for id in 1..=160 {
+    for id in 1..=256 {
         ground.put(id, OWNER).await;
     }
     let ((listener, through, server), sent) = (front(&ground.url).await, Sent::default());
     tokio::spawn(relay(listener, server, sent.clone()));
     let statements = |kind: u8| sent.lock().unwrap().iter().filter(|byte| **byte == kind).count();
-    for (first, callers, most, expected) in [(1, 32, 1024, 1), (33, 64, 1024, 2), (97, 64, 16, 4)] {
+    for (first, callers, most, expected) in [(1, 64, 1024, 1), (65, 128, 1024, 2), (193, 64, 16, 4)] {
         let capacity = Capacity { batch_max: most, ..Capacity::of(4) };
         let store = Store::connect(&through.clone().into(), capacity, ground.clock.clone()).await.unwrap();
         // The connection and the statement are made once.
