@@ -241,12 +241,11 @@ async fn a_redis_that_dies_and_comes_back_is_survived() {
     }
     redis.start_again().await;
     pair.until_fallback_is(0).await;
-    // Each gateway knows at least the twenty, and five of its own.
+    // What Redis had counted when a gateway last asked, ten to twenty, that one knows, and five of its own. Until the one that
+    // knows more asks again, the other may be granted what it does not know of.
     let (granted, _) = pair.destroy(31..=90).await;
-    let then = pair.destroy(91..=100).await.0;
-    // On a machine that stalls for longer than Redis may take, one of them counted alone once more.
-    let shared = pair.metrics.iter().all(|metrics| metrics.rate_limit_fallbacks.get() == 1);
-    assert!(!shared || (15..=20).contains(&granted) && then == 0, "{granted}, then {then}");
+    assert!((15..=25).contains(&granted), "{granted}");
+    assert_eq!(pair.destroy(91..=100).await.0, 0);
 }
 
 /// One that accepts and never answers costs one request its budget, and not every one.
