@@ -20,7 +20,7 @@ use super::{
 
 pub type Outcome = Result<Destroyed, DestroyError>;
 
-const UUIDS: [&str; 2] = ["7c9e6679-7425-40de-944b-e07fc1f90ae7", "0f14d0ab-9605-4a62-a9e4-5ed26688389b"];
+pub const UUIDS: [&str; 2] = ["7c9e6679-7425-40de-944b-e07fc1f90ae7", "0f14d0ab-9605-4a62-a9e4-5ed26688389b"];
 
 /// Of the owner, for as long as anybody waits.
 pub fn asked(id: i64) -> Destroy {
@@ -33,11 +33,11 @@ pub fn asked(id: i64) -> Destroy {
     }
 }
 
-fn repeatable(id: i64, request: usize) -> Destroy {
+pub fn repeatable(id: i64, request: usize) -> Destroy {
     Destroy { request_id: Some(UUIDS[request].parse().unwrap()), ..asked(id) }
 }
 
-fn of_other(id: i64) -> Destroy {
+pub fn of_other(id: i64) -> Destroy {
     Destroy { user: user(OTHER), ..asked(id) }
 }
 
@@ -134,77 +134,6 @@ async fn everyone_is_told_the_truth_on_sqlite() {
 #[tokio::test]
 async fn everyone_is_told_the_truth_on_postgres() {
     everyone_is_told_the_truth(Backend::Postgres).await;
-}
-
-/// Collections that somebody brought back by hand, whose tombstones still stand, are destroyed again, and so are those that
-/// are in a batch with them.
-async fn what_was_brought_back_goes_again(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    let all = || together(&ground.store, (1..=40).map(|id| repeatable(id, 0)));
-    for id in 1..=40 {
-        ground.put(id, OWNER).await;
-    }
-    assert_eq!(all().await, [Ok(Destroyed::Now); 40]);
-    let beside = ground.beside().await;
-    for id in [3, 17, 18, 40] {
-        let columns = "id, owner_id, name, timeline_order, created_at";
-        let bring_back =
-            format!("INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)");
-        beside.execute_unprepared(&bring_back).await.unwrap();
-    }
-    let outcomes = all().await;
-    for (id, outcome) in (1..).zip(outcomes) {
-        let expected = if [3, 17, 18, 40].contains(&id) { Destroyed::Now } else { Destroyed::Before };
-        assert_eq!(outcome, Ok(expected), "custom-{id}");
-    }
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
-    assert_eq!(tombstones(&ground).await, 40);
-}
-
-#[tokio::test]
-async fn what_was_brought_back_goes_again_on_sqlite() {
-    what_was_brought_back_goes_again(Backend::Sqlite).await;
-}
-
-#[tokio::test]
-async fn what_was_brought_back_goes_again_on_postgres() {
-    what_was_brought_back_goes_again(Backend::Postgres).await;
-}
-
-/// What a tombstone says is said of each, and not of its neighbour.
-async fn each_has_its_own_tombstone(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    for id in 1..=3 {
-        ground.put(id, if id == 2 { OTHER } else { OWNER }).await;
-    }
-    let nobody = Destroy { caller: None, ..repeatable(3, 1) };
-    let outcomes = together(&ground.store, [nobody, repeatable(1, 0), of_other(2)]).await;
-    assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
-    let beside = ground.beside().await;
-    let all = "SELECT id, owner_id, request_id, caller FROM destroyed_collections ORDER BY id";
-    let rows =
-        beside.query_all_raw(Statement::from_string(beside.get_database_backend(), all)).await.unwrap();
-    type Row = (i64, i64, Option<uuid::Uuid>, Option<String>);
-    let row = |row: &sea_orm::QueryResult| -> Row {
-        let of = |name| row.try_get("", name).unwrap();
-        (of("id"), of("owner_id"), row.try_get("", "request_id").unwrap(), row.try_get("", "caller").unwrap())
-    };
-    let orders = Some("mtls:orders".to_owned());
-    let uuid = |index: usize| Some(UUIDS[index].parse().unwrap());
-    assert_eq!(
-        rows.iter().map(row).collect::<Vec<_>>(),
-        [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, None, orders), (3, OWNER, uuid(1), None)]
-    );
-}
-
-#[tokio::test]
-async fn each_has_its_own_tombstone_on_sqlite() {
-    each_has_its_own_tombstone(Backend::Sqlite).await;
-}
-
-#[tokio::test]
-async fn each_has_its_own_tombstone_on_postgres() {
-    each_has_its_own_tombstone(Backend::Postgres).await;
 }
 
 /// A row that the database refuses is refused alone.

@@ -38,3 +38,4 @@ mod sealing;
 mod signatures;
 mod support;
 mod tls;
+mod tombstones;
