@@ -222,8 +222,6 @@ impl Sender {
                 let more = payload.first_chunk::<4>().ok_or("a short WINDOW_UPDATE")?;
                 self.window += i64::from(u32::from_be_bytes(*more));
             }
-            // A refusal need not wait for the whole request, and then says that no more of it is wanted.
-            RST_STREAM if self.open.iter().all(|open| open.stream != stream) => {}
             RST_STREAM | GOAWAY => {
                 return Err(format!("the server sent a frame of kind {kind}: {payload:?}").into());
             }
