@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use collections_service::{
-    config::{DESTROY_QUEUE, STORE_WAIT},
+    config::{DESTROY_QUEUE, FAREWELL, STORE_WAIT},
     domain::{CollectionId, DestroyError},
     store::{Capacity, Destroy, Destroyed, Store},
 };
@@ -320,6 +320,23 @@ async fn a_batch_is_one_statement() {
             "{callers}, {most}"
         );
     }
+}
+
+/// Whichever of them worked last, none of the others is waited for.
+#[tokio::test]
+async fn idle_batches_end_at_once() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let capacity = Capacity { batches_in_flight: 12, ..Capacity::of(14) };
+    let store = Store::connect(&ground.url.clone().into(), capacity, ground.clock.clone()).await.unwrap();
+    let ended = store
+        .beside(async {
+            assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+            Instant::now()
+        })
+        .await;
+    assert!(ended.elapsed() < FAREWELL, "{:?}", ended.elapsed());
+    assert_eq!(store.destroy(asked(2)).await, Err(DestroyError::StoreUnavailable));
 }
 
 /// A row that is refused does not cost a statement for each of the others.

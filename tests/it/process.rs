@@ -79,9 +79,9 @@ async fn silent_connections(program: &Program) -> Vec<TcpStream> {
     vec![connect(&program.grpc).await, connect(&program.rest).await, idle, kept, half]
 }
 
-async fn a_drain_loses_nothing(backend: Backend) {
+async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
     let ground = ground(backend).await;
-    let program = Program::serve(&ground, &["--drain-seconds", "8"]).await;
+    let program = Program::serve(&ground, &[&["--drain-seconds", "8"], more].concat()).await;
     let silent = silent_connections(&program).await;
     let load = Load::on(&program.grpc);
     load.wait_for_answers(100).await;
@@ -127,30 +127,18 @@ async fn a_drain_loses_nothing(backend: Backend) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_loses_nothing_on_sqlite() {
-    a_drain_loses_nothing(Backend::Sqlite).await;
+    a_drain_loses_nothing(Backend::Sqlite, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_loses_nothing_on_postgres() {
-    a_drain_loses_nothing(Backend::Postgres).await;
+    a_drain_loses_nothing(Backend::Postgres, &[]).await;
 }
 
-/// However many batches may be in flight, together they take no longer to end than one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_batches_end_together() {
-    let ground = ground(Backend::Postgres).await;
+async fn a_drain_of_many_batches_loses_nothing() {
     let lanes = ["--batches-in-flight", "12", "--database-connections", "14"];
-    let program = Program::serve(&ground, &lanes).await;
-    let load = Load::on(&program.grpc);
-    load.wait_for_answers(300).await;
-    program.signal(Signal::SIGTERM);
-    let (status, log) = program.ended(Duration::from_secs(6)).await;
-    assert_eq!(status.code(), Some(0), "{log:?}");
-    assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
-    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
-    for (id, outcome) in load.outcomes().await {
-        assert_eq!(standing.contains(&id), outcome.is_err(), "custom-{id}: {outcome:?}");
-    }
+    a_drain_loses_nothing(Backend::Postgres, &lanes).await;
 }
 
 /// A call of each protocol, for collections 1 and 2, that waits in the database for a lock.
