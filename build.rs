@@ -9,6 +9,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(["collections/v1/collections.proto"], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("collections.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().codec_path("crate::proto::codec::Codec").compile_fds(descriptors)?;
     Ok(())
 }

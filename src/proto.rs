@@ -1,5 +1,7 @@
 //! The generated contract: messages, client, server, and the descriptors that reflection serves.
 
+mod codec;
+
 tonic::include_proto!("collections.v1");
 
 /// The encoded `FileDescriptorSet`.

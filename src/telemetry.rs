@@ -11,9 +11,9 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, prelude::*};
 
-use json::{JsonFields, JsonLine};
+use json::JsonLines;
 use lines::Lines;
 pub use metrics::Metrics;
 
@@ -75,16 +75,20 @@ impl Drop for Log {
 /// # Errors
 /// The filter does not parse.
 pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscriber::filter::ParseError> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::builder().parse(filter)?)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(Lines)
-        // It would say on standard error that standard error cannot be written, and panic: the log may be lost, a call
-        // must not.
-        .log_internal_errors(false);
+    let filter = EnvFilter::builder().parse(filter)?;
     let installed = match format {
-        LogFormat::Json => builder.fmt_fields(JsonFields).event_format(JsonLine).try_init(),
-        LogFormat::Pretty => builder.compact().with_target(false).try_init(),
+        LogFormat::Json => tracing_subscriber::registry().with(filter).with(JsonLines::new(Lines)).try_init(),
+        LogFormat::Pretty => {
+            let lines = tracing_subscriber::fmt::layer()
+                .compact()
+                .with_target(false)
+                .with_ansi(io::stderr().is_terminal())
+                .with_writer(Lines)
+                // It would say on standard error that standard error cannot be written, and panic: the log may be
+                // lost, a call must not.
+                .log_internal_errors(false);
+            tracing_subscriber::registry().with(filter).with(lines).try_init()
+        }
     };
     // A second installation can only come from a test; the first one stands.
     drop(installed);

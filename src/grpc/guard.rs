@@ -5,6 +5,7 @@ use std::{
     future::{self, Future},
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,40 +30,12 @@ use crate::{
 pub struct Guarded<S> {
     inner: S,
     admission: Admission,
-    callers: Callers,
+    callers: Arc<Callers>,
 }
 
 impl<S> Guarded<S> {
-    pub const fn new(inner: S, admission: Admission, callers: Callers) -> Self {
-        Self { inner, admission, callers }
-    }
-}
-
-impl<S> Guarded<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + 'static,
-{
-    /// The call's answer; an error where the guard refuses it.
-    async fn answer(
-        mut self,
-        mut request: Request<Body>,
-        deadline: Instant,
-    ) -> Result<Response<Body>, DestroyError> {
-        let answer = async {
-            // In process the gateway has already found out who the user is, and says so in an extension.
-            if request.extensions().get::<AuthenticatedUser>().is_none() {
-                let peer = request.extensions().get::<Peer>();
-                let user = self.callers.identify(request.headers(), peer).await?;
-                tracing::record_all!(Span::current(), enduser.id = %user.user(), caller = user.caller());
-                request.extensions_mut().insert(user);
-            }
-            request.extensions_mut().insert(Deadline(deadline));
-            match self.inner.call(request).await {
-                Ok(response) => Ok(explained(response)),
-                Err(never) => match never {},
-            }
-        };
-        tokio::time::timeout_at(deadline, answer).await.unwrap_or(Err(DestroyError::DeadlineExceeded))
+    pub fn new(inner: S, admission: Admission, callers: Callers) -> Self {
+        Self { inner, admission, callers: Arc::new(callers) }
     }
 }
 
@@ -92,12 +65,13 @@ where
         let span = if in_process { Span::current() } else { call_span(&request) };
         let line = (!in_process).then(|| Unanswered::new("call"));
         // The service that was asked whether it is ready must be the one that is called.
-        let ready = self.clone();
-        let ready = mem::replace(self, ready);
+        let next = self.inner.clone();
+        let (ready, callers) = (mem::replace(&mut self.inner, next), self.callers.clone());
         let deadline = Instant::now() + timeout(request.headers());
         let call = async move {
             let _place = place;
-            let answer = ready.answer(request, deadline).await;
+            let answer = tokio::time::timeout_at(deadline, answer(ready, &callers, request, deadline)).await;
+            let answer = answer.unwrap_or(Err(DestroyError::DeadlineExceeded));
             let response = answer.unwrap_or_else(|error| status_of(error).into_http());
             if let Some(line) = line {
                 log(&response, line.answered());
@@ -110,6 +84,30 @@ where
 
 impl<S: NamedService> NamedService for Guarded<S> {
     const NAME: &'static str = S::NAME;
+}
+
+/// The service's answer; an error where the call is refused before.
+async fn answer<S>(
+    mut service: S,
+    callers: &Callers,
+    mut request: Request<Body>,
+    deadline: Instant,
+) -> Result<Response<Body>, DestroyError>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    // In process the gateway has already found out who the user is, and says so in an extension.
+    if request.extensions().get::<AuthenticatedUser>().is_none() {
+        let peer = request.extensions().get::<Peer>();
+        let user = callers.identify(request.headers(), peer).await?;
+        tracing::record_all!(Span::current(), enduser.id = %user.user(), caller = user.caller());
+        request.extensions_mut().insert(user);
+    }
+    request.extensions_mut().insert(Deadline(deadline));
+    match service.call(request).await {
+        Ok(response) => Ok(explained(response)),
+        Err(never) => match never {},
+    }
 }
 
 fn call_span<B>(request: &Request<B>) -> Span {

@@ -1,114 +1,139 @@
 //! Log lines as JSON. tracing-subscriber's own format reads a span's fields back and writes all of them anew for each
 //! that is recorded later; with five of those a call, that cost more than the rest of the call.
 
-use std::fmt::{self, Debug, Write};
+use std::{
+    fmt::{self, Debug, Write as _},
+    io::Write as _,
+    sync::{Mutex, PoisonError},
+};
 
+use chrono::{DateTime, Utc};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
-    span::Record,
+    span::{Attributes, Id, Record},
 };
 use tracing_subscriber::{
-    field::RecordFields,
-    fmt::{
-        FmtContext, FormatEvent, FormatFields, FormattedFields,
-        format::Writer,
-        time::{FormatTime, SystemTime},
-    },
-    registry::LookupSpan,
+    Layer,
+    fmt::MakeWriter,
+    layer::Context,
+    registry::{LookupSpan, SpanRef},
 };
 
-/// The fields of a span as members of an object, without its braces: what is recorded later is put behind.
-#[derive(Clone, Copy, Debug)]
-pub struct JsonFields;
+use crate::domain::Clock;
 
-/// A line: timestamp, level, the event's fields, target, and the fields of the span it happened in.
-#[derive(Clone, Copy, Debug)]
-pub struct JsonLine;
+/// Writes each event as a line: timestamp, level, the event's fields, target, and the fields of the span it happened in.
+#[derive(Debug)]
+pub struct JsonLines<W> {
+    writer: W,
+    /// The last second that a line was written in, and its text. Most of a timestamp is the same for thousands of lines.
+    second: Mutex<(i64, String)>,
+}
+
+/// The fields of a span as members of an object, without its braces: what is recorded later is put behind.
+struct Said(String);
 
 /// Writes members with commas between.
 struct Members<'a> {
-    writer: Writer<'a>,
+    text: &'a mut String,
     is_first: bool,
-    written: fmt::Result,
 }
 
 /// Writes what may stand between the quotes of a JSON string.
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
+struct Escaped<'a>(&'a mut String);
 
-impl<'w> FormatFields<'w> for JsonFields {
-    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut members = Members { writer, is_first: true, written: Ok(()) };
-        fields.record(&mut members);
-        members.written
+/// Of most spans, and of most lines, so that no text has to grow.
+const USUAL_SPAN: usize = 256;
+const USUAL_LINE: usize = 640;
+
+impl<W> JsonLines<W> {
+    pub const fn new(writer: W) -> Self {
+        Self { writer, second: Mutex::new((i64::MIN, String::new())) }
     }
 
-    fn add_fields(&self, current: &'w mut FormattedFields<Self>, fields: &Record<'_>) -> fmt::Result {
-        let is_first = current.fields.is_empty();
-        let mut members = Members { writer: current.as_writer(), is_first, written: Ok(()) };
-        fields.record(&mut members);
-        members.written
+    /// To the microsecond, in UTC.
+    fn write_time(&self, now: DateTime<Utc>, line: &mut String) {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        if second.0 != now.timestamp() {
+            *second = (now.timestamp(), now.format("%Y-%m-%dT%H:%M:%S.").to_string());
+        }
+        line.push_str(&second.1);
+        let _infallible = write!(line, "{:06}Z", now.timestamp_subsec_micros());
     }
 }
 
-impl<S> FormatEvent<S, JsonFields> for JsonLine
+impl<S, W> Layer<S> for JsonLines<W>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, JsonFields>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        writer.write_str("{\"timestamp\":\"")?;
-        SystemTime.format_time(&mut writer)?;
-        for piece in ["\",\"level\":\"", event.metadata().level().as_str(), "\""] {
-            writer.write_str(piece)?;
-        }
-        let mut members = Members { writer: writer.by_ref(), is_first: false, written: Ok(()) };
-        event.record(&mut members);
-        members.written?;
-        for piece in [",\"target\":\"", event.metadata().target(), "\""] {
-            writer.write_str(piece)?;
-        }
-        let span = event.parent().and_then(|id| context.span(id)).or_else(|| context.lookup_current());
-        if let Some(span) = span {
-            writer.write_str(",\"span\":{")?;
-            if let Some(fields) = span.extensions().get::<FormattedFields<JsonFields>>()
-                && !fields.is_empty()
-            {
-                writer.write_str(fields.as_str())?;
-                writer.write_str(",")?;
-            }
-            for piece in ["\"name\":\"", span.name(), "\"}"] {
-                writer.write_str(piece)?;
-            }
-        }
-        writer.write_str("}\n")
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        let mut text = String::with_capacity(USUAL_SPAN);
+        attributes.record(&mut Members { text: &mut text, is_first: true });
+        span.extensions_mut().insert(Said(text));
     }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        let Some(span) = context.span(id) else { return };
+        if let Some(Said(text)) = span.extensions_mut().get_mut() {
+            let is_first = text.is_empty();
+            values.record(&mut Members { text, is_first });
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut line = String::with_capacity(USUAL_LINE);
+        line.push_str("{\"timestamp\":\"");
+        self.write_time(Clock::System.now(), &mut line);
+        line.extend(["\",\"level\":\"", event.metadata().level().as_str(), "\""]);
+        event.record(&mut Members { text: &mut line, is_first: false });
+        line.extend([",\"target\":\"", event.metadata().target(), "\""]);
+        if let Some(span) = context.event_span(event) {
+            write_span(&span, &mut line);
+        }
+        line.push_str("}\n");
+        // The log may be lost; a call must not.
+        drop(self.writer.make_writer_for(event.metadata()).write_all(line.as_bytes()));
+    }
+}
+
+fn write_span<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>, line: &mut String) {
+    line.push_str(",\"span\":{");
+    if let Some(Said(text)) = span.extensions().get()
+        && !text.is_empty()
+    {
+        line.extend([text, ","]);
+    }
+    line.extend(["\"name\":\"", span.name(), "\"}"]);
 }
 
 impl Members<'_> {
-    fn member(&mut self, field: &Field, write: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
+    fn member(&mut self, field: &Field, write: impl FnOnce(&mut String)) {
+        let name = field.name();
         // Where in somebody's source a record of the `log` crate was made is of no use to an operator.
-        if self.written.is_err() || field.name().starts_with("log.") && field.name() != "log.target" {
+        if name.starts_with("log.") && name != "log.target" {
             return;
         }
         let quote = if self.is_first { "\"" } else { ",\"" };
         self.is_first = false;
-        let (name, writer) = (field.name(), &mut self.writer);
-        self.written = [quote, name.strip_prefix("r#").unwrap_or(name), "\":"]
-            .iter()
-            .try_for_each(|piece| writer.write_str(piece))
-            .and_then(|()| write(writer));
+        self.text.extend([quote, name.strip_prefix("r#").unwrap_or(name), "\":"]);
+        write(self.text);
     }
 
-    fn text(&mut self, field: &Field, write: impl FnOnce(&mut Escaped<'_, '_>) -> fmt::Result) {
-        self.member(field, |writer| {
-            writer.write_str("\"")?;
-            write(&mut Escaped(writer))?;
-            writer.write_str("\"")
+    /// A number or a boolean: as it is shown, it is JSON.
+    fn bare(&mut self, field: &Field, value: impl fmt::Display) {
+        self.member(field, |text| {
+            let _infallible = write!(text, "{value}");
+        });
+    }
+
+    fn text(&mut self, field: &Field, write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result) {
+        self.member(field, |text| {
+            text.push('"');
+            // It ends early where a value cannot say what it is.
+            let _written = write(&mut Escaped(text));
+            text.push('"');
         });
     }
 }
@@ -117,22 +142,22 @@ impl Visit for Members<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has neither infinities nor NaN.
         if value.is_finite() {
-            self.member(field, |writer| write!(writer, "{value}"));
+            self.bare(field, value);
         } else {
-            self.member(field, |writer| writer.write_str("null"));
+            self.bare(field, "null");
         }
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.member(field, |writer| write!(writer, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.member(field, |writer| write!(writer, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.member(field, |writer| write!(writer, "{value}"));
+        self.bare(field, value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -149,22 +174,23 @@ const fn is_special(byte: u8) -> bool {
     byte < b' ' || matches!(byte, b'"' | b'\\')
 }
 
-impl Write for Escaped<'_, '_> {
+impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let mut rest = text;
         while let Some(at) = rest.bytes().position(is_special) {
             let (plain, special) = rest.split_at_checked(at).ok_or(fmt::Error)?;
-            self.0.write_str(plain)?;
+            self.0.push_str(plain);
             let mut letters = special.chars();
             match letters.next() {
-                Some('\n') => self.0.write_str("\\n")?,
-                Some(quoted @ ('"' | '\\')) => write!(self.0, "\\{quoted}")?,
+                Some('\n') => self.0.push_str("\\n"),
+                Some(quoted @ ('"' | '\\')) => self.0.extend(['\\', quoted]),
                 Some(control) => write!(self.0, "\\u{:04x}", u32::from(control))?,
                 None => {}
             }
             rest = letters.as_str();
         }
-        self.0.write_str(rest)
+        self.0.push_str(rest);
+        Ok(())
     }
 }
 
@@ -175,7 +201,9 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
-    use super::{JsonFields, JsonLine};
+    use tracing_subscriber::prelude::*;
+
+    use super::JsonLines;
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -195,11 +223,7 @@ mod tests {
     fn a_line_is_one_json_object() -> Result<(), Box<dyn std::error::Error>> {
         let lines = Lines::default();
         let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .fmt_fields(JsonFields)
-            .event_format(JsonLine)
-            .with_writer(move || writer.clone())
-            .finish();
+        let subscriber = tracing_subscriber::registry().with(JsonLines::new(move || writer.clone()));
         let nasty = "a \"quote\", a \\, a\ttab,\na line, \u{7f}\u{0}, ä and 😀";
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!(
