@@ -6,7 +6,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     Result, Window,
-    http2::{self, Answered, Head, Receiver, Sender},
+    http2::{self, Answered, Answers, Head, Receiver, Sender},
     measure::{Answer, Gauge, Measured},
     usage::Processes,
 };
@@ -24,6 +24,7 @@ pub struct Call {
 
 /// What the callers of one connection ask for.
 pub trait Calls: 'static {
+    const ANSWERS: Answers;
     fn callers(&self) -> usize;
     /// What every call has.
     fn head(&self) -> &Head;
@@ -52,7 +53,7 @@ pub type Callers<C> = Vec<(RefCell<Sender>, Receiver, C)>;
 pub async fn connect<C: Calls>(address: &str, calls: Vec<C>) -> Result<Callers<C>> {
     let mut callers = Vec::new();
     for calls in calls {
-        let (sender, receiver) = http2::connect(address).await?;
+        let (sender, receiver) = http2::connect(address, C::ANSWERS).await?;
         callers.push((sender, receiver, calls));
     }
     Ok(callers)

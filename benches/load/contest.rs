@@ -9,7 +9,7 @@ use crate::{
     closed::{self, CALLERS, Call, Calls},
     data::{Data, Spread},
     grpc::{Reader, Refusal, destroy_body, destroy_head},
-    http2::{Answered, Head},
+    http2::{Answered, Answers, Head},
     measure::{Answer, Gauge},
     usage::Usage,
 };
@@ -41,6 +41,8 @@ struct Rivals {
 }
 
 impl Calls for Rivals {
+    const ANSWERS: Answers = Answers::Alike;
+
     fn callers(&self) -> usize {
         self.ids.len()
     }

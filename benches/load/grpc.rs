@@ -1,15 +1,14 @@
 //! The RPCs as bytes, and what their answers say.
 
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
-use loona_hpack::Decoder;
 
 use crate::{
     OWNER,
     closed::{CALLERS, Call, Calls},
     data::Spread,
-    http2::{Answered, Head},
+    http2::{Answered, Answers, Fields, Head},
     measure::Answer,
 };
 
@@ -40,13 +39,12 @@ pub enum Refusal {
     Unavailable,
 }
 
-/// Reads answers. The server compresses without memory, so headers that are the same bytes say the same: they are
-/// decoded once.
+/// Reads answers.
 #[derive(Default)]
 pub struct Reader {
     refusal: Refusal,
-    ok: Vec<u8>,
-    refused: Vec<u8>,
+    /// The last refusal with RetryInfo: the next is the same.
+    refused: Rc<Fields>,
 }
 
 impl Destroys {
@@ -63,6 +61,8 @@ impl Destroys {
 }
 
 impl Calls for Destroys {
+    const ANSWERS: Answers = Answers::Alike;
+
     fn callers(&self) -> usize {
         self.ids.len()
     }
@@ -95,6 +95,8 @@ impl Checks {
 }
 
 impl Calls for Checks {
+    const ANSWERS: Answers = Answers::Alike;
+
     fn callers(&self) -> usize {
         self.callers
     }
@@ -145,52 +147,28 @@ impl Reader {
     }
 
     pub fn read(&mut self, answer: &Answered) -> Answer {
-        let trailers = if answer.trailers.is_empty() { &answer.head } else { &answer.trailers };
-        if answer.body == TRUE && *trailers == self.ok && is_200(&answer.head) {
-            return Answer::Good;
-        }
-        if answer.body.is_empty() && *trailers == self.refused && is_200(&answer.head) {
-            return Answer::Refused;
-        }
-        self.decode(answer, trailers)
-    }
-
-    fn decode(&mut self, answer: &Answered, trailers: &Vec<u8>) -> Answer {
-        let (head, fields) = (decode(&answer.head), decode(trailers));
-        let field = |name: &str| fields.iter().find(|field| field.0 == name).map(|field| field.1.as_str());
-        let is_200 = head.iter().any(|(name, value)| name == ":status" && value == "200");
-        match (field("grpc-status"), self.refusal) {
-            (Some("0"), _) if is_200 && answer.body == TRUE => {
-                self.ok.clone_from(trailers);
-                Answer::Good
-            }
-            (Some("5"), Refusal::NotFound) => self.refuse(trailers),
-            (Some("14"), Refusal::Unavailable) if has_retry_info(field("grpc-status-details-bin")) => {
-                self.refuse(trailers)
-            }
+        let Answered { head, trailers, body, .. } = answer;
+        let status = trailers.get("grpc-status");
+        match (status, self.refusal) {
+            (Some("0"), _) if head.is_200() && *body == TRUE => Answer::Good,
+            (Some("5"), Refusal::NotFound) => Answer::Refused,
+            (Some("14"), Refusal::Unavailable) if self.says_when(trailers) => Answer::Refused,
             _ => Answer::Other(format!(
-                "grpc-status {:?}, grpc-message {:?}",
-                field("grpc-status"),
-                field("grpc-message")
+                "grpc-status {status:?}, grpc-message {:?}",
+                trailers.get("grpc-message")
             )),
         }
     }
 
-    fn refuse(&mut self, trailers: &Vec<u8>) -> Answer {
-        self.refused.clone_from(trailers);
-        Answer::Refused
+    fn says_when(&mut self, trailers: &Rc<Fields>) -> bool {
+        if !Rc::ptr_eq(&self.refused, trailers) {
+            if !has_retry_info(trailers.get("grpc-status-details-bin")) {
+                return false;
+            }
+            self.refused = trailers.clone();
+        }
+        true
     }
-}
-
-/// `:status: 200` of the static table, behind an announcement of the dynamic table's size perhaps.
-pub fn is_200(block: &[u8]) -> bool {
-    block.iter().find(|byte| *byte & 0xe0 != 0x20) == Some(&0x88)
-}
-
-pub fn decode(block: &[u8]) -> Vec<(String, String)> {
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let decoded = Decoder::new().decode(block).unwrap_or_default();
-    decoded.into_iter().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 fn has_retry_info(details: Option<&str>) -> bool {

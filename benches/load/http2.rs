@@ -3,8 +3,9 @@
 //!
 //! One connection carries many callers in one task. Whatever came in one read is answered by one write.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
+use loona_hpack::Decoder;
 use tokio::{
     io::AsyncReadExt,
     net::{
@@ -43,6 +44,33 @@ pub struct Sender {
     settled: bool,
     first_head_sent: bool,
     open: Vec<Open>,
+    answers: Blocks,
+}
+
+/// The server's header blocks, in the order in which they come.
+struct Blocks {
+    answers: Answers,
+    decoder: Decoder<'static>,
+    /// Blocks that only point into HPACK's table, and what they mean for as long as it does not change: most answers are
+    /// the same few bytes.
+    known: HashMap<Vec<u8>, Rc<Fields>>,
+}
+
+/// What a connection's answers are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    /// The server may put their headers into HPACK's table, as it does for every real client.
+    Alike,
+    /// Each has headers of its own, and to decode them all would cost more than everything else here. So the server gets
+    /// no table, and they stay encoded.
+    Unique,
+}
+
+/// The fields of a header block, or of trailers.
+#[derive(Debug)]
+pub enum Fields {
+    Decoded(Vec<(String, String)>),
+    Encoded(Vec<u8>),
 }
 
 /// The side that reads the answers.
@@ -56,17 +84,18 @@ struct Open {
     stream: u32,
     caller: usize,
     sent: Instant,
-    head: Vec<u8>,
+    head: Option<Rc<Fields>>,
     body: Vec<u8>,
 }
 
-/// A call with its answer: header blocks still encoded.
+/// A call with its answer.
 pub struct Answered {
     pub caller: usize,
     pub sent: Instant,
-    pub head: Vec<u8>,
+    pub head: Rc<Fields>,
     pub body: Vec<u8>,
-    pub trailers: Vec<u8>,
+    /// The last fields: the head's where there was nothing behind it.
+    pub trailers: Rc<Fields>,
 }
 
 /// The headers of a request that are the same for every call. The first request on a connection puts them into HPACK's
@@ -119,13 +148,15 @@ fn integer(flags: u8, prefix: u32, value: usize, block: &mut Vec<u8>) {
 }
 
 /// Connects, and waits until the server knows our settings.
-pub async fn connect(address: &str) -> Result<(RefCell<Sender>, Receiver)> {
+pub async fn connect(address: &str, answers: Answers) -> Result<(RefCell<Sender>, Receiver)> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (reading, writing) = stream.into_split();
     let mut output = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    // No table for the server's headers: equal ones are then equal bytes. And no pushes.
-    frame(SETTINGS, 0, 0, &[0, 1, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0], &mut output);
+    // No pushes, and perhaps no table.
+    let settings = [0, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    let settings = if answers == Answers::Unique { &settings[..] } else { &settings[..6] };
+    frame(SETTINGS, 0, 0, settings, &mut output);
     frame(WINDOW_UPDATE, 0, 0, &OUR_WINDOW.to_be_bytes(), &mut output);
     let sender = RefCell::new(Sender {
         stream: writing,
@@ -135,6 +166,7 @@ pub async fn connect(address: &str) -> Result<(RefCell<Sender>, Receiver)> {
         settled: false,
         first_head_sent: false,
         open: Vec::new(),
+        answers: Blocks { answers, decoder: Decoder::new(), known: HashMap::new() },
     });
     sender.borrow_mut().flush()?;
     let mut receiver = Receiver { stream: reading, input: Vec::new() };
@@ -170,7 +202,7 @@ impl Sender {
         if self.window < 0 {
             return Err("the server's HTTP/2 window is full".into());
         }
-        self.open.push(Open { stream: self.next, caller, sent, head: Vec::new(), body: Vec::new() });
+        self.open.push(Open { stream: self.next, caller, sent, head: None, body: Vec::new() });
         self.next += 2;
         Ok(())
     }
@@ -203,15 +235,18 @@ impl Sender {
                 let place =
                     self.open.iter().position(|open| open.stream == stream).ok_or("an unknown stream")?;
                 let open = &mut self.open[place];
-                let trailers = kind == HEADERS && !open.head.is_empty();
-                if kind == DATA {
+                let fields = if kind == HEADERS {
+                    let fields = self.answers.read(payload)?;
+                    open.head.get_or_insert_with(|| fields.clone());
+                    Some(fields)
+                } else {
                     open.body.extend_from_slice(payload);
-                } else if !trailers {
-                    open.head.extend_from_slice(payload);
-                }
+                    None
+                };
                 if flags & END_STREAM != 0 {
                     let Open { caller, sent, head, body, .. } = self.open.swap_remove(place);
-                    let trailers = if trailers { payload.to_vec() } else { Vec::new() };
+                    let head = head.ok_or("an answer without a head")?;
+                    let trailers = fields.unwrap_or_else(|| head.clone());
                     finished.push(Answered { caller, sent, head, body, trailers });
                 }
             }
@@ -228,6 +263,50 @@ impl Sender {
             _ => {}
         }
         Ok(())
+    }
+}
+
+impl Blocks {
+    fn read(&mut self, block: &[u8]) -> Result<Rc<Fields>> {
+        if self.answers == Answers::Unique {
+            return Ok(Rc::new(Fields::Encoded(block.to_vec())));
+        }
+        if let Some(fields) = self.known.get(block) {
+            return Ok(fields.clone());
+        }
+        let decoded = self.decoder.decode(block).map_err(|error| format!("a header block: {error:?}"))?;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let fields = decoded.into_iter().map(|(name, value)| (text(name), text(value))).collect();
+        let fields = Rc::new(Fields::Decoded(fields));
+        // An index of one byte. Anything else may change the table.
+        if block.iter().all(|byte| (0x81..0xff).contains(byte)) {
+            self.known.insert(block.to_vec(), fields.clone());
+        } else {
+            self.known.clear();
+        }
+        Ok(fields)
+    }
+}
+
+impl Fields {
+    /// Where they are decoded.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let Self::Decoded(fields) = self else { return None };
+        fields.iter().find(|field| field.0 == name).map(|field| field.1.as_str())
+    }
+
+    pub fn is_200(&self) -> bool {
+        match self {
+            Self::Decoded(_) => self.get(":status") == Some("200"),
+            // In HPACK's static table, behind an announcement of the other one's size perhaps.
+            Self::Encoded(block) => block.iter().find(|byte| *byte & 0xe0 != 0x20) == Some(&0x88),
+        }
+    }
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self::Decoded(Vec::new())
     }
 }
 

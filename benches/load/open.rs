@@ -9,7 +9,7 @@ use crate::{
     Result, Window,
     data::Spread,
     grpc::{Reader, Refusal, destroy_body, destroy_head},
-    http2::{self, Receiver, Sender},
+    http2::{self, Answers, Receiver, Sender},
     measure::{Answer, Latencies, latencies, nanoseconds},
     usage::{Processes, Usage},
 };
@@ -134,7 +134,7 @@ pub async fn measure(
     let mut connections = Vec::new();
     let mut receivers = Vec::new();
     for _ in 0..CONNECTIONS {
-        let (sender, receiver) = http2::connect(address).await?;
+        let (sender, receiver) = http2::connect(address, Answers::Alike).await?;
         let sender = Rc::new(sender);
         connections.push(sender.clone());
         receivers.push((sender, receiver));

@@ -18,8 +18,7 @@ use crate::{
     Result, Window,
     closed::{CALLERS, Call, Calls},
     data::Spread,
-    grpc::{decode, is_200},
-    http2::{Answered, Head, unique_header},
+    http2::{Answered, Answers, Head, unique_header},
     measure::{Answer, Gauge, Measured},
     service::{Service, Signer},
     usage::Processes,
@@ -223,6 +222,8 @@ impl Signed {
 }
 
 impl Calls for Signed {
+    const ANSWERS: Answers = Answers::Unique;
+
     fn callers(&self) -> usize {
         self.calls.len()
     }
@@ -242,9 +243,9 @@ impl Calls for Signed {
     }
 
     fn read(&mut self, answer: &Answered) -> Answer {
-        if is_200(&answer.head) && answer.body == DESTROYED {
+        if answer.head.is_200() && answer.body == DESTROYED {
             return Answer::Good;
         }
-        Answer::Other(format!("{:?} {}", decode(&answer.head), String::from_utf8_lossy(&answer.body)))
+        Answer::Other(String::from_utf8_lossy(&answer.body).into_owned())
     }
 }
