@@ -80,8 +80,9 @@ pub const BODY_GRACE: Duration = Duration::from_millis(100);
 pub const SLOW_BODIES: usize = 256;
 /// The largest gRPC message, in bytes: a destroy needs some sixty.
 pub const MESSAGE_LIMIT: usize = 4 * 1024;
-/// What a gRPC message's buffer begins with, in bytes: room for the usual one.
-pub const MESSAGE_BUFFER: usize = 128;
+/// What a gRPC message's buffer begins with, in bytes: room for the longest id with a request id. tonic wants that of what
+/// has come, and as much again for the message.
+pub const MESSAGE_BUFFER: usize = 192;
 /// The longest text of a UUID that is read, in bytes: `urn:uuid:` and 36 more.
 pub const REQUEST_ID_LIMIT: usize = 45;
 /// The largest set of request headers, in bytes.

@@ -83,10 +83,7 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
                 .compact()
                 .with_target(false)
                 .with_ansi(io::stderr().is_terminal())
-                .with_writer(Lines)
-                // It would say on standard error that standard error cannot be written, and panic: the log may be
-                // lost, a call must not.
-                .log_internal_errors(false);
+                .with_writer(Lines);
             tracing_subscriber::registry().with(filter).with(lines).try_init()
         }
     };

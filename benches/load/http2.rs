@@ -274,10 +274,7 @@ impl Blocks {
         if let Some(fields) = self.known.get(block) {
             return Ok(fields.clone());
         }
-        let decoded = self.decoder.decode(block).map_err(|error| format!("a header block: {error:?}"))?;
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        let fields = decoded.into_iter().map(|(name, value)| (text(name), text(value))).collect();
-        let fields = Rc::new(Fields::Decoded(fields));
+        let fields = Rc::new(Fields::Decoded(decode(&mut self.decoder, block)?));
         // An index of one byte. Anything else may change the table.
         if block.iter().all(|byte| (0x81..0xff).contains(byte)) {
             self.known.insert(block.to_vec(), fields.clone());
@@ -302,12 +299,28 @@ impl Fields {
             Self::Encoded(block) => block.iter().find(|byte| *byte & 0xe0 != 0x20) == Some(&0x88),
         }
     }
+
+    pub fn status(&self) -> String {
+        let fields = match self {
+            Self::Decoded(fields) => fields.clone(),
+            // Without a table every block stands for itself.
+            Self::Encoded(block) => decode(&mut Decoder::new(), block).unwrap_or_default(),
+        };
+        let status = fields.into_iter().find(|field| field.0 == ":status");
+        status.map_or_else(|| "no status".to_owned(), |field| field.1)
+    }
 }
 
 impl Default for Fields {
     fn default() -> Self {
         Self::Decoded(Vec::new())
     }
+}
+
+fn decode(decoder: &mut Decoder<'_>, block: &[u8]) -> Result<Vec<(String, String)>> {
+    let decoded = decoder.decode(block).map_err(|error| format!("a header block: {error:?}"))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(decoded.into_iter().map(|(name, value)| (text(name), text(value))).collect())
 }
 
 impl Receiver {

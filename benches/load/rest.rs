@@ -246,6 +246,6 @@ impl Calls for Signed {
         if answer.head.is_200() && answer.body == DESTROYED {
             return Answer::Good;
         }
-        Answer::Other(String::from_utf8_lossy(&answer.body).into_owned())
+        Answer::Other(format!("{} {}", answer.head.status(), String::from_utf8_lossy(&answer.body)))
     }
 }

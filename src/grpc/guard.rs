@@ -70,9 +70,9 @@ where
         let deadline = Instant::now() + timeout(request.headers());
         let call = async move {
             let _place = place;
-            let answer = tokio::time::timeout_at(deadline, answer(ready, &callers, request, deadline)).await;
-            let answer = answer.unwrap_or(Err(DestroyError::DeadlineExceeded));
-            let response = answer.unwrap_or_else(|error| status_of(error).into_http());
+            let served = tokio::time::timeout_at(deadline, serve(ready, &callers, request, deadline)).await;
+            let served = served.unwrap_or(Err(DestroyError::DeadlineExceeded));
+            let response = served.unwrap_or_else(|error| status_of(error).into_http());
             if let Some(line) = line {
                 log(&response, line.answered());
             }
@@ -87,7 +87,7 @@ impl<S: NamedService> NamedService for Guarded<S> {
 }
 
 /// The service's answer; an error where the call is refused before.
-async fn answer<S>(
+async fn serve<S>(
     mut service: S,
     callers: &Callers,
     mut request: Request<Body>,

@@ -10,7 +10,7 @@ use crate::config;
 
 /// prost's codec with buffers of the size that messages have here. tonic's are 8 KiB for each message, so that every call
 /// would touch memory that no cache has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for Codec<T, U> {
@@ -39,5 +39,6 @@ where
 }
 
 fn buffers() -> BufferSettings {
+    // The second number is about streams, and there are none.
     BufferSettings::new(config::MESSAGE_BUFFER, config::MESSAGE_LIMIT)
 }

@@ -10,12 +10,12 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("grpc", &["collections", "config", "domain", "identity", "proto", "store", "telemetry"]),
     ("identity", &["config", "domain"]),
-    ("proto", &[]),
+    ("proto", &["config"]),
     ("rate_limit", &["config", "domain", "telemetry"]),
     ("rest", &["config", "domain", "identity", "proto", "rate_limit", "telemetry"]),
     ("server", &["config", "domain", "grpc", "identity", "rate_limit", "rest", "store", "telemetry"]),
     ("store", &["config", "domain"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "domain"]),
 ];
 
 /// A word, and the rooms that may hold it.

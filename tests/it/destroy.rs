@@ -1,5 +1,7 @@
 //! Destroy over gRPC, on both databases.
 
+use collections_service::proto::DestroyResponse;
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tonic::Code;
 
 use super::support::{App, Backend, Ground, OTHER, OWNER, destroy, grpc_of, reason};
@@ -141,4 +143,28 @@ async fn a_drain_ends_in_time_beside_a_silent_connection() {
     let running = app.running.take().unwrap();
     let drained = tokio::time::timeout(std::time::Duration::from_secs(6), running.drain()).await;
     assert!(drained.is_ok(), "the drain has no bound");
+}
+
+/// What a newer client may send: fields that this service does not know yet.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Padded {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(bytes = "vec", tag = "100")]
+    padding: Vec<u8>,
+}
+
+#[tokio::test]
+async fn a_long_message_is_read() {
+    let app = App::start(Backend::Sqlite).await;
+    app.put(1, OWNER).await;
+    let mut request = tonic::Request::new(Padded { id: "custom-1".to_owned(), padding: vec![7; 3 * 1024] });
+    request.metadata_mut().insert("x-user-id", OWNER.to_string().parse().unwrap());
+    let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let mut rpc = tonic::client::Grpc::with_origin(http, app.grpc.parse().unwrap());
+    rpc.ready().await.unwrap();
+    let path = "/collections.v1.CollectionsService/Destroy".parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<Padded, DestroyResponse>::new();
+    assert!(rpc.unary(request, path, codec).await.unwrap().get_ref().destroyed);
+    assert_eq!(app.owned_by(OWNER).await, [] as [i64; 0]);
 }
