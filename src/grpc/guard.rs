@@ -39,10 +39,11 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S> Service<Request<Body>> for Guarded<S>
+impl<S, B> Service<Request<B>> for Guarded<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
+    B: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -52,7 +53,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         // A call from the gateway is part of a request that has a span and a line of its own.
         let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
         // Before anything is spent on the call: those who are refused must not starve those who are served.
@@ -87,14 +88,14 @@ impl<S: NamedService> NamedService for Guarded<S> {
 }
 
 /// The service's answer; an error where the call is refused before.
-async fn serve<S>(
+async fn serve<S, B>(
     mut service: S,
     callers: &Callers,
-    mut request: Request<Body>,
+    mut request: Request<B>,
     deadline: Instant,
 ) -> Result<Response<Body>, DestroyError>
 where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
 {
     // In process the gateway has already found out who the user is, and says so in an extension.
     if request.extensions().get::<AuthenticatedUser>().is_none() {
@@ -118,7 +119,7 @@ fn call_span<B>(request: &Request<B>) -> Span {
         rpc.method = request.uri().path().trim_start_matches('/'),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),
-        client.address = request.extensions().get::<Peer>().map(|peer| field::display(peer.address)),
+        client.address = request.extensions().get::<Peer>().map(Peer::as_str),
         caller = field::Empty,
         enduser.id = field::Empty,
         collection.id = field::Empty,
@@ -142,14 +143,17 @@ fn explained(response: Response<Body>) -> Response<Body> {
 
 /// The call's line. What went wrong inside stands in the span's `error`.
 fn log(response: &Response<Body>, duration: Duration) {
-    let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
     let duration_ms = telemetry::milliseconds(duration);
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        tracing::info!(outcome = "Ok", duration_ms, "call");
+        return;
+    };
     let details = status.get_error_details();
     let reason = details.error_info().map(|info| info.reason.as_str());
     match reason.and_then(DestroyError::from_reason) {
         Some(error) if error.is_fault() => tracing::error!(outcome = reason, duration_ms, "call"),
         Some(_) => tracing::info!(outcome = reason, duration_ms, "call"),
-        // OK, or what tonic itself answers to a method or an encoding that there is not.
+        // What tonic itself answers to a method or an encoding that there is not.
         None => tracing::info!(outcome = ?status.code(), duration_ms, "call"),
     }
 }

@@ -30,7 +30,7 @@ impl Public {
 impl<B> TowerService<Request<B>> for Public
 where
     B: hyper::body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<StdError>,
+    B::Error: Into<StdError> + Send,
 {
     type Response = Response<Body>;
     type Error = Infallible;
@@ -38,13 +38,13 @@ where
 
     /// The router is always ready.
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.rpc.poll_ready(context)
+        TowerService::<Request<B>>::poll_ready(&mut self.rpc, context)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split('/').next());
         if service == Some(Service::NAME) {
-            self.rpc.call(request.map(Body::new))
+            self.rpc.call(request)
         } else {
             Box::pin(self.beside.call(request))
         }

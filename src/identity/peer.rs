@@ -11,6 +11,8 @@ use crate::config;
 #[derive(Clone, Debug)]
 pub struct Peer {
     pub address: IpAddr,
+    /// The address as the log has it: made once, because every call names it.
+    text: Arc<str>,
     pub transport: Transport,
 }
 
@@ -43,6 +45,17 @@ pub struct PeerNameError;
 pub struct TrustedPeers(Arc<HashSet<PeerName>>);
 
 impl Peer {
+    #[must_use]
+    pub fn new(address: IpAddr, transport: Transport) -> Self {
+        Self { address, text: address.to_string().into(), transport }
+    }
+
+    /// The address, for the log.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
     /// Whether nobody on the way could read or change what came over this connection.
     #[must_use]
     pub const fn is_secure(&self) -> bool {

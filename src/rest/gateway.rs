@@ -231,7 +231,7 @@ pub async fn handle(State(gateway): State<Arc<Gateway>>, request: Request<Body>)
         http.request.method = %parts.method,
         server.address = authority.and_then(|authority| authority.rsplit('@').next()),
         url.path = parts.uri.path(),
-        client.address = peer.map(|peer| field::display(peer.address)),
+        client.address = peer.map(Peer::as_str),
         request.id = header("x-request-id"),
         traceparent = header("traceparent"),
         transaction.id = transaction,

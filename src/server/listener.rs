@@ -196,7 +196,7 @@ where
         transport: Transport,
     ) {
         let Self { builder, address, service, lifecycle, place } = self;
-        let (peer, seat) = (Peer { address, transport }, place.seat.clone());
+        let (peer, seat) = (Peer::new(address, transport), place.seat.clone());
         // Who comes during the drain is answered, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
         let stop = if late { &lifecycle.close } else { &lifecycle.stop };
@@ -289,7 +289,11 @@ fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
         .keep_alive_interval(config::KEEPALIVE)
         .keep_alive_timeout(config::KEEPALIVE);
     match protocol {
-        Protocol::Grpc => builder.http2_only(),
+        Protocol::Grpc => {
+            // gRPC has no use for a date.
+            builder.http2().auto_date_header(false);
+            builder.http2_only()
+        }
         Protocol::Http => builder,
     }
 }
