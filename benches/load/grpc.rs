@@ -44,7 +44,7 @@ pub enum Refusal {
 pub struct Reader {
     refusal: Refusal,
     /// The last refusal with RetryInfo: the next is the same.
-    refused: Rc<Fields>,
+    refused: Option<Rc<Fields>>,
 }
 
 impl Destroys {
@@ -161,13 +161,12 @@ impl Reader {
     }
 
     fn says_when(&mut self, trailers: &Rc<Fields>) -> bool {
-        if !Rc::ptr_eq(&self.refused, trailers) {
-            if !has_retry_info(trailers.get("grpc-status-details-bin")) {
-                return false;
-            }
-            self.refused = trailers.clone();
+        let known = self.refused.as_ref().is_some_and(|refused| Rc::ptr_eq(refused, trailers));
+        if !known && has_retry_info(trailers.get("grpc-status-details-bin")) {
+            self.refused = Some(trailers.clone());
+            return true;
         }
-        true
+        known
     }
 }
 

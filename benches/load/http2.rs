@@ -44,7 +44,7 @@ pub struct Sender {
     settled: bool,
     first_head_sent: bool,
     open: Vec<Open>,
-    answers: Blocks,
+    blocks: Blocks,
 }
 
 /// The server's header blocks, in the order in which they come.
@@ -166,7 +166,7 @@ pub async fn connect(address: &str, answers: Answers) -> Result<(RefCell<Sender>
         settled: false,
         first_head_sent: false,
         open: Vec::new(),
-        answers: Blocks { answers, decoder: Decoder::new(), known: HashMap::new() },
+        blocks: Blocks { answers, decoder: Decoder::new(), known: HashMap::new() },
     });
     sender.borrow_mut().flush()?;
     let mut receiver = Receiver { stream: reading, input: Vec::new() };
@@ -236,7 +236,7 @@ impl Sender {
                     self.open.iter().position(|open| open.stream == stream).ok_or("an unknown stream")?;
                 let open = &mut self.open[place];
                 let fields = if kind == HEADERS {
-                    let fields = self.answers.read(payload)?;
+                    let fields = self.blocks.read(payload)?;
                     open.head.get_or_insert_with(|| fields.clone());
                     Some(fields)
                 } else {
@@ -308,12 +308,6 @@ impl Fields {
         };
         let status = fields.into_iter().find(|field| field.0 == ":status");
         status.map_or_else(|| "no status".to_owned(), |field| field.1)
-    }
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        Self::Decoded(Vec::new())
     }
 }
 

@@ -250,7 +250,10 @@ async fn read(
 impl Tally {
     fn opened(&self, rate: f64, window: Duration, cpu: Usage) -> Opened {
         let seconds = window.as_secs_f64();
-        let at = |latencies: &Latencies, quantile| latencies.value_at_quantile(quantile) as f64 / 1e6;
+        // Of none at all there is no latency, and no target that it could meet.
+        let at = |latencies: &Latencies, quantile| {
+            if latencies.is_empty() { f64::NAN } else { latencies.value_at_quantile(quantile) as f64 / 1e6 }
+        };
         Opened {
             rate,
             goodput: self.goodput as f64 / seconds,

@@ -170,6 +170,7 @@ fn targets(verdicts: &[Verdict], text: &mut String) {
 /// Three digits, which is what a measurement is worth.
 pub fn short(value: f64) -> String {
     match value {
+        value if value.is_nan() => "–".to_owned(),
         value if value >= 100.0 => grouped(value),
         value if value >= 10.0 => format!("{value:.1}"),
         0.0 => "0".to_owned(),
