@@ -26,6 +26,7 @@ macro_rules! on_both {
         }
     )+};
 }
+pub(crate) use on_both;
 
 on_both!(
     answers_each_outcome,

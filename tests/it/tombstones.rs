@@ -5,76 +5,69 @@ use sea_orm::{ConnectionTrait, Statement};
 
 use super::{
     batches::{UUIDS, of_other, repeatable, together, tombstones},
+    destroy::on_both,
     support::{Backend, Ground, OTHER, OWNER},
 };
 
-/// Collections that somebody brought back by hand, whose tombstones still stand, are destroyed again, and so are those that
-/// are in a batch with them.
-async fn what_was_brought_back_goes_again(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    let all = || together(&ground.store, (1..=40).map(|id| repeatable(id, 0)));
-    for id in 1..=40 {
-        ground.put(id, OWNER).await;
+on_both!(what_was_brought_back_goes_again, each_has_its_own_tombstone);
+
+mod cases {
+    use super::*;
+
+    /// Collections that somebody brought back by hand, whose tombstones still stand, are destroyed again, and so are those that
+    /// are in a batch with them.
+    pub async fn what_was_brought_back_goes_again(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let all = || together(&ground.store, (1..=40).map(|id| repeatable(id, 0)));
+        for id in 1..=40 {
+            ground.put(id, OWNER).await;
+        }
+        assert_eq!(all().await, [Ok(Destroyed::Now); 40]);
+        let beside = ground.beside().await;
+        for id in [3, 17, 18, 40] {
+            let columns = "id, owner_id, name, timeline_order, created_at";
+            let bring_back = format!(
+                "INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)"
+            );
+            beside.execute_unprepared(&bring_back).await.unwrap();
+        }
+        let outcomes = all().await;
+        for (id, outcome) in (1..).zip(outcomes) {
+            let expected = if [3, 17, 18, 40].contains(&id) { Destroyed::Now } else { Destroyed::Before };
+            assert_eq!(outcome, Ok(expected), "custom-{id}");
+        }
+        assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+        assert_eq!(tombstones(&ground).await, 40);
     }
-    assert_eq!(all().await, [Ok(Destroyed::Now); 40]);
-    let beside = ground.beside().await;
-    for id in [3, 17, 18, 40] {
-        let columns = "id, owner_id, name, timeline_order, created_at";
-        let bring_back =
-            format!("INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)");
-        beside.execute_unprepared(&bring_back).await.unwrap();
+
+    /// What a tombstone says is said of each, and not of its neighbour.
+    pub async fn each_has_its_own_tombstone(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=3 {
+            ground.put(id, if id == 2 { OTHER } else { OWNER }).await;
+        }
+        let nobody = Destroy { caller: None, ..repeatable(3, 1) };
+        let outcomes = together(&ground.store, [nobody, repeatable(1, 0), of_other(2)]).await;
+        assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
+        let beside = ground.beside().await;
+        let all = "SELECT id, owner_id, request_id, caller FROM destroyed_collections ORDER BY id";
+        let rows =
+            beside.query_all_raw(Statement::from_string(beside.get_database_backend(), all)).await.unwrap();
+        type Row = (i64, i64, Option<uuid::Uuid>, Option<String>);
+        let row = |row: &sea_orm::QueryResult| -> Row {
+            let of = |name| row.try_get("", name).unwrap();
+            (
+                of("id"),
+                of("owner_id"),
+                row.try_get("", "request_id").unwrap(),
+                row.try_get("", "caller").unwrap(),
+            )
+        };
+        let orders = Some("mtls:orders".to_owned());
+        let uuid = |index: usize| Some(UUIDS[index].parse().unwrap());
+        assert_eq!(
+            rows.iter().map(row).collect::<Vec<_>>(),
+            [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, None, orders), (3, OWNER, uuid(1), None)]
+        );
     }
-    let outcomes = all().await;
-    for (id, outcome) in (1..).zip(outcomes) {
-        let expected = if [3, 17, 18, 40].contains(&id) { Destroyed::Now } else { Destroyed::Before };
-        assert_eq!(outcome, Ok(expected), "custom-{id}");
-    }
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
-    assert_eq!(tombstones(&ground).await, 40);
-}
-
-#[tokio::test]
-async fn what_was_brought_back_goes_again_on_sqlite() {
-    what_was_brought_back_goes_again(Backend::Sqlite).await;
-}
-
-#[tokio::test]
-async fn what_was_brought_back_goes_again_on_postgres() {
-    what_was_brought_back_goes_again(Backend::Postgres).await;
-}
-
-/// What a tombstone says is said of each, and not of its neighbour.
-async fn each_has_its_own_tombstone(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    for id in 1..=3 {
-        ground.put(id, if id == 2 { OTHER } else { OWNER }).await;
-    }
-    let nobody = Destroy { caller: None, ..repeatable(3, 1) };
-    let outcomes = together(&ground.store, [nobody, repeatable(1, 0), of_other(2)]).await;
-    assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
-    let beside = ground.beside().await;
-    let all = "SELECT id, owner_id, request_id, caller FROM destroyed_collections ORDER BY id";
-    let rows =
-        beside.query_all_raw(Statement::from_string(beside.get_database_backend(), all)).await.unwrap();
-    type Row = (i64, i64, Option<uuid::Uuid>, Option<String>);
-    let row = |row: &sea_orm::QueryResult| -> Row {
-        let of = |name| row.try_get("", name).unwrap();
-        (of("id"), of("owner_id"), row.try_get("", "request_id").unwrap(), row.try_get("", "caller").unwrap())
-    };
-    let orders = Some("mtls:orders".to_owned());
-    let uuid = |index: usize| Some(UUIDS[index].parse().unwrap());
-    assert_eq!(
-        rows.iter().map(row).collect::<Vec<_>>(),
-        [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, None, orders), (3, OWNER, uuid(1), None)]
-    );
-}
-
-#[tokio::test]
-async fn each_has_its_own_tombstone_on_sqlite() {
-    each_has_its_own_tombstone(Backend::Sqlite).await;
-}
-
-#[tokio::test]
-async fn each_has_its_own_tombstone_on_postgres() {
-    each_has_its_own_tombstone(Backend::Postgres).await;
 }
