@@ -5,7 +5,6 @@ use std::{
     future::{self, Future},
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -30,12 +29,12 @@ use crate::{
 pub struct Guarded<S> {
     inner: S,
     admission: Admission,
-    callers: Arc<Callers>,
+    callers: Callers,
 }
 
 impl<S> Guarded<S> {
-    pub fn new(inner: S, admission: Admission, callers: Callers) -> Self {
-        Self { inner, admission, callers: Arc::new(callers) }
+    pub const fn new(inner: S, admission: Admission, callers: Callers) -> Self {
+        Self { inner, admission, callers }
     }
 }
 

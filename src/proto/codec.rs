@@ -8,8 +8,7 @@ use tonic_prost::ProstCodec;
 
 use crate::config;
 
-/// prost's codec with buffers of the size that messages have here. tonic's are 8 KiB for each message, so that every call
-/// would touch memory that no cache has.
+/// prost's codec with buffers of the size that messages have here. tonic's are 8 KiB for each message, forty times of that.
 #[derive(Debug)]
 pub struct Codec<T, U>(PhantomData<(T, U)>);
 
