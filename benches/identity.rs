@@ -12,7 +12,7 @@ use std::{
 use collections_service::{
     domain::{Clock, CredentialDirectory, DestroyError, Entropy, Secret, UserId},
     identity::oauth1::{Origin, Parameters, Request, Verifier, sign},
-    store::{Capacity, CredentialCache, Credentials, KeyRing, Store},
+    store::{CredentialCache, Credentials, KeyRing, Store},
 };
 use tokio::{runtime::Runtime, time::Instant};
 
@@ -51,8 +51,8 @@ fn main() {
 /// A database with an application, its token, and another application.
 async fn stored(folder: &std::path::Path, entropy: &Entropy) -> (Credentials, Keys) {
     let url = format!("sqlite:{}?mode=rwc", folder.join("db").display());
-    let store = Store::connect(&url.into(), Capacity::of(1), Clock::System).await.unwrap();
-    while store.migrate_one().await.unwrap().is_some() {}
+    let store = Store::open(&url.into(), Clock::System, Entropy::default()).await.unwrap();
+    store.migrate().await.unwrap();
     let key_file = folder.join("key");
     std::fs::write(&key_file, KeyRing::generate_line("bench", entropy).as_bytes()).unwrap();
     std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -25,6 +25,7 @@ use tokio::runtime::Builder;
 use crate::{
     config::{self, DatabaseUrl},
     domain::Secret,
+    store::ConnectError,
     telemetry::{self, LogFormat},
 };
 
@@ -83,6 +84,10 @@ impl Exit {
 
     fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    fn database_url(error: ConnectError) -> Self {
+        Self::Usage(format!("--database-url: {error}"))
     }
 
     fn report(self) -> ExitCode {

@@ -1,43 +1,12 @@
 //! Configuration as plain data, and every limit by name.
 
+pub mod store;
+
 use std::{fmt, time::Duration};
 
 use jsonwebtoken::Algorithm;
 use zeroize::Zeroizing;
 
-/// The longest wait for a turn at the database, then for a connection, and for the database to say that it is there.
-pub const STORE_WAIT: Duration = Duration::from_secs(2);
-/// How long a database connection may be unused before it is closed.
-pub const STORE_IDLE: Duration = Duration::from_secs(300);
-/// How long a connection may be unused before it is asked whether it still works: within that, a restart of the
-/// database costs each such connection one call an UNAVAILABLE.
-pub const STORE_TRUST: Duration = Duration::from_secs(1);
-/// Pages, of 4 KiB, after which SQLite brings its write-ahead log into the database. At its usual thousand it would do so
-/// with every tenth batch, and write the same pages again and again; with far more, the batch that waits for it waits long.
-pub const WAL_PAGES: u32 = 4 * 1024;
-/// The longest a statement may run before PostgreSQL cancels it.
-pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait for one statement with all around it: a database that neither answers nor hangs up.
-pub const STORE_BOUND: Duration = Duration::from_secs(7);
-/// Destroys that wait for their turn at the database, some 300 bytes each and the caller's name. More than the usual
-/// `--max-in-flight`, which refuses calls before.
-pub const DESTROY_QUEUE: usize = 16 * 1024;
-/// Destroys in one statement, unless an operator says otherwise.
-pub const BATCH_MAX: u32 = 1024;
-/// As many as these go in one statement; of more, half. A commit costs as much as some thirty to sixty rows on a local disk;
-/// where it takes longer, larger batches would do more.
-pub const BATCH_WHOLE: usize = 64;
-/// How long a batch waits for a row that somebody has locked. Other replicas have theirs for as long as a commit takes; who
-/// keeps one for longer must not hold up everybody else.
-pub const BATCH_LOCK_WAIT: Duration = Duration::from_millis(250);
-/// How long the batches' connections may take to say good-bye to the database when the service ends.
-pub const FAREWELL: Duration = Duration::from_secs(1);
-/// The pause after a batch died of a fault of ours: the next may die of it too.
-pub const WORKER_PAUSE: Duration = Duration::from_millis(100);
-/// How often the queue is looked through for those who have waited for too long, while a batch is in flight.
-pub const QUEUE_SWEEP: Duration = Duration::from_millis(250);
-/// How often one destroy is run when the database undoes it (SQLSTATE 40001, 40P01) or another call overtakes it.
-pub const DESTROY_ATTEMPTS: u32 = 6;
 /// How long an application or a token is served from memory: the time a revocation takes to be seen everywhere.
 pub const CREDENTIAL_LIFE: Duration = Duration::from_secs(15);
 /// How many applications, and how many tokens, are kept in memory.

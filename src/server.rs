@@ -148,27 +148,26 @@ pub struct Running {
 }
 
 impl Running {
-    /// Looks whether the database can be served, binds every listener, then serves on all of them. A database that is
-    /// away is waited for: a restart beside it must not end in a crash loop. Calls are refused until then.
+    /// Checks whether the database can be served, binds every listener, then serves on all of them. A database that is
+    /// away, refuses or has an older schema is waited for: that must not end in a crash loop. Calls are refused until then.
     ///
     /// # Errors
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
-        let admission = grpc::Admission::none();
+        let admission = grpc::Admission::new(settings.max_in_flight);
         let health = Health::new().await;
         let credentials =
             settings.rest.as_ref().map(|rest| Credentials::new(store.clone(), rest.keys.clone()));
         let mut readiness = Readiness {
-            store: store.clone(),
+            database: store.check(),
             credentials: credentials.clone(),
             health: health.clone(),
             admission: admission.clone(),
-            withheld: Some(settings.max_in_flight),
-            said: None,
+            logged: None,
         };
-        match readiness.look().await {
+        match readiness.check().await {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
-            seen => readiness.say(seen),
+            checked => readiness.log_change(checked),
         }
         let jwt = match settings.jwt {
             Some(jwt) => Some(jwt.start(settings.clock.clone()).await?),
@@ -213,7 +212,7 @@ impl Running {
             admission,
             background: loaded.tasks,
             _jwks: jwks,
-            readiness: tokio::spawn(readiness.keep()),
+            readiness: tokio::spawn(readiness.run()),
             lifecycle,
             drain: settings.drain,
         };

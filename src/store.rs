@@ -1,5 +1,6 @@
-//! The only room that knows sea-orm and SQL.
+//! The only room that names sea-orm and holds SQL.
 
+mod check;
 mod columns;
 mod connect;
 mod credentials;
@@ -7,10 +8,11 @@ mod destroy;
 mod entities;
 mod failure;
 mod migrations;
+mod pooler;
 mod rotation;
 mod sealing;
 mod seed;
-mod state;
+mod status;
 
 use std::{fmt, sync::Arc};
 
@@ -18,54 +20,63 @@ use sea_orm::{DatabaseConnection, DbBackend};
 
 use crate::{
     config::{self, DatabaseUrl},
-    domain::Clock,
+    domain::{Clock, Entropy},
 };
-use destroy::Batcher;
+use connect::{Database, Engine};
+use destroy::{Batcher, Shared};
+use status::StoreStatus;
 
+pub use check::{StateError, StoreCheck};
 pub use connect::ConnectError;
 pub use credentials::{
     AppView, CredentialCache, CredentialError, Credentials, IssuedToken, NewApplication, TokenView,
 };
 pub use destroy::{
-    DESTROY, DESTROY_BATCH, Destroy, Destroyed, SETTINGS, SQLITE_DELETE, SQLITE_LOOK, SQLITE_TOMBSTONES,
+    BatchDriver, DESTROY, Destroy, Destroyed, SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE,
+    SQLITE_TOMBSTONES, hashint8,
 };
 pub use migrations::MigrationState;
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
-pub use state::StateError;
 
 /// The database behind the service. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
+    database: Database,
+    /// The database's pool.
     db: DatabaseConnection,
     clock: Clock,
+    entropy: Entropy,
     batcher: Arc<Batcher>,
+    status: StoreStatus,
 }
 
-/// How much may go on at one time.
+/// How much may be in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// To PostgreSQL. SQLite has one, because it has one writer: a second would wait in SQLite's busy loop instead of a
-    /// fair queue.
+    /// To PostgreSQL, with one group of nodes. SQLite has one, because it has one writer: a second would wait in SQLite's
+    /// busy loop instead of a fair queue.
     pub connections: u32,
     /// Destroys in one statement.
     pub batch_max: u32,
-    /// Statements at one time, each over a connection of its own.
+    /// Statements at one time, each over a connection of its own; so many for each group of a distributed engine.
     pub batches_in_flight: u32,
+    /// Whether each destroy also goes to the outbox.
+    pub publish: bool,
 }
 
 impl Capacity {
-    /// So many connections and no destroys, for those who only look credentials up, say.
+    /// So many connections and no destroys: for looking up credentials, say.
     #[must_use]
     pub const fn without_destroys(connections: u32) -> Self {
-        Self { connections, batch_max: config::BATCH_MAX, batches_in_flight: 0 }
+        Self { batches_in_flight: 0, ..Self::of(connections) }
     }
 
     /// The usual batches over so many connections.
     #[must_use]
     pub const fn of(connections: u32) -> Self {
-        Self { connections, batch_max: config::BATCH_MAX, batches_in_flight: 1 }
+        Self { connections, batch_max: config::store::BATCH_MAX, batches_in_flight: 1, publish: false }
     }
 
     const fn on_sqlite(self) -> Self {
@@ -73,34 +84,54 @@ impl Capacity {
         Self { connections: 1, batches_in_flight, ..self }
     }
 
-    /// Connections beside those of the batches.
+    /// Connections besides those of the batches and of the check.
     fn pooled(self) -> u32 {
-        self.connections.saturating_sub(self.batches_in_flight).max(1)
+        self.connections.saturating_sub(self.batches_in_flight + 1).max(1)
     }
 
-    /// Destroys beside the batches: however many are stuck, a connection is left for health and credentials.
-    fn alone(self) -> usize {
+    /// Destroys that wait for locked rows: however many do, a connection is left for credentials.
+    fn single(self) -> usize {
         self.pooled().saturating_sub(1).max(1) as usize
     }
 }
 
 impl Store {
-    /// Opens the database. PostgreSQL need not be up yet: the pool connects when it is first used, so that a service
-    /// which starts before its database becomes ready by itself.
+    /// Opens the database. PostgreSQL need not be up yet: connections are made when they are first used, so that a service
+    /// which starts before its database becomes ready without a restart. The driver has to be run for destroys to be sent.
     ///
     /// # Errors
     /// The URL is not understood, or an SQLite file cannot be opened.
-    pub async fn connect(url: &DatabaseUrl, capacity: Capacity, clock: Clock) -> Result<Self, ConnectError> {
+    pub async fn connect(
+        url: &DatabaseUrl,
+        capacity: Capacity,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<(Self, BatchDriver), ConnectError> {
         let capacity = if url.is_sqlite() { capacity.on_sqlite() } else { capacity };
-        let db = connect::open(url, capacity.pooled()).await?;
-        let batcher = Arc::new(Batcher::new(&db, capacity, &clock));
-        Ok(Self { db, clock, batcher })
+        let database = connect::open(url, capacity.pooled()).await?;
+        let status = StoreStatus::default();
+        let shared = Shared {
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            status: status.clone(),
+            publish: capacity.publish,
+        };
+        let (batcher, driver) = Batcher::new(&database, capacity, &Arc::new(shared));
+        let db = database.pool.clone();
+        Ok((Self { database, db, clock, entropy, batcher, status }, driver))
     }
 
-    /// Runs `main` and beside it, ahead of all other tasks, what destroys; without it, that runs among them. To be called in
-    /// the task that the runtime blocks on. Nothing can be destroyed afterwards.
-    pub async fn beside<T>(&self, main: impl Future<Output = T>) -> T {
-        self.batcher.beside(main).await
+    /// Opens the database for commands that destroy nothing, over one connection.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn open(url: &DatabaseUrl, clock: Clock, entropy: Entropy) -> Result<Self, ConnectError> {
+        let (store, _idle) = Self::connect(url, Capacity::without_destroys(1), clock, entropy).await?;
+        if let Engine::Postgres(connector) = &store.database.engine {
+            // The pool then uses the address that answers. Where none does, the first statement reports it.
+            let _unavailable = connector.connect(store.db.get_postgres_connection_pool()).await;
+        }
+        Ok(store)
     }
 
     /// Closes the pool once its connections are back.

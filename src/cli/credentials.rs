@@ -10,7 +10,7 @@ use super::{Exit, print};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy, UserId},
-    store::{Capacity, CredentialError, Credentials, KeyRing, Store},
+    store::{CredentialError, Credentials, KeyRing, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -110,10 +110,9 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 
 impl Target {
     async fn open(&self) -> Result<Store, Exit> {
-        let store = Store::connect(&self.database_url, Capacity::without_destroys(1), Clock::System)
-            .await
-            .map_err(Exit::usage)?;
-        store.check().await.map_err(Exit::failed)?;
+        let store = Store::open(&self.database_url, Clock::System, Entropy::default()).await;
+        let store = store.map_err(Exit::database_url)?;
+        store.check_schema().await.map_err(Exit::failed)?;
         Ok(store)
     }
 }

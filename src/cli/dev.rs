@@ -71,15 +71,20 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             )));
         }
     }
-    let mut stop = Stop::listen()?;
     let entropy = Entropy::default();
     let keys = open_folder(&args.data_dir, &entropy)?;
     let database = args.data_dir.join("collections.sqlite");
     // In a URL the folder's `?` and `%` would mean something else.
     let path = percent_encode(database.as_os_str().as_bytes(), NON_ALPHANUMERIC);
     let url = DatabaseUrl::from(format!("sqlite:{path}?mode=rwc"));
-    let store = Store::connect(&url, Capacity::of(1), Clock::System).await.map_err(Exit::usage)?;
-    while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
+    let connected = Store::connect(&url, Capacity::of(1), Clock::System, entropy.clone()).await;
+    let (store, driver) = connected.map_err(Exit::usage)?;
+    driver.run_until(serve(store, args, keys, entropy)).await
+}
+
+async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -> Result<(), Exit> {
+    let mut stop = Stop::listen()?;
+    for name in store.migrate().await.map_err(Exit::failed)? {
         print(format_args!("applied migration {name}"))?;
     }
     let settings = Settings {

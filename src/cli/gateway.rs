@@ -58,8 +58,8 @@ pub struct Args {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args)?;
-    run_settings(&args.database_url, Capacity::without_destroys(args.database_connections), settings, || ())
-        .await
+    let capacity = Capacity::without_destroys(args.database_connections);
+    run_settings(&args.database_url, capacity, args.worker_threads, settings, || ()).await
 }
 
 fn settings(args: &Args) -> Result<Settings, Exit> {

@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 
-use super::{Exit, print};
+use super::{Exit, print, signal::Stop};
 use crate::{
     config::DatabaseUrl,
-    domain::Clock,
-    store::{Capacity, Store},
+    domain::{Clock, Entropy},
+    store::Store,
 };
 
 #[derive(Debug, clap::Args)]
@@ -17,7 +17,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Apply every missing version, oldest first. Run one at a time
+    /// Apply every missing version, oldest first. Of several at one time, one works and the others wait
     Up(Database),
     /// List the versions. Exit 1 when one is missing
     Status(Database),
@@ -31,18 +31,29 @@ struct Database {
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    match args.command {
-        Command::Up(database) => up(&database.database_url).await,
-        Command::Status(database) => status(&database.database_url).await,
+    // As the first process of a container it would not be ended by a signal that it does not handle.
+    let mut stop = Stop::listen()?;
+    let command = async {
+        match args.command {
+            Command::Up(database) => up(&database.database_url).await,
+            Command::Status(database) => status(&database.database_url).await,
+        }
+    };
+    tokio::select! {
+        outcome = command => outcome,
+        () = stop.requested() => {
+            Err(Exit::Failed("stopped by a signal; a version that was not complete is rolled back".to_owned()))
+        }
     }
 }
 
 async fn up(url: &DatabaseUrl) -> Result<(), Exit> {
     let store = connect(url).await?;
-    while let Some(name) = store.migrate_one().await.map_err(Exit::failed)? {
+    let applied = store.migrate().await.map_err(Exit::failed)?;
+    for name in &applied {
         print(format_args!("applied  {name}"))?;
     }
-    print("the schema is complete")
+    print(if applied.is_empty() { "already up to date" } else { "the schema is complete" })
 }
 
 async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
@@ -57,7 +68,6 @@ async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
     }
 }
 
-/// One connection, so that what a migration sets for its session holds.
 async fn connect(url: &DatabaseUrl) -> Result<Store, Exit> {
-    Store::connect(url, Capacity::without_destroys(1), Clock::System).await.map_err(Exit::usage)
+    Store::open(url, Clock::System, Entropy::default()).await.map_err(Exit::database_url)
 }

@@ -23,12 +23,12 @@ pub struct Args {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
-    /// Connections to PostgreSQL: one for each batch in flight, the others for credentials, health and destroys that
-    /// cannot share a batch
-    #[arg(long, default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    /// Connections to PostgreSQL: one for each batch in flight, one for readiness, the others for credentials and destroys
+    /// that wait for a locked row
+    #[arg(long, default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(4..=1000))]
     database_connections: u32,
     /// Destroys in one statement
-    #[arg(long, default_value_t = config::BATCH_MAX, env = "COLLECTIONS_BATCH_MAX", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = config::store::BATCH_MAX, env = "COLLECTIONS_BATCH_MAX", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batch_max: u32,
     /// Statements at one time. More of them make smaller batches; SQLite has one
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -89,7 +89,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let capacity = capacity(&args)?;
     let insecure = args.insecure_identity;
     let clear = settings.jwt.is_some() && settings.is_in_clear();
-    run_settings(&args.database_url, capacity, settings, || {
+    run_settings(&args.database_url, capacity, args.worker_threads, settings, || {
         if insecure {
             tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
         }
@@ -100,24 +100,35 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     .await
 }
 
-/// Serves until a signal says otherwise; `serving` is called once it does.
+/// Serves until a signal; `serving` is called once it does.
 pub async fn run_settings(
     database: &DatabaseUrl,
     capacity: Capacity,
+    threads: u16,
     settings: Settings,
     serving: impl FnOnce(),
 ) -> Result<(), Exit> {
     let stop = Stop::listen()?;
-    let store = Store::connect(database, capacity, Clock::System).await.map_err(Exit::usage)?;
-    store.beside(serve(store.clone(), settings, stop, serving)).await
+    let entropy = settings.entropy.clone();
+    let connected = Store::connect(database, capacity, Clock::System, entropy).await;
+    let (store, driver) = connected.map_err(Exit::database_url)?;
+    let serve = serve(store, settings, stop, serving);
+    if threads == 1 {
+        return driver.run_until(serve).await;
+    }
+    // With more threads the task that the runtime blocks on has one of its own, to which every call would be handed over.
+    let driver = tokio::spawn(driver.run());
+    let served = serve.await;
+    let _in_time = tokio::time::timeout(config::store::CLOSE_TIMEOUT, driver).await;
+    served
 }
 
 async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl FnOnce()) -> Result<(), Exit> {
     let running = Running::start(store, settings).await.map_err(|error| match error {
-        StartError::NotReady(NotReady::Credentials(_))
-        | StartError::Tls { .. }
-        | StartError::Jwks(_)
-        | StartError::Keys(_) => Exit::usage(error),
+        StartError::NotReady(NotReady::Credentials(error)) => {
+            Exit::Usage(format!("--credentials-key-file: {error}"))
+        }
+        StartError::Tls { .. } | StartError::Jwks(_) | StartError::Keys(_) => Exit::usage(error),
         other => Exit::failed(other),
     })?;
     tracing::info!(
@@ -145,10 +156,10 @@ pub async fn drain(running: Running) {
 
 /// How much the store may do at one time.
 fn capacity(args: &Args) -> Result<Capacity, Exit> {
-    // One connection for destroys on their own, one for credentials and health.
-    if args.database_connections < args.batches_in_flight + 2 {
+    // One for readiness, one for destroys that wait for a locked row, one for credentials.
+    if args.database_connections < args.batches_in_flight + 3 {
         return Err(Exit::Usage(
-            "--database-connections: needs two more than --batches-in-flight, or nothing else gets one"
+            "--database-connections: needs three more than --batches-in-flight, or nothing else gets one"
                 .to_owned(),
         ));
     }
@@ -156,6 +167,7 @@ fn capacity(args: &Args) -> Result<Capacity, Exit> {
         connections: args.database_connections,
         batch_max: args.batch_max,
         batches_in_flight: args.batches_in_flight,
+        publish: false,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,20 +13,27 @@ use crate::{config, domain::DestroyError};
 #[derive(Clone, Debug)]
 pub struct Admission {
     places: Arc<Semaphore>,
+    /// Whether calls may take a place.
+    is_open: Arc<AtomicBool>,
     /// Since the log was last told.
     refused: Arc<AtomicU64>,
 }
 
 impl Admission {
-    /// There is no room yet.
+    /// Room for so many calls, once it is opened.
     #[must_use]
-    pub fn none() -> Self {
-        Self { places: Arc::new(Semaphore::new(0)), refused: Arc::default() }
+    pub fn new(calls: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(calls)), is_open: Arc::default(), refused: Arc::default() }
     }
 
-    /// Makes room for so many more calls.
-    pub fn grow(&self, calls: usize) {
-        self.places.add_permits(calls);
+    /// Calls are admitted.
+    pub fn open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Every call is refused until the next [`Self::open`].
+    pub fn refuse(&self) {
+        self.is_open.store(false, Ordering::Relaxed);
     }
 
     /// From now on every call is refused.
@@ -37,8 +44,12 @@ impl Admission {
     /// A place, for as long as it is held.
     ///
     /// # Errors
-    /// [`DestroyError::Overloaded`]: all are taken, or there are none any more.
+    /// [`DestroyError::Overloaded`]: all are taken, or the service is draining. [`DestroyError::StoreUnavailable`]: calls are
+    /// refused.
     pub fn enter(&self) -> Result<OwnedSemaphorePermit, DestroyError> {
+        if !self.is_open.load(Ordering::Relaxed) {
+            return Err(DestroyError::StoreUnavailable);
+        }
         self.places.clone().try_acquire_owned().map_err(|_full_or_closed| DestroyError::Overloaded)
     }
 
@@ -58,7 +69,11 @@ impl Admission {
     pub fn log_refusals(&self) {
         let calls = self.refused.swap(0, Ordering::Relaxed);
         if calls > 0 {
-            tracing::warn!(outcome = DestroyError::Overloaded.row().reason, calls, "calls were refused");
+            let outcome = match self.is_open.load(Ordering::Relaxed) {
+                true => DestroyError::Overloaded,
+                false => DestroyError::StoreUnavailable,
+            };
+            tracing::warn!(outcome = outcome.row().reason, calls, "calls were refused");
         }
     }
 }
@@ -73,8 +88,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_are_told_once_a_second() {
-        let admission = Admission::none();
-        admission.grow(1);
+        let admission = Admission::new(1);
+        assert!(admission.enter().is_err());
+        admission.open();
         let place = admission.enter();
         assert!(place.is_ok() && admission.enter().is_err());
         for _ in 0..2 {

@@ -16,7 +16,7 @@ use tonic_types::StatusExt;
 use tower::Service;
 use tracing::{Instrument, Span, field};
 
-use super::{Admission, service::Deadline, status::overloaded, status_of};
+use super::{Admission, service::Deadline, status::refused, status_of};
 use crate::{
     config,
     domain::DestroyError,
@@ -56,11 +56,14 @@ where
         // A call from the gateway is part of a request that has a span and a line of its own.
         let in_process = request.extensions().get::<AuthenticatedUser>().is_some();
         // Before anything is spent on the call: those who are refused must not starve those who are served.
-        let Ok(place) = self.admission.enter() else {
-            if !in_process {
-                self.admission.count_refusal();
+        let place = match self.admission.enter() {
+            Ok(place) => place,
+            Err(error) => {
+                if !in_process {
+                    self.admission.count_refusal();
+                }
+                return Box::pin(future::ready(Ok(refused(error))));
             }
-            return Box::pin(future::ready(Ok(overloaded())));
         };
         let span = if in_process { Span::current() } else { call_span(&request) };
         let line = (!in_process).then(|| Unanswered::new("call"));

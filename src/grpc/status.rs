@@ -29,11 +29,16 @@ pub fn status_of(error: DestroyError) -> Status {
     Status::with_error_details(row.grpc, row.message, details)
 }
 
-/// The answer to a call for which there is no room. It is made once, because it has to cost far less than to serve the call.
-pub fn overloaded() -> Response<Body> {
-    static HEADERS: LazyLock<HeaderMap> =
-        LazyLock::new(|| status_of(DestroyError::Overloaded).into_http::<Body>().into_parts().0.headers);
+/// The answer to a call that is not admitted. It is made once, because it has to cost far less than to serve the call.
+pub fn refused(error: DestroyError) -> Response<Body> {
+    static OVERLOADED: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::Overloaded));
+    static UNAVAILABLE: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::StoreUnavailable));
+    let headers = if error == DestroyError::Overloaded { &OVERLOADED } else { &UNAVAILABLE };
     let mut response = Response::new(Body::empty());
-    response.headers_mut().clone_from(&HEADERS);
+    response.headers_mut().clone_from(headers);
     response
+}
+
+fn headers(error: DestroyError) -> HeaderMap {
+    status_of(error).into_http::<Body>().into_parts().0.headers
 }

@@ -3,20 +3,18 @@
 use crate::{
     config,
     grpc::{Admission, Health},
-    store::{CredentialError, Credentials, StateError, Store},
+    store::{CredentialError, Credentials, StateError, StoreCheck},
 };
 
-/// Keeps health true to the database, and admits the first call once everything was seen to be right.
+/// Sets health and admission by what the checks find.
 pub struct Readiness {
-    pub store: Store,
-    /// The gateway's, where there is one.
+    pub database: StoreCheck,
+    /// The gateway's, where there is one; checked until they were right once.
     pub credentials: Option<Credentials>,
     pub health: Health,
     pub admission: Admission,
-    /// The calls to admit as soon as everything is known to be right.
-    pub withheld: Option<usize>,
-    /// What the log was told last.
-    pub said: Option<Result<(), String>>,
+    /// What was logged last.
+    pub logged: Option<Result<(), String>>,
 }
 
 /// Why no call can be served.
@@ -24,7 +22,7 @@ pub struct Readiness {
 pub enum NotReady {
     #[error(transparent)]
     Database(#[from] StateError),
-    #[error("--credentials-key-file: {0}")]
+    #[error("the stored credentials: {0}")]
     Credentials(CredentialError),
 }
 
@@ -39,60 +37,64 @@ impl From<CredentialError> for NotReady {
 
 impl NotReady {
     /// Whether waiting may help.
-    pub fn is_transient(&self) -> bool {
+    pub const fn is_transient(&self) -> bool {
         match self {
             Self::Database(error) => error.is_transient(),
             Self::Credentials(_) => false,
         }
     }
+
+    /// Whether calls may wait for the database to return.
+    const fn is_outage(&self) -> bool {
+        matches!(self, Self::Database(error) if error.is_outage())
+    }
 }
 
 impl Readiness {
-    /// One look, of which health is told.
+    /// Checks once, and sets health and admission.
     ///
     /// # Errors
-    /// What stands in the way.
-    pub async fn look(&mut self) -> Result<(), NotReady> {
-        let seen = match self.withheld {
-            Some(calls) => {
-                let seen = self.look_at_everything().await;
-                if seen.is_ok() {
-                    self.admission.grow(calls);
-                    self.withheld = None;
-                }
-                seen
-            }
-            None => self.store.check_again().await.map_err(NotReady::from),
-        };
-        self.health.set_ready(seen.is_ok()).await;
-        seen
+    /// The reason for which no call can be served.
+    pub async fn check(&mut self) -> Result<(), NotReady> {
+        let checked = self.check_all().await;
+        match &checked {
+            Ok(()) => self.admission.open(),
+            // What is in flight is run again when the database is back; before the first success there is nothing.
+            Err(error) if error.is_outage() => {}
+            Err(_) => self.admission.refuse(),
+        }
+        self.health.set_ready(checked.is_ok()).await;
+        checked
     }
 
-    async fn look_at_everything(&self) -> Result<(), NotReady> {
-        self.store.check().await?;
-        let Some(credentials) = &self.credentials else { return Ok(()) };
-        let check = tokio::time::timeout(config::STORE_BOUND, credentials.check());
-        Ok(check.await.map_err(|_elapsed| StateError::Timeout)??)
+    async fn check_all(&mut self) -> Result<(), NotReady> {
+        self.database.run().await?;
+        if let Some(credentials) = &self.credentials {
+            let check = tokio::time::timeout(config::store::STATEMENT_BOUND, credentials.check());
+            check.await.map_err(|_elapsed| StateError::Timeout)??;
+            self.credentials = None;
+        }
+        Ok(())
     }
 
-    /// Logs what was seen, where it differs from before.
-    pub fn say(&mut self, seen: Result<(), NotReady>) {
-        let seen = seen.map_err(|error| error.to_string());
-        if self.said.as_ref() != Some(&seen) {
-            match &seen {
+    /// Logs the result of a check, where it differs from the one before.
+    pub fn log_change(&mut self, checked: Result<(), NotReady>) {
+        let checked = checked.map_err(|error| error.to_string());
+        if self.logged.as_ref() != Some(&checked) {
+            match &checked {
                 Ok(()) => tracing::info!("ready"),
                 Err(error) => tracing::error!(error, "not ready"),
             }
-            self.said = Some(seen);
+            self.logged = Some(checked);
         }
     }
 
-    /// Looks again and again.
-    pub async fn keep(mut self) {
+    /// Checks again and again, and at once when a destroy fails.
+    pub async fn run(mut self) {
         loop {
-            tokio::time::sleep(config::READINESS_INTERVAL).await;
-            let seen = self.look().await;
-            self.say(seen);
+            self.database.wait(config::READINESS_INTERVAL).await;
+            let checked = self.check().await;
+            self.log_change(checked);
         }
     }
 }

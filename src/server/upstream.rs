@@ -281,7 +281,7 @@ mod tests {
     async fn calls_take_turns() -> Result<(), Box<dyn std::error::Error>> {
         let tls = ClientTls { authorities: None, identity: None };
         let url = "http://localhost:1".parse()?;
-        let (upstream, _watched, mut resolver) = Upstream::new(url, tls, Clock::System, Admission::none())?;
+        let (upstream, _watched, mut resolver) = Upstream::new(url, tls, Clock::System, Admission::new(0))?;
         let turn = || upstream.next_backend().map(|backend| backend.address.port());
         assert_eq!(turn(), None);
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));

@@ -1,37 +1,52 @@
-//! Opens the database a URL names, without ever showing the URL: it may hold a password.
+//! Opens the database that a URL names, without ever showing the URL: it may hold a password.
 
-use percent_encoding::percent_decode_str;
-use sea_orm::{
-    ConnectOptions, Database, DatabaseConnection, DbErr, RuntimeErr,
-    sqlx::{
-        self, Connection,
-        postgres::PgConnectOptions,
-        sqlite::{SqliteJournalMode, SqliteSynchronous},
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    str::FromStr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
 };
 
-use super::destroy::set_up;
-use crate::config::{self, DatabaseUrl};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use percent_encoding::percent_decode_str;
+use sea_orm::{
+    ConnectOptions, Database as Connect, DatabaseConnection, DbErr, RuntimeErr,
+    sqlx::{
+        self, Connection, Executor, PgConnection, PgPool, Row,
+        postgres::{PgConnectOptions, PgSslMode},
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    },
+};
+use tokio::time::{Instant, sleep, timeout};
 
-/// Why the database could not be opened. The text may go to an operator, never to a client.
+use crate::config::{DatabaseUrl, store};
+
+/// Why the database could not be opened. The text may be shown to an operator, never to a client.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("--database-url: expected sqlite:<path> or postgres://<user>@<host>/<database>")]
+    #[error("expected sqlite:<path> or postgres://<user>@<host>/<database>")]
     Unknown,
-    #[error(
-        "--database-url: {0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25"
-    )]
+    #[error("{0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25")]
     Postgres(DbErr),
-    #[error("--database-url: unknown parameter; known are {}; a `?` in a password is written %3F", PARAMETERS.join(", "))]
+    #[error("unknown parameter; known are {}; a `?` in a password is written %3F", PARAMETERS.join(", "))]
     Parameter,
-    #[error("--database-url: an SQLite database in memory keeps nothing; name a file")]
+    #[error(
+        "statement-cache-capacity: the service needs its prepared statements; a pooler has to keep them (PgBouncer: \
+         1.21 or newer with max_prepared_statements above 0)"
+    )]
+    StatementCache,
+    #[error("an SQLite database in memory keeps nothing; name a file")]
     Memory,
-    #[error("--database-url: {0}; a file that is not there yet is made by sqlite:<path>?mode=rwc")]
+    #[error("{0}; a file that does not exist yet is created by sqlite:<path>?mode=rwc")]
     Sqlite(DbErr),
 }
 
 /// What may stand behind the `?` of a PostgreSQL URL.
-const PARAMETERS: [&str; 19] = [
+const PARAMETERS: [&str; 18] = [
     "sslmode",
     "sslrootcert",
     "sslcert",
@@ -50,26 +65,94 @@ const PARAMETERS: [&str; 19] = [
     "application_name",
     "options",
     "options[<setting>]",
-    "statement-cache-capacity",
 ];
 
-/// A pool of this many connections. PostgreSQL's are made when they are first used.
-pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<DatabaseConnection, ConnectError> {
-    let failed = if url.is_sqlite() {
-        if is_in_memory(url.expose()) {
-            return Err(ConnectError::Memory);
-        }
-        ConnectError::Sqlite
-    } else if url.is_postgres() {
-        check_parameters(url.expose())?;
-        // sea-orm would show a URL that does not parse.
-        let parsed = url.expose().parse::<PgConnectOptions>();
-        parsed.map_err(|error| ConnectError::Postgres(DbErr::Conn(RuntimeErr::SqlxError(error.into()))))?;
-        ConnectError::Postgres
-    } else {
+/// An open database: its pool, and what each engine needs beyond it. Cheap to clone.
+#[derive(Clone)]
+pub struct Database {
+    pub pool: DatabaseConnection,
+    pub engine: Engine,
+}
+
+#[derive(Clone)]
+pub enum Engine {
+    Postgres(Arc<Connector>),
+    Sqlite(Arc<SqliteFile>),
+}
+
+/// Makes PostgreSQL connections outside the pool.
+pub struct Connector {
+    /// One for each host of the URL.
+    hosts: Vec<PgConnectOptions>,
+}
+
+/// The file behind the SQLite connection.
+#[derive(Default)]
+pub struct SqliteFile {
+    path: PathBuf,
+    /// Device and inode of the file that the connection has open.
+    opened: Mutex<Option<(u64, u64)>>,
+    /// The connection is to be replaced before it is used again.
+    discarded: AtomicBool,
+}
+
+/// Opens a pool of this many connections. PostgreSQL's are made when they are first used.
+pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Database, ConnectError> {
+    if url.is_sqlite() {
+        return open_sqlite(url, connections).await;
+    }
+    if !url.is_postgres() {
         return Err(ConnectError::Unknown);
-    };
-    Database::connect(options(url, connections)).await.map_err(failed)
+    }
+    check_parameters(url.expose())?;
+    let urls = split_hosts(url.expose());
+    let failed =
+        |error: sqlx::Error| ConnectError::Postgres(DbErr::Conn(RuntimeErr::SqlxError(error.into())));
+    // sea-orm would show a URL that does not parse.
+    let parsed: Result<Vec<_>, _> = urls.iter().map(|url| PgConnectOptions::from_str(url)).collect();
+    let hosts = parsed.map_err(failed)?.into_iter().map(adjust).collect();
+    let options = postgres_options(urls.first().ok_or(ConnectError::Unknown)?, connections);
+    let pool = Connect::connect(options).await.map_err(ConnectError::Postgres)?;
+    Ok(Database { pool, engine: Engine::Postgres(Arc::new(Connector { hosts })) })
+}
+
+/// One SQLite connection, because SQLite has one writer: a second would wait in SQLite's busy loop instead of a fair
+/// queue. Full durability: an acknowledged destroy survives a power cut.
+async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, ConnectError> {
+    if is_in_memory(url.expose()) {
+        return Err(ConnectError::Memory);
+    }
+    let path = SqliteConnectOptions::from_str(url.expose()).map(|options| options.get_filename().to_owned());
+    let path =
+        path.map_err(|error| ConnectError::Sqlite(DbErr::Conn(RuntimeErr::SqlxError(error.into()))))?;
+    let file = Arc::new(SqliteFile { path, ..SqliteFile::default() });
+    let mut options = shared_options(url.expose(), connections);
+    let (opened, checked) = (file.clone(), file.clone());
+    options
+        .connect_lazy(false)
+        .map_sqlx_sqlite_pool_opts(move |pool| {
+            let file = opened.clone();
+            pool.after_connect(move |_connection, _metadata| {
+                file.note_opened();
+                Box::pin(async { Ok(()) })
+            })
+        })
+        .map_sqlx_sqlite_before_acquire(move |connection, _idle| {
+            // A commit that fails, on a full disk say, is undone by SQLite itself, and sqlx goes on counting a
+            // transaction: the next one would be a savepoint in it, and its commit keep nothing.
+            let usable = !connection.is_in_transaction() && !checked.discarded.swap(false, Ordering::Relaxed);
+            Box::pin(async move { Ok(usable) })
+        })
+        .map_sqlx_sqlite_opts(|sqlite| {
+            sqlite
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(store::BUSY_TIMEOUT)
+                .pragma("secure_delete", "ON")
+                .pragma("wal_autocheckpoint", store::WAL_PAGES.to_string())
+        });
+    let pool = Connect::connect(options).await.map_err(ConnectError::Sqlite)?;
+    Ok(Database { pool, engine: Engine::Sqlite(file) })
 }
 
 fn is_in_memory(url: &str) -> bool {
@@ -85,6 +168,9 @@ fn check_parameters(url: &str) -> Result<(), ConnectError> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let name = percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy();
         let is_setting = name.starts_with("options[") && name.ends_with(']');
+        if name == "statement-cache-capacity" {
+            return Err(ConnectError::StatementCache);
+        }
         if !is_setting && !PARAMETERS.contains(&&*name) {
             return Err(ConnectError::Parameter);
         }
@@ -92,50 +178,190 @@ fn check_parameters(url: &str) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// One SQLite connection, because SQLite has one writer: a second would wait in SQLite's busy loop instead of a fair
-/// queue. Full durability on both: an acknowledged destroy survives a power cut.
-fn options(url: &DatabaseUrl, connections: u32) -> ConnectOptions {
-    let mut options = ConnectOptions::new(url.expose());
+/// A URL for each host of `postgres://user@first:5432,second:5433/database`.
+fn split_hosts(url: &str) -> Vec<String> {
+    let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}")).collect()
+}
+
+/// What every connection differs in from sqlx's defaults. A session has no settings of ours, so that any pooler may stand
+/// between.
+fn adjust(options: PgConnectOptions) -> PgConnectOptions {
+    // sqlx looks an IPv6 address up with its brackets.
+    let host = options.get_host().trim_matches(['[', ']']).to_owned();
+    // PgBouncer refuses this start-up parameter unless it is configured not to, and nothing here is a float.
+    let options = options.host(&host).extra_float_digits(None);
+    if options.get_application_name().is_some() {
+        return options;
+    }
+    options.application_name("collections-service")
+}
+
+fn shared_options(url: &str, connections: u32) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
     options
         .max_connections(connections)
-        .acquire_timeout(config::STORE_WAIT)
-        .connect_timeout(config::STORE_WAIT)
-        .idle_timeout(config::STORE_IDLE)
-        .test_before_acquire_if_idle_for(config::STORE_TRUST)
-        .connect_lazy(!url.is_sqlite())
+        .acquire_timeout(store::ACQUIRE_TIMEOUT)
+        .connect_timeout(store::CONNECT_TIMEOUT)
+        .idle_timeout(store::IDLE_TIMEOUT)
+        .test_before_acquire(false)
         .sqlx_logging(false)
-        .record_stmt_in_spans(false)
-        .map_sqlx_postgres_pool_opts(|pool| {
-            let pool = pool.after_connect(|connection, _metadata| Box::pin(set_up(connection)));
-            // sqlx asks a connection that comes back whether it still works, and waits for ever where the other end has
-            // fallen silent: its place would be lost until TCP gives up.
-            pool.after_release(|connection, _age| {
-                Box::pin(async move {
-                    let answered = tokio::time::timeout(config::STORE_WAIT, connection.ping()).await;
-                    answered.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
-                })
+        .record_stmt_in_spans(false);
+    options
+}
+
+fn postgres_options(url: &str, connections: u32) -> ConnectOptions {
+    let mut options = shared_options(url, connections);
+    let last_failure: Arc<Mutex<Option<Instant>>> = Arc::default();
+    options
+        .connect_lazy(true)
+        .map_sqlx_postgres_opts(adjust)
+        .map_sqlx_postgres_before_acquire(move |connection, metadata| {
+            let last_failure = last_failure.clone();
+            let lock = move |failure: &Mutex<Option<Instant>>| {
+                *failure.lock().unwrap_or_else(PoisonError::into_inner)
+            };
+            Box::pin(async move {
+                // After a fail-over all connections from before it are dead: one ping is enough to find that out.
+                if lock(&last_failure).is_some_and(|failed| metadata.idle_for > failed.elapsed()) {
+                    return Ok(false);
+                }
+                if metadata.idle_for <= store::PING_AFTER_IDLE || answers(connection).await {
+                    return Ok(true);
+                }
+                *last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                Ok(false)
             })
         })
-        .map_sqlx_postgres_opts(|postgres| {
-            let statement_timeout = config::STATEMENT_TIMEOUT.as_millis().to_string();
-            postgres.application_name("collections-service").options([
-                ("statement_timeout", statement_timeout.as_str()),
-                ("idle_in_transaction_session_timeout", statement_timeout.as_str()),
-            ])
-        })
-        .map_sqlx_sqlite_before_acquire(|connection, _idle| {
-            // A commit that fails, on a full disk say, is undone by SQLite itself, and sqlx goes on counting a
-            // transaction: the next one would be a savepoint in it, and its commit keep nothing.
-            let ended = !connection.is_in_transaction();
-            Box::pin(async move { Ok(ended) })
-        })
-        .map_sqlx_sqlite_opts(|sqlite| {
-            sqlite
-                .journal_mode(SqliteJournalMode::Wal)
-                .synchronous(SqliteSynchronous::Full)
-                .busy_timeout(config::STORE_WAIT)
-                .pragma("secure_delete", "ON")
-                .pragma("wal_autocheckpoint", config::WAL_PAGES.to_string())
+        // sqlx pings a connection that is returned, and waits for ever where the other end is silent: its place would be
+        // lost until TCP gives up.
+        .map_sqlx_postgres_pool_opts(|pool| {
+            pool.after_release(|connection, _metadata| Box::pin(async { Ok(answers(connection).await) }))
         });
     options
+}
+
+/// Whether the server answers a ping soon.
+pub async fn answers(connection: &mut PgConnection) -> bool {
+    matches!(timeout(store::PING_TIMEOUT, connection.ping()).await, Ok(Ok(())))
+}
+
+impl Connector {
+    /// Connects to the first address that accepts, and makes it the pool's. Each address has a bounded try of its own, begun a
+    /// little after the one before. Where there are several, a server that takes no writes is passed over.
+    pub async fn connect(&self, pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
+        let targets = self.targets().await?;
+        let must_write = targets.len() > 1;
+        let mut waiting = targets.into_iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            if let Some(target) = waiting.next() {
+                running.push(connect_to(target, must_write));
+            }
+            tokio::select! {
+                Some(result) = running.next() => match result {
+                    Ok((connection, target)) => {
+                        pool.set_connect_options(target);
+                        return Ok(connection);
+                    }
+                    Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
+                    Err(_next_target) => {}
+                },
+                () = sleep(store::CONNECT_STAGGER), if waiting.len() > 0 => {}
+            }
+        }
+    }
+
+    /// Every address of every host. With `verify-full` a host stays a name, which the certificate is compared with: then sqlx
+    /// tries its addresses one after the other.
+    async fn targets(&self) -> Result<Vec<PgConnectOptions>, sqlx::Error> {
+        let mut targets = Vec::new();
+        for host in &self.hosts {
+            let by_name = matches!(host.get_ssl_mode(), PgSslMode::VerifyFull) || host.get_socket().is_some();
+            if by_name {
+                targets.push(host.clone());
+                continue;
+            }
+            let addresses = tokio::net::lookup_host((host.get_host(), host.get_port())).await;
+            match addresses {
+                Ok(addresses) => {
+                    targets.extend(addresses.map(|address| host.clone().host(&address.ip().to_string())));
+                }
+                Err(error) if self.hosts.len() == 1 => return Err(error.into()),
+                Err(_another_host_may_resolve) => {}
+            }
+        }
+        targets.truncate(store::CONNECT_ADDRESSES);
+        if targets.is_empty() {
+            return Err(
+                io::Error::new(io::ErrorKind::NotFound, "no host of the database URL resolves").into()
+            );
+        }
+        Ok(targets)
+    }
+}
+
+async fn connect_to(
+    target: PgConnectOptions,
+    must_write: bool,
+) -> Result<(PgConnection, PgConnectOptions), sqlx::Error> {
+    let connected = async {
+        let mut connection = PgConnection::connect_with(&target).await?;
+        if must_write {
+            let row = connection.fetch_one("SELECT current_setting('transaction_read_only')").await?;
+            if row.try_get::<&str, _>(0)? == "on" {
+                return Err(io::Error::other("the server takes no writes").into());
+            }
+        }
+        Ok::<_, sqlx::Error>(connection)
+    };
+    let connected = timeout(store::CONNECT_TIMEOUT, connected).await;
+    let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
+    Ok((connected.unwrap_or_else(timed_out)?, target))
+}
+
+impl SqliteFile {
+    fn note_opened(&self) {
+        let identity = self.identity().ok();
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
+    /// Fails where the path no longer leads to the open file: what is committed then would be lost with it.
+    pub fn check(&self) -> Result<(), DbErr> {
+        let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.identity() {
+            Ok(identity) if opened.is_none_or(|opened| opened == identity) => Ok(()),
+            Ok(_replaced) => {
+                self.discard();
+                Err(DbErr::Custom("the database file was replaced under the open connection".to_owned()))
+            }
+            Err(error) => Err(DbErr::Custom(format!("the database file is gone: {error}"))),
+        }
+    }
+
+    /// Closes the connection before its next use.
+    pub fn discard(&self) {
+        self.discarded.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split_hosts;
+
+    #[test]
+    fn hosts_are_split_after_the_password() {
+        assert_eq!(
+            split_hosts("postgres://u:a,b@one:5432,two/db?sslmode=require"),
+            ["postgres://u:a,b@one:5432/db?sslmode=require", "postgres://u:a,b@two/db?sslmode=require"]
+        );
+        assert_eq!(split_hosts("postgres:///db?host=/run"), ["postgres:///db?host=/run"]);
+        assert_eq!(split_hosts("postgres://[::1]:5432"), ["postgres://[::1]:5432"]);
+    }
 }

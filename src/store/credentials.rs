@@ -299,7 +299,8 @@ impl CredentialDirectory for CredentialCache {
         token: Option<&'a str>,
     ) -> Pin<Box<dyn Future<Output = Result<Found, DirectoryError>> + Send + 'a>> {
         Box::pin(async move {
-            let found = tokio::time::timeout(config::STORE_BOUND, self.look_up(consumer_key, token)).await;
+            let found =
+                tokio::time::timeout(config::store::STATEMENT_BOUND, self.look_up(consumer_key, token)).await;
             let (error, cause) = match found {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(cause)) if cause.is_transient() => (DirectoryError::Unavailable, cause.to_string()),

@@ -1,13 +1,16 @@
-//! The destroy: one atomic step that deletes the row where id and owner match and leaves the tombstone. Calls that arrive
-//! together share it.
+//! The destroy: one atomic step that deletes the row where id and owner match, and writes the tombstone and the row of the
+//! purge queue. Calls that arrive together share it.
 
 mod batcher;
-mod lane;
+mod connection;
+mod executor;
+mod placement;
 mod postgres;
 mod queue;
+mod single;
 mod sqlite;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{Span, field};
@@ -15,19 +18,22 @@ use tracing::{Span, field};
 use super::Store;
 use crate::domain::{CollectionId, DestroyError, RequestId, UserId};
 
-pub use batcher::Batcher;
-pub use postgres::{DESTROY, DESTROY_BATCH, SETTINGS, set_up};
-pub use sqlite::{SQLITE_DELETE, SQLITE_LOOK, SQLITE_TOMBSTONES};
+pub use batcher::{BatchDriver, Batcher};
+pub use connection::{BatchConnection, Kind};
+pub use executor::Shared;
+pub use placement::{Placement, hashint8};
+pub use postgres::DESTROY;
+pub use sqlite::{SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES};
 
-/// One destroy, as asked for.
+/// One destroy, as requested.
 #[derive(Clone, Debug)]
 pub struct Destroy {
     pub id: CollectionId,
     pub user: UserId,
     pub request_id: Option<RequestId>,
-    /// The service that asks, for the audit trail.
+    /// The calling service, for the audit trail.
     pub caller: Option<String>,
-    /// Past it, the statement is not sent any more.
+    /// After it, the statement is not sent any more.
     pub deadline: Instant,
 }
 
@@ -39,7 +45,7 @@ pub enum Destroyed {
     Before,
 }
 
-/// Why a destroy failed, with what only the log may hear.
+/// Why a destroy failed, with the cause for the log alone.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
     error: DestroyError,
@@ -48,20 +54,29 @@ pub(super) struct Failed {
 
 pub(super) type Outcome = Result<Destroyed, Failed>;
 
-/// What one run of the statement saw of one destroy.
+/// How a statement is run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    /// Write to the outbox too.
+    publish: bool,
+    /// Decide which destroys are replays before anything is deleted, and write over tombstones that stand already.
+    replays_first: bool,
+    lock_timeout: Duration,
+}
+
+/// What one run of the statement did with one destroy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sight {
+pub(super) enum RowOutcome {
     Destroyed,
     Replayed,
     NotOwner,
     NotFound,
-    /// The statement's snapshot still shows the user's row, but another call took it meanwhile, perhaps one of the same
-    /// batch: look again.
+    /// Another call has the row, perhaps one of the same batch: run it again.
     Overtaken,
 }
 
-impl Sight {
-    /// The statements answer with a letter for each destroy, in the order they were given.
+impl RowOutcome {
+    /// The statements return a letter for each destroy, in the order they were given.
     const fn of_letter(letter: u8) -> Option<Self> {
         match letter {
             b'd' => Some(Self::Destroyed),
@@ -73,7 +88,7 @@ impl Sight {
         }
     }
 
-    /// `None` where it has to be looked at again.
+    /// `None` where it has to be run again.
     const fn outcome(self) -> Option<Outcome> {
         match self {
             Self::Destroyed => Some(Ok(Destroyed::Now)),
@@ -98,15 +113,16 @@ impl Failed {
 impl Store {
     /// Destroys a collection of this user; returns once that is durable.
     ///
-    /// A caller who stops waiting takes its destroy out of the queue, but does not cut a statement in two.
+    /// Where the outcome of a statement is unknown it is run again, until the deadline. A caller that is dropped takes its
+    /// destroy out of the queue, but does not cancel a statement in flight.
     ///
     /// # Errors
     /// [`DestroyError::NotOwner`], [`DestroyError::NotFound`], [`DestroyError::DeadlineExceeded`] when the statement was
-    /// not sent in time, [`DestroyError::Overloaded`] when there is no room or its turn did not come,
-    /// [`DestroyError::StoreUnavailable`], [`DestroyError::Internal`].
+    /// not sent in time, [`DestroyError::Overloaded`] when the queue is full, [`DestroyError::StoreUnavailable`],
+    /// [`DestroyError::Internal`].
     pub async fn destroy(&self, destroy: Destroy) -> Result<Destroyed, DestroyError> {
         self.batcher.destroy(destroy).await.map_err(|failed| {
-            // The cause goes on the call's line in the log; the caller is told the failure alone.
+            // The cause goes on the call's line in the log; the caller gets the failure alone.
             if let Some(cause) = failed.cause {
                 Span::current().record("error", field::display(cause));
             }

@@ -5,35 +5,49 @@ use sea_orm::{DbErr, RuntimeErr, sqlx};
 /// What to do about a database error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The database undid the statement because of others beside it: run it again.
+    /// The statement was rolled back because of concurrent ones: run it again.
     Conflict,
-    /// Somebody else has the row, and keeps it. Nothing happened.
+    /// Another transaction has locked the row. Nothing happened.
     Locked,
-    /// The database is away or gave up. Whether the statement took effect may be unknown.
+    /// A row with this key exists. Nothing happened.
+    Duplicate,
+    /// The database is away, or gave up. Whether the statement took effect may be unknown: run it again over another
+    /// connection, with the same request ids.
     Unavailable,
-    /// The database refused the statement or the data: our own fault. Nothing happened.
-    Fault,
-    /// Its answer was not understood: our own fault too. Whether the statement took effect is not known.
+    /// The database refuses every such statement until an operator acts: missing grants, a read-only file, an older schema.
+    /// Nothing happened.
+    Unusable,
+    /// The database refused the data. Nothing happened.
+    Rejected,
+    /// Its answer was not understood. Whether the statement took effect is not known.
     Misread,
 }
 
 impl From<&DbErr> for Failure {
     fn from(error: &DbErr) -> Self {
-        let (DbErr::Conn(runtime) | DbErr::Exec(runtime) | DbErr::Query(runtime)) = error else {
-            return match error {
-                DbErr::ConnectionAcquire(_) => Self::Unavailable,
-                _ => Self::Misread,
-            };
-        };
-        match runtime {
-            RuntimeErr::SqlxError(error) => of_sqlx(error),
-            RuntimeErr::Internal(_) => Self::Misread,
+        match error {
+            DbErr::Conn(RuntimeErr::SqlxError(error))
+            | DbErr::Exec(RuntimeErr::SqlxError(error))
+            | DbErr::Query(RuntimeErr::SqlxError(error)) => of_sqlx(error),
+            DbErr::ConnectionAcquire(_) => Self::Unavailable,
+            _ => Self::Misread,
         }
     }
 }
 
 pub fn sqlx_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+/// The SQLSTATE of a PostgreSQL error.
+pub fn sqlstate(error: &DbErr) -> Option<String> {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 fn of_sqlx(error: &sqlx::Error) -> Failure {
@@ -62,22 +76,35 @@ fn of_sqlstate(code: &str) -> Failure {
         "40001" | "40P01" => Failure::Conflict,
         // lock_not_available (lock_timeout)
         "55P03" => Failure::Locked,
-        // query_canceled (our statement_timeout), read_only_sql_transaction (a replica after a fail-over),
-        // statement_completion_unknown, cannot_connect_now and its kin
+        // unique_violation
+        "23505" => Failure::Duplicate,
+        // query_canceled, read_only_sql_transaction (the connection is to a standby, or to an old primary),
+        // statement_completion_unknown
         "57014" | "25006" | "40003" => Failure::Unavailable,
-        // Connection exceptions, insufficient resources, operator intervention, wrong or expired credentials.
-        _ if ["08", "53", "57", "58", "28"].iter().any(|class| code.starts_with(class)) => {
-            Failure::Unavailable
-        }
-        _ => Failure::Fault,
+        // invalid_sql_statement_name: a pooler that keeps no prepared statements
+        "26000" => Failure::Unusable,
+        // Connection exceptions, insufficient resources, operator intervention, system errors, wrong or expired credentials.
+        _ if starts_with_any(code, &["08", "53", "57", "58", "28"]) => Failure::Unavailable,
+        // Unsupported features, unknown database or schema, missing grants or tables, the function's own refusal.
+        _ if starts_with_any(code, &["0A", "3D", "3F", "42", "CD"]) => Failure::Unusable,
+        _ => Failure::Rejected,
     }
 }
 
-/// SQLite's extended codes keep the primary one in their low byte: 5 BUSY, 6 LOCKED, 8 READONLY, 10 IOERR, 13 FULL,
-/// 14 CANTOPEN.
+fn starts_with_any(code: &str, classes: &[&str]) -> bool {
+    classes.iter().any(|class| code.starts_with(class))
+}
+
+/// SQLite's extended codes keep the primary one in their low byte: 5 BUSY, 6 LOCKED; 8 READONLY, 10 IOERR, 11 CORRUPT,
+/// 13 FULL, 14 CANTOPEN, 26 NOTADB; 19 CONSTRAINT. 1 ERROR is a statement that the schema does not fit.
 fn of_sqlite(code: &str) -> Failure {
-    match code.parse::<u32>().unwrap_or_default() & 0xff {
-        5 | 6 | 8 | 10 | 13 | 14 => Failure::Unavailable,
-        _ => Failure::Fault,
+    match code.parse::<u32>().unwrap_or_default() {
+        // SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE
+        1555 | 2067 => Failure::Duplicate,
+        code => match code & 0xff {
+            5 | 6 => Failure::Unavailable,
+            1 | 8 | 10 | 11 | 13 | 14 | 26 => Failure::Unusable,
+            _ => Failure::Rejected,
+        },
     }
 }

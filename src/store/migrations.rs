@@ -1,8 +1,12 @@
 //! The schema's versions. Changing it is a job of its own (`migrate up`); the service only checks.
 
 mod m20261123_000001_initial;
+mod m20261127_000002_destroy_function;
 
-use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait,
+};
 use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
 
 use super::{StateError, Store};
@@ -11,9 +15,15 @@ struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261123_000001_initial::Migration)]
+        vec![
+            Box::new(m20261123_000001_initial::Migration),
+            Box::new(m20261127_000002_destroy_function::Migration),
+        ]
     }
 }
+
+/// Held until the end of the transaction, so that it works behind a pooler too. The key is `collecti` in ASCII.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7165064744983032937)";
 
 /// One version of the schema and whether the database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,37 +33,54 @@ pub struct MigrationState {
 }
 
 impl Store {
-    /// Every version this program knows, in order.
+    /// Every version this program contains, in order.
     ///
     /// # Errors
-    /// [`StateError::Newer`] when the database has versions that this program does not know.
+    /// [`StateError::Newer`] when the database has versions that this program does not contain.
     pub async fn schema(&self) -> Result<Vec<MigrationState>, StateError> {
-        let migrations =
-            Migrator::get_migration_with_status_read_only(&self.db).await.map_err(state_error)?;
-        Ok(migrations
-            .into_iter()
-            .map(|migration| MigrationState {
-                name: migration.name().to_owned(),
-                applied: migration.status() == MigrationStatus::Applied,
-            })
-            .collect())
+        states(&self.db).await
     }
 
-    /// Applies the oldest version that is missing, and names it; `None` when the schema is complete.
+    /// Applies every missing version, all or none, and returns their names. One process at a time does so, the others wait.
     ///
     /// # Errors
-    /// The statements of the version failed (they are undone), or the schema is newer than this program.
-    pub async fn migrate_one(&self) -> Result<Option<String>, StateError> {
-        let next = self.schema().await?.into_iter().find(|migration| !migration.applied);
-        if next.is_some() {
-            // The service bounds its statements; a migration may have to rewrite a table.
-            if self.backend() == DbBackend::Postgres {
-                self.db.execute_unprepared("SET statement_timeout = 0").await?;
-            }
-            Migrator::up(&self.db, Some(1)).await.map_err(state_error)?;
+    /// The statements of a version failed (they are rolled back), or the schema is newer than this program.
+    pub async fn migrate(&self) -> Result<Vec<String>, StateError> {
+        let transaction = self.begin_migration().await?;
+        let missing = states(&transaction).await?.into_iter().filter(|version| !version.applied);
+        let missing: Vec<_> = missing.map(|version| version.name).collect();
+        if !missing.is_empty() {
+            Migrator::up(&transaction, None).await.map_err(state_error)?;
         }
-        Ok(next.map(|migration| migration.name))
+        transaction.commit().await?;
+        Ok(missing)
     }
+
+    async fn begin_migration(&self) -> Result<DatabaseTransaction, StateError> {
+        if self.backend() == DbBackend::Sqlite {
+            let immediate = TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..Default::default()
+            };
+            return Ok(self.db.begin_with_options(immediate).await?);
+        }
+        let transaction = self.db.begin().await?;
+        // A role's defaults may bound statements; a migration waits for its turn, and may have to rewrite a table.
+        transaction.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
+        transaction.execute_unprepared(LOCK).await?;
+        Ok(transaction)
+    }
+}
+
+async fn states(connection: &impl ConnectionTrait) -> Result<Vec<MigrationState>, StateError> {
+    let migrations = Migrator::get_migration_with_status_read_only(connection).await.map_err(state_error)?;
+    Ok(migrations
+        .into_iter()
+        .map(|migration| MigrationState {
+            name: migration.name().to_owned(),
+            applied: migration.status() == MigrationStatus::Applied,
+        })
+        .collect())
 }
 
 /// sea-orm-migration reports an unknown applied version as a custom error alone.

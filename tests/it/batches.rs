@@ -3,8 +3,8 @@
 use std::{future::Future, time::Duration};
 
 use collections_service::{
-    config::{DESTROY_QUEUE, FAREWELL, STORE_WAIT},
-    domain::{CollectionId, DestroyError},
+    config::store::{CLOSE_TIMEOUT, QUEUE_CAPACITY, STATEMENT_BOUND},
+    domain::{CollectionId, DestroyError, Entropy},
     store::{Capacity, Destroy, Destroyed, Store},
 };
 use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::{
     faults::{Sent, front, relay},
     support::{
-        BLOCKED, Backend, Ground, OTHER, OWNER, cluster::Cluster, fresh_database, fresh_postgres, user,
-        wait_for,
+        BLOCKED, Backend, Ground, OTHER, OWNER, cluster::Cluster, connect, fresh_database, fresh_postgres,
+        user, wait_for,
     },
 };
 
@@ -180,7 +180,7 @@ async fn a_locked_row_holds_up_nobody_else() {
     });
     let outcomes = together(&store, (1..=20).filter(|id| *id != 13).map(asked)).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
-    assert!(begun.elapsed() < STORE_WAIT, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert!(!locked.is_finished());
     rival.rollback().await.unwrap();
     assert_eq!(locked.await.unwrap(), Ok(Destroyed::Now));
@@ -209,26 +209,32 @@ async fn a_conflict_undoes_a_batch_and_nobody_hears_of_it() {
     assert_eq!(tombstones(&ground).await, 19);
 }
 
-/// A connection that breaks under a batch: nobody is told more than is known, and a retry finds out.
+/// A connection that breaks under a batch: it is run again, under request ids of the service's own, and every caller is
+/// told what happened.
 #[tokio::test]
-async fn a_batch_that_is_cut_is_unknown_to_all() {
+async fn a_batch_that_is_cut_is_run_again() {
     let ground = Ground::new(Backend::Postgres).await;
     for id in 1..=20 {
         ground.put(id, OWNER).await;
     }
-    let (watcher, rival) = (ground.beside().await, ground.beside().await.begin().await.unwrap());
-    rival.execute_unprepared("SELECT id FROM collections WHERE id = 13 FOR UPDATE").await.unwrap();
+    let beside = ground.beside().await;
+    // Long enough to be cut in the middle.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF new.id = 13 AND NOT EXISTS (SELECT FROM cut)
+        THEN PERFORM pg_sleep(10); END IF; RETURN new; END $$;
+        CREATE TABLE cut (n int);
+        CREATE TRIGGER slow BEFORE INSERT ON destroyed_collections FOR EACH ROW EXECUTE FUNCTION slow()";
+    beside.execute_unprepared(slow).await.unwrap();
     let cut = async {
-        wait_for(&watcher, BLOCKED).await;
-        let terminate = BLOCKED.replace("SELECT pid", "SELECT pg_terminate_backend(pid)");
-        watcher.execute_unprepared(&terminate).await.unwrap();
-        rival.rollback().await.unwrap();
+        const SLEEPING: &str = "SELECT pid FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        wait_for(&beside, SLEEPING).await;
+        beside.execute_unprepared("INSERT INTO cut VALUES (1)").await.unwrap();
+        let terminate = SLEEPING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)");
+        beside.execute_unprepared(&terminate).await.unwrap();
     };
-    let all = || (1..=20).map(|id| repeatable(id, 0));
-    let (outcomes, ()) = tokio::join!(together(&ground.store, all()), cut);
-    assert_eq!(outcomes, [Err(DestroyError::StoreUnavailable); 20]);
-    let again = together(&ground.store, all()).await;
-    assert!(again.iter().all(Result::is_ok), "{again:?}");
+    let (outcomes, ()) = tokio::join!(together(&ground.store, (1..=20).map(asked)), cut);
+    assert_eq!(outcomes, [Ok(Destroyed::Now); 20]);
     assert_eq!(tombstones(&ground).await, 20);
 }
 
@@ -261,35 +267,40 @@ async fn who_leaves_the_queue_is_not_served() {
     cluster.stop();
 }
 
-/// A database that neither answers nor hangs up: whoever waits behind the stuck batch hears of it before that ends.
+/// A database that neither answers nor closes its connections: a destroy waits for as long as its caller does.
 #[tokio::test]
-async fn nobody_waits_in_the_queue_for_ever() {
+async fn a_destroy_waits_for_the_database_until_its_deadline() {
     let mut cluster = Cluster::start().await;
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
     ground.put(1, OWNER).await;
     assert_eq!(ground.store.destroy(asked(1)).await, Ok(Destroyed::Now));
     cluster.freeze();
-    let store = ground.store.clone();
-    let stuck = tokio::spawn(async move { store.destroy(asked(2)).await });
+    let call = |destroy: Destroy| {
+        let store = ground.store.clone();
+        tokio::spawn(async move { store.destroy(destroy).await })
+    };
+    let within = |limit: Duration| Instant::now() + limit;
+    let (stuck, begun) = (call(Destroy { deadline: within(STATEMENT_BOUND), ..asked(2) }), Instant::now());
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let begun = Instant::now();
-    assert_eq!(ground.store.destroy(asked(3)).await, Err(DestroyError::Overloaded));
-    assert!(begun.elapsed() < STORE_WAIT + Duration::from_secs(1), "{:?}", begun.elapsed());
+    let queued = call(Destroy { deadline: within(Duration::from_secs(1)), ..asked(3) });
+    let patient = call(Destroy { deadline: within(Duration::from_secs(20)), ..asked(3) });
+    assert_eq!(queued.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!stuck.is_finished());
     assert_eq!(stuck.await.unwrap(), Err(DestroyError::StoreUnavailable));
     cluster.thaw();
-    assert_eq!(ground.store.destroy(asked(3)).await, Err(DestroyError::NotFound));
+    assert_eq!(patient.await.unwrap(), Err(DestroyError::NotFound));
     cluster.stop();
 }
 
 #[tokio::test]
 async fn the_queue_has_an_end() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let more = DESTROY_QUEUE + 10;
+    let more = QUEUE_CAPACITY + 10;
     let outcomes = together(&ground.store, (1..=more).map(|id| asked(id.try_into().unwrap()))).await;
     let refused = outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::Overloaded)).count();
     assert_eq!(refused, 10);
-    assert!(outcomes[DESTROY_QUEUE..].iter().all(|outcome| *outcome == Err(DestroyError::Overloaded)));
+    assert!(outcomes[QUEUE_CAPACITY..].iter().all(|outcome| *outcome == Err(DestroyError::Overloaded)));
     ground.put(1, OWNER).await;
     ground.store.close().await;
     assert_eq!(ground.store.destroy(asked(1)).await, Err(DestroyError::StoreUnavailable));
@@ -308,7 +319,7 @@ async fn a_batch_is_one_statement() {
     let statements = |kind: u8| sent.lock().unwrap().iter().filter(|byte| **byte == kind).count();
     for (first, callers, most, expected) in [(1, 64, 1024, 1), (65, 128, 1024, 2), (193, 64, 16, 4)] {
         let capacity = Capacity { batch_max: most, ..Capacity::of(4) };
-        let store = Store::connect(&through.clone().into(), capacity, ground.clock.clone()).await.unwrap();
+        let store = connect(&through, capacity, &ground.clock).await;
         // The connection and the statement are made once.
         together(&store, [asked(1000), asked(1001)]).await;
         sent.lock().unwrap().clear();
@@ -328,14 +339,16 @@ async fn idle_batches_end_at_once() {
     let ground = Ground::new(Backend::Postgres).await;
     ground.put(1, OWNER).await;
     let capacity = Capacity { batches_in_flight: 12, ..Capacity::of(14) };
-    let store = Store::connect(&ground.url.clone().into(), capacity, ground.clock.clone()).await.unwrap();
-    let ended = store
-        .beside(async {
+    let url = ground.url.clone().into();
+    let (store, driver) =
+        Store::connect(&url, capacity, ground.clock.clone(), Entropy::default()).await.unwrap();
+    let ended = driver
+        .run_until(async {
             assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
             Instant::now()
         })
         .await;
-    assert!(ended.elapsed() < FAREWELL, "{:?}", ended.elapsed());
+    assert!(ended.elapsed() < CLOSE_TIMEOUT, "{:?}", ended.elapsed());
     assert_eq!(store.destroy(asked(2)).await, Err(DestroyError::StoreUnavailable));
 }
 
@@ -350,7 +363,7 @@ async fn a_bad_row_is_found_in_few_statements() {
     ground.beside().await.execute_unprepared(refuse).await.unwrap();
     let ((listener, through, server), sent) = (front(&ground.url).await, Sent::default());
     tokio::spawn(relay(listener, server, sent.clone()));
-    let store = Store::connect(&through.into(), Capacity::of(4), ground.clock.clone()).await.unwrap();
+    let store = connect(&through, Capacity::of(4), &ground.clock).await;
     let outcomes = together(&store, (1..=256).map(asked)).await;
     assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 255);
     let statements = sent.lock().unwrap().iter().filter(|kind| **kind == b'E').count();

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use collections_service::{
-    domain::Entropy,
-    store::{Capacity, KeyRing, StateError, Store},
-};
+use collections_service::{domain::Entropy, store::KeyRing};
 use sea_orm::ConnectionTrait;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -147,8 +144,6 @@ async fn a_schema_is_made_once_and_checked() {
             "{listed}{errors}"
         );
         let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
-        let (code, _, errors) = run(&serve, &with).await;
-        assert!(code == 1 && errors.contains("older") && errors.contains("migrate up"), "{errors}");
         // A version that fails leaves nothing behind that would stop the next try.
         let beside = sea_orm::Database::connect(&url).await.unwrap();
         beside.execute_unprepared("CREATE TABLE oauth_access_tokens (x int)").await.unwrap();
@@ -160,27 +155,13 @@ async fn a_schema_is_made_once_and_checked() {
             "{made}{errors}"
         );
         let (code, again, _) = run(&["migrate", "up"], &with).await;
-        assert_eq!((code, again.as_str()), (0, "the schema is complete\n"));
+        assert_eq!((code, again.as_str()), (0, "already up to date\n"));
         assert_eq!(run(&["migrate", "status"], &with).await.0, 0);
         let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
         beside.execute_unprepared(newer).await.unwrap();
         let (code, _, errors) = run(&serve, &with).await;
         assert!(code == 1 && errors.contains("newer"), "{errors}");
     }
-}
-
-#[tokio::test]
-async fn serve_refuses_a_database_that_acknowledges_too_early() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let hasty = format!("{}?options[synchronous_commit]=off", ground.url);
-    let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
-    let (code, _, errors) = run(&serve, &[("COLLECTIONS_DATABASE_URL", &hasty)]).await;
-    assert!(code == 1 && errors.contains("synchronous_commit"), "{errors}");
-    // A replica may become the primary in a moment.
-    let replica = format!("{}?options[default_transaction_read_only]=on", ground.url);
-    let store = Store::connect(&replica.into(), Capacity::of(2), ground.clock.clone()).await.unwrap();
-    let state = store.check().await.unwrap_err();
-    assert!(matches!(state, StateError::ReadOnly) && state.is_transient(), "{state}");
 }
 
 #[tokio::test]

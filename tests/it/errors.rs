@@ -150,7 +150,7 @@ async fn every_row_is_answered() {
     rest.row("DEADLINE_EXCEEDED");
     assert!(body.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{body}");
     assert!(body.ends_with(&error_body(130, "Over capacity")) && !body.contains("x-access"), "{body}");
-    assert_eq!((app.owned_by(OWNER).await, app.owned_by(OTHER).await), (vec![1], vec![2]));
+    assert_eq!((app.owned_by(OWNER).await, app.owned_by(OTHER).await), (vec![1, 99], vec![2]));
 
     cluster.stop();
     let mut rpc = app.rpc();
@@ -295,14 +295,16 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
     locked.rollback().await.unwrap();
 }
 
-/// A database that has lost a table.
+/// A database that refuses a row.
 async fn broken(app: &App, grpc: &mut Seen, rest: &mut Seen) {
+    app.put(99, OWNER).await;
     let beside = app.ground.beside().await;
-    beside.execute_unprepared("ALTER TABLE destroyed_collections RENAME TO lost").await.unwrap();
+    let refuse = "ALTER TABLE destroyed_collections ADD CONSTRAINT refuse CHECK (id <> 99) NOT VALID";
+    beside.execute_unprepared(refuse).await.unwrap();
     let mut rpc = app.rpc();
-    grpc.status(&destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err(), "INTERNAL");
-    rest.answer(&app.send(signed(app, &Signer::owner(), "custom-1")).await, "INTERNAL");
-    beside.execute_unprepared("ALTER TABLE lost RENAME TO destroyed_collections").await.unwrap();
+    grpc.status(&destroy(&mut rpc, OWNER, "custom-99", "").await.unwrap_err(), "INTERNAL");
+    rest.answer(&app.send(signed(app, &Signer::owner(), "custom-99")).await, "INTERNAL");
+    beside.execute_unprepared("ALTER TABLE destroyed_collections DROP CONSTRAINT refuse").await.unwrap();
     beside.close().await.unwrap();
 }
 

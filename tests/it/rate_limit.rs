@@ -6,7 +6,7 @@ use collections_service::{
     config::REDIS_BUDGET,
     domain::{Clock, Secret},
     rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
-    store::{Capacity, Store},
+    store::Capacity,
     telemetry::Metrics,
 };
 use http::HeaderMap;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     errors::{assert_answer, error_body, form, signed},
     support::{
-        App, Backend, CONNECTIONS, Ground, NOW, OTHER, OWNER, PATH,
+        App, Backend, CONNECTIONS, Ground, NOW, OTHER, OWNER, PATH, connect,
         oauth::Signer,
         program::{Program, path, run},
         redis::Redis,
@@ -159,10 +159,7 @@ struct Pair {
 impl Pair {
     async fn new(redis: &Redis, limit: &str) -> Self {
         let ground = Ground::new(Backend::Postgres).await;
-        let beside =
-            Store::connect(&ground.url.clone().into(), Capacity::of(CONNECTIONS), ground.clock.clone())
-                .await
-                .unwrap();
+        let beside = connect(&ground.url, Capacity::of(CONNECTIONS), &ground.clock).await;
         let second = Ground {
             url: ground.url.clone(),
             store: beside,

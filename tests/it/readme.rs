@@ -55,8 +55,7 @@ async fn its_grants_suffice() {
     ground.put(2, OWNER).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
     let grants = format!(
-        "CREATE ROLE {role} LOGIN; GRANT SELECT, DELETE ON collections TO {role};
-         GRANT SELECT, INSERT, UPDATE ON destroyed_collections TO {role};
+        "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role};
          GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
     );
     ground.beside().await.execute_unprepared(&grants).await.unwrap();

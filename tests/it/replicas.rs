@@ -5,14 +5,14 @@ use std::{
     time::Duration,
 };
 
-use collections_service::store::{Capacity, Store};
+use collections_service::store::Capacity;
 use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
 use tonic::Code;
 
 use super::{
     batches::{asked, together, tombstones},
-    support::{BLOCKED, Backend, Ground, OWNER, destroy, program::Program, rpc, wait_for},
+    support::{BLOCKED, Backend, Ground, OWNER, connect, destroy, program::Program, rpc, wait_for},
 };
 
 /// Batches of two replicas that hold the same rows, put together in opposite orders.
@@ -30,9 +30,8 @@ async fn replicas_do_not_wait_for_each_other() {
     ] {
         beside.execute_unprepared(statement).await.unwrap();
     }
-    let url = ground.url.clone().into();
-    let connect = || Store::connect(&url, Capacity::of(4), ground.clock.clone());
-    let stores = [connect().await.unwrap(), connect().await.unwrap()];
+    let connect = || connect(&ground.url, Capacity::of(4), &ground.clock);
+    let stores = [connect().await, connect().await];
     for store in &stores {
         together(store, (1..=10).map(asked)).await;
     }
@@ -68,7 +67,7 @@ async fn deadlocks(ground: &Ground) -> i64 {
     let beside = ground.beside().await;
     let others =
         "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
-        AND query LIKE 'WITH %')";
+        AND query LIKE 'SELECT destroy_collections%')";
     wait_for(&beside, others).await;
     let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
     let row = beside.query_one_raw(Statement::from_string(DbBackend::Postgres, count)).await;

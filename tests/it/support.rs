@@ -90,9 +90,8 @@ impl Ground {
         let sqlite = || format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let url = postgres.unwrap_or_else(sqlite);
         let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
-        let store =
-            Store::connect(&url.clone().into(), Capacity::of(CONNECTIONS), clock.clone()).await.unwrap();
-        while store.migrate_one().await.unwrap().is_some() {}
+        let store = connect(&url, Capacity::of(CONNECTIONS), &clock).await;
+        store.migrate().await.unwrap();
         let key_file = folder.path().join("key");
         let entropy = Entropy::default();
         write_private(&key_file, &KeyRing::generate_line("test", &entropy));
@@ -174,6 +173,14 @@ impl App {
     pub async fn send(&self, request: http::Request<String>) -> Answer {
         send(&self.rest, request).await
     }
+}
+
+/// A store whose batches run as a task.
+pub async fn connect(url: &str, capacity: Capacity, clock: &Clock) -> Store {
+    let connected = Store::connect(&url.to_owned().into(), capacity, clock.clone(), Entropy::default()).await;
+    let (store, driver) = connected.unwrap();
+    tokio::spawn(driver.run());
+    store
 }
 
 /// The gRPC side of a service that has one.

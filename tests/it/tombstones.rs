@@ -1,6 +1,9 @@
 //! What a batch leaves behind of each destroy.
 
-use collections_service::store::{Destroy, Destroyed};
+use collections_service::{
+    domain::DestroyError,
+    store::{Destroy, Destroyed},
+};
 use sea_orm::{ConnectionTrait, Statement};
 
 use super::{
@@ -9,35 +12,43 @@ use super::{
     support::{Backend, Ground, OTHER, OWNER},
 };
 
-on_both!(what_was_brought_back_goes_again, each_has_its_own_tombstone);
+on_both!(what_was_put_back_goes_by_a_new_request, each_has_its_own_tombstone);
 
 mod cases {
     use super::*;
 
-    /// Collections that somebody brought back by hand, whose tombstones still stand, are destroyed again, and so are those that
-    /// are in a batch with them.
-    pub async fn what_was_brought_back_goes_again(backend: Backend) {
+    /// Collections that were put back by hand, whose tombstones still stand. The retry of an old request is answered as the
+    /// first call was, and the row stays. A new request destroys it again, and its tombstone is written over.
+    pub async fn what_was_put_back_goes_by_a_new_request(backend: Backend) {
         let ground = Ground::new(backend).await;
-        let all = || together(&ground.store, (1..=40).map(|id| repeatable(id, 0)));
+        let all = |request| together(&ground.store, (1..=40).map(move |id| repeatable(id, request)));
         for id in 1..=40 {
             ground.put(id, OWNER).await;
         }
-        assert_eq!(all().await, [Ok(Destroyed::Now); 40]);
+        assert_eq!(all(0).await, [Ok(Destroyed::Now); 40]);
         let beside = ground.beside().await;
-        for id in [3, 17, 18, 40] {
+        let back = [3, 17, 18, 40];
+        for id in back {
             let columns = "id, owner_id, name, timeline_order, created_at";
-            let bring_back = format!(
+            let put_back = format!(
                 "INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)"
             );
-            beside.execute_unprepared(&bring_back).await.unwrap();
+            beside.execute_unprepared(&put_back).await.unwrap();
         }
-        let outcomes = all().await;
-        for (id, outcome) in (1..).zip(outcomes) {
-            let expected = if [3, 17, 18, 40].contains(&id) { Destroyed::Now } else { Destroyed::Before };
-            assert_eq!(outcome, Ok(expected), "custom-{id}");
+        assert_eq!(all(0).await, [Ok(Destroyed::Before); 40]);
+        assert_eq!(ground.store.destroy(repeatable(40, 0)).await, Ok(Destroyed::Before));
+        assert_eq!(ground.owned_by(OWNER).await, back);
+        for (id, outcome) in (1..).zip(all(1).await) {
+            let expected = if back.contains(&id) { Ok(Destroyed::Now) } else { Err(DestroyError::NotFound) };
+            assert_eq!(outcome, expected, "custom-{id}");
         }
         assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
         assert_eq!(tombstones(&ground).await, 40);
+        for (id, outcome) in (1..).zip(all(1).await) {
+            let expected =
+                if back.contains(&id) { Ok(Destroyed::Before) } else { Err(DestroyError::NotFound) };
+            assert_eq!(outcome, expected, "custom-{id}");
+        }
     }
 
     /// What a tombstone says is said of each, and not of its neighbour.
@@ -64,10 +75,13 @@ mod cases {
             )
         };
         let orders = Some("mtls:orders".to_owned());
+        // The service made one for the destroy that had none.
+        let made = row(&rows[1]).2;
+        assert!(made.is_some_and(|made| made.get_version_num() == 4), "{made:?}");
         let uuid = |index: usize| Some(UUIDS[index].parse().unwrap());
         assert_eq!(
             rows.iter().map(row).collect::<Vec<_>>(),
-            [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, None, orders), (3, OWNER, uuid(1), None)]
+            [(1, OWNER, uuid(0), orders.clone()), (2, OTHER, made, orders), (3, OWNER, uuid(1), None)]
         );
     }
 }

@@ -1,141 +1,127 @@
 //! Callers that arrive together share a statement: while one batch is in flight the others wait, and those who wait when it
-//! returns are the next. There is no timer to wait for company, so a lone call goes at once.
+//! returns are the next. There is no timer to wait for company, so a lone call is sent at once.
 
 use std::{
-    fmt,
-    future::poll_fn,
-    mem,
-    panic::{self, AssertUnwindSafe},
-    pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
+    any::Any,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use sea_orm::{DatabaseConnection, DbErr};
+use futures_util::{
+    FutureExt,
+    stream::{FuturesUnordered, StreamExt},
+};
 use tokio::{
-    runtime::{Handle, RuntimeFlavor},
-    sync::Semaphore,
-    time::{Instant, sleep, timeout, timeout_at},
+    sync::mpsc,
+    time::{sleep, timeout},
 };
 
 use super::{
-    Destroy, Failed, Outcome, Sight,
-    lane::{Kind, Lane},
-    queue::{Queue, Waiting},
+    Destroy, Failed, Outcome,
+    connection::{BatchConnection, Kind},
+    executor::{Executor, Shared},
+    placement::Placement,
+    queue::{Pending, Queue},
+    single::SingleExecutor,
 };
 use crate::{
-    config,
-    domain::{Clock, DestroyError},
-    store::{Capacity, failure::Failure},
+    config::store,
+    domain::DestroyError,
+    store::{Capacity, connect::Database},
 };
 
-/// The one way to destroy. Closed or dropped, it finishes what it has taken in.
+/// Where destroys are handed in.
 pub struct Batcher {
-    queue: Arc<Queue>,
-    /// Where nobody has begun with it yet.
-    work: Mutex<Vec<Work>>,
+    groups: Mutex<Groups>,
 }
 
-/// What a worker does until the queue is closed and empty.
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Takes turns at the queue with a connection of its own.
-struct Worker {
-    queue: Arc<Queue>,
-    lane: Lane,
-    most: usize,
-    alone: Alone,
+/// A queue for each group of the placement.
+struct Groups {
+    placement: Arc<Placement>,
+    queues: Vec<Arc<Queue>>,
+    /// Where the driver gets new queues. `None` once the store is closed.
+    added: Option<mpsc::UnboundedSender<Arc<Queue>>>,
 }
 
-/// Where a destroy goes that its batch could not decide, or that may have failed all others: to a statement of its own,
-/// beside the batches, as if there were none.
+/// Runs the batches of a store. [`crate::store::Store::connect`] returns it with the store; the composition root runs it.
+#[must_use = "without it nothing is destroyed"]
+pub struct BatchDriver {
+    batcher: Weak<Batcher>,
+    queues: mpsc::UnboundedReceiver<Arc<Queue>>,
+    workers: WorkerSettings,
+}
+
 #[derive(Clone)]
-struct Alone {
-    db: DatabaseConnection,
-    clock: Clock,
-    /// However many are stuck here, batches, health and credentials have their connections.
-    gate: Arc<Semaphore>,
-}
-
-/// Why a batch ended without telling everyone.
-#[derive(Debug, thiserror::Error)]
-enum Undecided {
-    #[error(transparent)]
-    Failed(DbErr),
-    #[error("the destroys kept colliding with others")]
-    Colliding,
+struct WorkerSettings {
+    database: Database,
+    capacity: Capacity,
+    shared: Arc<Shared>,
+    singles: SingleExecutor,
 }
 
 impl Batcher {
-    pub fn new(db: &DatabaseConnection, capacity: Capacity, clock: &Clock) -> Self {
-        let queue = Arc::new(Queue::default());
+    pub fn new(database: &Database, capacity: Capacity, shared: &Arc<Shared>) -> (Arc<Self>, BatchDriver) {
+        let (added, queues) = mpsc::unbounded_channel();
+        let groups = Groups { placement: Arc::default(), queues: Vec::new(), added: Some(added) };
+        let batcher = Arc::new(Self { groups: Mutex::new(groups) });
+        batcher.regroup(Placement::default());
         if capacity.batches_in_flight == 0 {
-            queue.close();
+            batcher.close();
         }
-        let gate = Arc::new(Semaphore::new(capacity.alone()));
-        let alone = Alone { db: db.clone(), clock: clock.clone(), gate };
-        let work = |_| -> Work {
-            let (queue, alone) = (queue.clone(), alone.clone());
-            Box::pin(async move {
-                // A worker that dies takes its batch with it, and must not take the service too.
-                while let Err(error) = survived(Worker::new(&queue, &alone, capacity.batch_max).work()).await
-                {
-                    tracing::error!(error, "a batch died");
-                    sleep(config::WORKER_PAUSE).await;
-                }
-            })
-        };
-        let work = (0..capacity.batches_in_flight).map(work).collect();
-        Self { queue, work: Mutex::new(work) }
-    }
-
-    /// Runs `main` and, in the same task, the batches.
-    ///
-    /// A runtime of one thread looks at the task that it blocks on before all others. In line with them, a batch of a crowd
-    /// would wait until all calls that came meanwhile have been looked at, and the database for the batch.
-    pub async fn beside<T>(&self, main: impl Future<Output = T>) -> T {
-        if Handle::current().runtime_flavor() != RuntimeFlavor::CurrentThread {
-            // Here that task has a thread of its own, to which everything would have to be handed over.
-            let ended = main.await;
-            self.close();
-            return ended;
-        }
-        let (mut main, mut work) = (pin!(main), self.take_work());
-        let mut go_on = |context: &mut Context<'_>| {
-            work.retain_mut(|work| work.as_mut().poll(context).is_pending());
-            work.is_empty()
-        };
-        let ended = poll_fn(|context| {
-            go_on(context);
-            main.as_mut().poll(context)
-        })
-        .await;
-        self.close();
-        // Connections say good-bye to the database.
-        let rest = poll_fn(|context| if go_on(context) { Poll::Ready(()) } else { Poll::Pending });
-        let _in_time = timeout(config::FAREWELL, rest).await;
-        ended
-    }
-
-    fn take_work(&self) -> Vec<Work> {
-        mem::take(&mut self.work.lock().unwrap_or_else(PoisonError::into_inner))
+        let singles = SingleExecutor::new(database, capacity.single(), shared);
+        let workers =
+            WorkerSettings { database: database.clone(), capacity, shared: shared.clone(), singles };
+        let driver = BatchDriver { batcher: Arc::downgrade(&batcher), queues, workers };
+        (batcher, driver)
     }
 
     /// Returns once the outcome is durable.
     pub async fn destroy(&self, destroy: Destroy) -> Outcome {
-        for work in self.take_work() {
-            tokio::spawn(work);
-        }
-        let (waiting, answered) = Waiting::new(destroy);
-        self.queue.push(waiting)?;
-        let died = |_| Failed::because(DestroyError::Internal, "the destroy's batch died");
-        answered.await.map_err(died)?
+        let (pending, outcome) = Pending::new(destroy);
+        let queue = {
+            let groups = self.groups();
+            let group = groups.placement.group_of(pending.destroy.id);
+            groups.queues.get(group).or_else(|| groups.queues.first()).cloned()
+        };
+        let queue = queue.ok_or_else(|| Failed::because(DestroyError::Internal, "the store has no queue"))?;
+        queue.push(pending)?;
+        let dropped = |_| Failed::because(DestroyError::Internal, "the destroy's batch panicked");
+        outcome.await.map_err(dropped)?
     }
 
-    /// Takes in nothing more.
+    /// From now on destroys are grouped like this. What is queued already stays where it is.
+    pub fn regroup(&self, placement: Placement) {
+        let mut groups = self.groups();
+        let Some(added) = groups.added.clone() else { return };
+        while groups.queues.len() < placement.groups() {
+            let queue = Arc::new(Queue::default());
+            groups.queues.push(queue.clone());
+            // Without a driver the store is closed soon.
+            let _sent = added.send(queue);
+        }
+        groups.placement = Arc::new(placement);
+    }
+
+    pub fn placement(&self) -> Arc<Placement> {
+        self.groups().placement.clone()
+    }
+
+    /// Accepts nothing more; what is queued is still served.
     pub fn close(&self) {
-        self.queue.close();
+        let mut groups = self.groups();
+        groups.added = None;
+        groups.queues.iter().for_each(|queue| queue.close());
+    }
+
+    /// Whether it accepts nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.groups().added.is_none()
+    }
+
+    /// Nothing panics while it is held, so it is never left half-changed.
+    fn groups(&self) -> MutexGuard<'_, Groups> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -145,181 +131,77 @@ impl Drop for Batcher {
     }
 }
 
-impl Worker {
-    fn new(queue: &Arc<Queue>, alone: &Alone, most: u32) -> Self {
-        let lane = Lane::new(&alone.db, Kind::Own);
-        Self { queue: queue.clone(), lane, most: most as usize, alone: alone.clone() }
-    }
-
-    async fn work(mut self) {
-        let queue = self.queue.clone();
-        while queue.has_some().await {
-            let mut turn = pin!(self.take_turn());
-            while timeout(config::QUEUE_SWEEP, turn.as_mut()).await.is_err() {
-                queue.sweep();
-            }
-        }
-        self.lane.close().await;
-    }
-
-    /// One batch: those who wait once there is a connection to send them over. Where the database refuses it as a whole,
-    /// one row may be to blame: each half is tried, and each half of that which is refused again.
-    async fn take_turn(&mut self) {
-        let (queue, most) = (self.queue.clone(), self.most);
-        let mut left: Vec<_> =
-            self.lane.destroy(&self.alone.clock, || queue.take(most)).await.into_iter().collect();
-        while let Some((error, mut batch)) = left.pop() {
-            if batch.len() > 1 {
-                tracing::warn!(%error, destroys = batch.len(), "a batch failed, so its destroys are tried apart");
-            }
-            if batch.len() == 1 || !error.is_refusal() {
-                // To wait for a lock, or for others, beside the next batches.
-                for waiting in batch {
-                    tokio::spawn(self.alone.clone().destroy(waiting));
+impl BatchDriver {
+    /// Runs the batches until the store is closed and its queues are empty.
+    pub async fn run(mut self) {
+        let mut workers = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                Some(queue) = self.queues.recv() => {
+                    for _ in 0..self.workers.capacity.batches_in_flight {
+                        workers.push(serve(queue.clone(), self.workers.clone()));
+                    }
                 }
-                continue;
-            }
-            let half = batch.split_off(batch.len() / 2);
-            for part in [batch, half] {
-                left.extend(self.lane.destroy(&self.alone.clock, || part).await);
+                Some(()) = workers.next() => {}
+                else => return,
             }
         }
     }
-}
 
-impl Alone {
-    async fn destroy(self, waiting: Waiting) {
-        let patience = waiting.destroy.deadline.min(Instant::now() + config::STORE_WAIT);
-        let Ok(Ok(_permit)) = timeout_at(patience, self.gate.acquire()).await else {
-            return waiting.give_up();
+    /// Runs the batches in the same task as `main`, ahead of it, until `main` has ended; then closes the store.
+    ///
+    /// A runtime of one thread polls the task that it blocks on before all others. Among the others, a batch would wait until
+    /// every call that has arrived meanwhile is polled, and the database would wait for the batch.
+    pub async fn run_until<T>(self, main: impl Future<Output = T>) -> T {
+        let batcher = self.batcher.clone();
+        let main = async {
+            let ended = main.await;
+            if let Some(batcher) = batcher.upgrade() {
+                batcher.close();
+            }
+            ended
         };
-        let mut lane = Lane::new(&self.db, Kind::Pooled);
-        if let Some((error, left)) = lane.destroy(&self.clock, || vec![waiting]).await {
-            let failure = error.means();
-            left.into_iter().for_each(|waiting| waiting.tell(Err(Failed::because(failure, &error))));
+        let (mut batches, mut main) = (pin!(self.run()), pin!(main));
+        tokio::select! {
+            biased;
+            () = batches.as_mut() => main.await,
+            ended = main.as_mut() => {
+                // The connections close.
+                let _in_time = timeout(store::CLOSE_TIMEOUT, batches).await;
+                ended
+            }
         }
     }
 }
 
-/// An error, with the panic's message, where the work ended in one.
-async fn survived<T>(work: impl Future<Output = T>) -> Result<T, String> {
-    let mut work = pin!(work);
-    poll_fn(|context| {
-        // It is not polled again.
-        match panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => {
-                let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
-                Poll::Ready(Err(message.unwrap_or_else(|| "a panic".to_owned())))
-            }
-        }
-    })
-    .await
-}
-
-/// Tells everyone what was seen; gives back those for whom it has to be looked again.
-fn tell(batch: Vec<Waiting>, sights: Vec<Sight>) -> Vec<Waiting> {
-    let told = batch.into_iter().zip(sights).filter_map(|(waiting, sight)| match sight.outcome() {
-        Some(outcome) => {
-            waiting.tell(outcome);
-            None
-        }
-        None => Some(waiting),
-    });
-    told.collect()
-}
-
-impl Undecided {
-    /// Whether the database would not have the statement, however often it is asked.
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Failed(error) if Failure::from(error) == Failure::Fault)
-    }
-
-    /// For a caller whose destroy was alone.
-    fn means(&self) -> DestroyError {
-        match self {
-            _ if self.is_refusal() => DestroyError::Internal,
-            Self::Failed(_) | Self::Colliding => DestroyError::StoreUnavailable,
-        }
+/// Serves a queue until it is closed and empty. A panic takes one batch with it, and not the service.
+async fn serve(queue: Arc<Queue>, settings: WorkerSettings) {
+    while let Err(panic) = AssertUnwindSafe(take_turns(&queue, &settings)).catch_unwind().await {
+        tracing::error!(error = message(&*panic), "a batch panicked");
+        sleep(store::RESTART_PAUSE).await;
     }
 }
 
-impl Lane {
-    /// Runs the statement for a batch until everyone is told, a bounded number of times; or gives back those it cannot
-    /// decide together. `take` is asked for them when there is a connection: until then nothing is sent.
-    async fn destroy(
-        &mut self,
-        clock: &Clock,
-        take: impl FnOnce() -> Vec<Waiting>,
-    ) -> Option<(Undecided, Vec<Waiting>)> {
-        let mut take = Some(take);
-        let mut batch = Vec::new();
-        for attempt in 1..=config::DESTROY_ATTEMPTS {
-            let ready = timeout(config::STORE_BOUND, self.ready()).await;
-            if let Some(take) = take.take() {
-                batch = take();
-                // Everyone takes rows in this order, so that no two batches wait for each other.
-                batch.sort_by_key(|waiting| waiting.destroy.id);
-            }
-            let now = Instant::now();
-            batch = batch.into_iter().filter_map(|waiting| waiting.in_time(now)).collect();
-            if batch.is_empty() {
-                return None;
-            }
-            let sights = match ready {
-                Ok(Ok(ready)) => {
-                    let destroys = batch.iter().map(|waiting| &waiting.destroy).collect::<Vec<_>>();
-                    timeout(config::STORE_BOUND, ready.destroy(&destroys, clock.now())).await
-                }
-                Ok(Err(error)) => Ok(Err(error)),
-                Err(elapsed) => Err(elapsed),
-            };
-            match sights {
-                Ok(Ok(sights)) => batch = tell(batch, sights),
-                Ok(Err(error)) => match Failure::from(&error) {
-                    Failure::Conflict => sleep(Duration::from_millis(1 << attempt)).await,
-                    Failure::Locked | Failure::Fault => return Some((Undecided::Failed(error), batch)),
-                    Failure::Unavailable => return self.fail(batch, DestroyError::StoreUnavailable, error),
-                    Failure::Misread => return self.fail(batch, DestroyError::Internal, error),
-                },
-                Err(_elapsed) => {
-                    let cause = "the database did not answer in time";
-                    return self.fail(batch, DestroyError::StoreUnavailable, cause);
-                }
-            }
-            if batch.is_empty() {
-                return None;
-            }
-        }
-        Some((Undecided::Colliding, batch))
-    }
-
-    /// Whether the statement took effect may not be known, so nothing is run again, and nothing more sent over this
-    /// connection.
-    fn fail(
-        &mut self,
-        batch: Vec<Waiting>,
-        error: DestroyError,
-        cause: impl fmt::Display,
-    ) -> Option<(Undecided, Vec<Waiting>)> {
-        self.cut();
-        let failed = Failed::because(error, cause);
-        batch.into_iter().for_each(|waiting| waiting.tell(Err(failed.clone())));
-        None
-    }
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
-#[cfg(test)]
-mod tests {
-    use std::future::ready;
-
-    use super::survived;
-
-    #[tokio::test]
-    #[expect(clippy::panic, reason = "this is about a panic")]
-    async fn a_panic_is_survived() {
-        assert_eq!(survived(ready(1)).await, Ok(1));
-        assert_eq!(survived::<()>(async { panic!("of a test") }).await, Err("of a test".to_owned()));
+/// Sends one batch after the other.
+async fn take_turns(queue: &Queue, settings: &WorkerSettings) {
+    let connection = BatchConnection::new(&settings.database, Kind::Dedicated);
+    let mut executor = Executor { connection, shared: settings.shared.clone() };
+    let most = settings.capacity.batch_max as usize;
+    while queue.wait().await {
+        let take = || settings.singles.divert(queue.take(most));
+        let mut batch = pin!(executor.run(store::BATCH_LOCK_TIMEOUT, take));
+        let locked = loop {
+            match timeout(store::QUEUE_SWEEP, batch.as_mut()).await {
+                Ok(locked) => break locked,
+                Err(_elapsed) => queue.sweep(),
+            }
+        };
+        locked.into_iter().for_each(|pending| settings.singles.park(pending));
     }
+    executor.connection.close().await;
 }

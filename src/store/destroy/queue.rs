@@ -1,7 +1,8 @@
-//! Destroys that wait for their turn.
+//! Destroys that wait to be sent.
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,107 +11,100 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Destroy, Failed, Outcome};
-use crate::{config, domain::DestroyError};
+use super::{Destroy, Destroyed, Failed, Outcome};
+use crate::{config::store, domain::DestroyError};
 
-/// A destroy and who waits for it.
+/// A destroy and the caller who waits for its outcome.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct Pending {
     pub destroy: Destroy,
-    since: Instant,
-    answer: oneshot::Sender<Outcome>,
+    /// Whether the request id was made by the service: a replay is then its own.
+    pub has_own_request_id: bool,
+    reply: oneshot::Sender<Outcome>,
 }
 
-/// First come, first served. Everything in it is unsent.
+/// First in, first out. Everything in it is unsent.
 #[derive(Debug, Default)]
 pub struct Queue {
-    line: Mutex<Line>,
+    state: Mutex<State>,
     arrived: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Line {
-    waiting: VecDeque<Waiting>,
+struct State {
+    pending: VecDeque<Pending>,
     closed: bool,
 }
 
-impl Waiting {
-    /// The destroy, and where its outcome will be heard.
+impl Pending {
+    /// The destroy, and where its outcome will be received.
     pub fn new(destroy: Destroy) -> (Self, oneshot::Receiver<Outcome>) {
-        let (answer, answered) = oneshot::channel();
-        (Self { destroy, since: Instant::now(), answer }, answered)
+        let (reply, outcome) = oneshot::channel();
+        (Self { destroy, has_own_request_id: false, reply }, outcome)
     }
 
-    /// Until when it is worth waiting for its turn.
-    pub fn patience(&self) -> Instant {
-        self.destroy.deadline.min(self.since + config::STORE_WAIT)
-    }
-
-    /// Tells the caller. A failure that nobody waits for any more is left to the log.
-    pub fn tell(self, outcome: Outcome) {
+    /// Sends the outcome to the caller. Where the caller has disconnected, the outcome is logged.
+    pub fn complete(self, outcome: Outcome) {
+        let outcome = match outcome {
+            Ok(Destroyed::Before) if self.has_own_request_id => Ok(Destroyed::Now),
+            other => other,
+        };
         let (id, user) = (self.destroy.id, self.destroy.user);
-        let Err(unheard) = self.answer.send(outcome) else { return };
-        const UNHEARD: &str = "a destroy ended that nobody waited for any more";
-        match unheard {
+        let Err(unsent) = self.reply.send(outcome) else { return };
+        const MESSAGE: &str = "destroy finished after the caller disconnected";
+        match unsent {
             Err(Failed { error, cause }) if error.is_fault() => {
-                tracing::error!(collection.id = %id, enduser.id = %user, outcome = ?error, error = cause.as_deref(), "{UNHEARD}");
+                tracing::error!(collection.id = %id, enduser.id = %user, outcome = ?error, error = cause.as_deref(), "{MESSAGE}");
             }
             outcome => {
                 let outcome = outcome.map_err(|failed| failed.error);
-                tracing::info!(collection.id = %id, enduser.id = %user, ?outcome, "{UNHEARD}");
+                tracing::info!(collection.id = %id, enduser.id = %user, ?outcome, "{MESSAGE}");
             }
         }
     }
 
-    /// Itself, if there is still somebody to destroy it for. Where the time is over the caller is told.
+    /// Itself, if its caller is still connected and its deadline has not passed. Where it has, the call is completed.
     pub fn in_time(self, now: Instant) -> Option<Self> {
-        if self.answer.is_closed() {
+        if self.reply.is_closed() {
             return None;
         }
         if now < self.destroy.deadline {
             return Some(self);
         }
-        self.tell(Err(Failed::unexplained(DestroyError::DeadlineExceeded)));
+        self.complete(Err(Failed::unexplained(DestroyError::DeadlineExceeded)));
         None
-    }
-
-    /// Its turn did not come.
-    pub fn give_up(self) {
-        if let Some(waiting) = self.in_time(Instant::now()) {
-            waiting.tell(Err(Failed::unexplained(DestroyError::Overloaded)));
-        }
     }
 }
 
 impl Queue {
     /// # Errors
-    /// There is no room, or the store is closing.
-    pub fn push(&self, waiting: Waiting) -> Result<(), Failed> {
-        let mut line = self.line();
-        if line.closed {
+    /// The queue is full, or the store is closed.
+    pub fn push(&self, pending: Pending) -> Result<(), Failed> {
+        let mut state = self.state();
+        if state.closed {
             return Err(Failed::because(DestroyError::StoreUnavailable, "the store is closed"));
         }
-        if line.waiting.len() >= config::DESTROY_QUEUE {
+        if state.pending.len() >= store::QUEUE_CAPACITY {
             return Err(Failed::unexplained(DestroyError::Overloaded));
         }
-        line.waiting.push_back(waiting);
-        drop(line);
+        state.pending.push_back(pending);
+        drop(state);
         self.arrived.notify_one();
         Ok(())
     }
 
-    /// Waits until there is something to take; `false` once there never will be.
-    pub async fn has_some(&self) -> bool {
+    /// Waits until the queue is not empty; `false` once it is closed and empty.
+    pub async fn wait(&self) -> bool {
         loop {
             let (is_empty, closed) = {
-                let line = self.line();
-                (line.waiting.is_empty(), line.closed)
+                let state = self.state();
+                (state.pending.is_empty(), state.closed)
             };
             if !is_empty {
                 return true;
             }
             if closed {
-                // One notice reaches one worker: each passes on that it is over.
+                // A notification wakes one worker: each wakes the next.
                 self.arrived.notify_one();
                 return false;
             }
@@ -118,42 +112,41 @@ impl Queue {
         }
     }
 
-    /// Those who have waited longest, at most so many of them: all, or half where they are many.
+    /// Takes the destroys that have waited longest, at most so many: all, or half where they are many.
     ///
-    /// While the database works on one half the other is answered and comes back. If all went together, callers who
-    /// wait for their answers would move as one crowd, and the database would idle while they are answered.
-    pub fn take(&self, most: usize) -> Vec<Waiting> {
-        let mut line = self.line();
-        let waiting = line.waiting.len();
-        let count = waiting.div_ceil(2).max(waiting.min(config::BATCH_WHOLE)).min(most);
-        let taken = line.waiting.drain(..count).collect();
-        if !line.waiting.is_empty() {
-            // For another worker: what is left may have come with one notice alone.
+    /// While the database works on one half, the callers of the other are answered and send their next calls. If all went
+    /// together, the database would be idle while they are answered.
+    pub fn take(&self, most: usize) -> Vec<Pending> {
+        let mut state = self.state();
+        let length = state.pending.len();
+        let count = length.div_ceil(2).max(length.min(store::BATCH_WHOLE)).min(most);
+        let taken = state.pending.drain(..count).collect();
+        if !state.pending.is_empty() {
+            // For another worker: what is left may have come with one notification.
             self.arrived.notify_one();
         }
         taken
     }
 
-    /// Refuses those who have waited for too long, and forgets those who went away.
+    /// Removes the destroys whose deadline has passed or whose caller has disconnected.
     pub fn sweep(&self) {
         let now = Instant::now();
-        let mut line = self.line();
-        let stale = |waiting: &Waiting| waiting.answer.is_closed() || waiting.patience() <= now;
-        let (over, kept) = std::mem::take(&mut line.waiting).into_iter().partition(stale);
-        line.waiting = kept;
-        drop(line);
-        let over: VecDeque<Waiting> = over;
-        over.into_iter().for_each(Waiting::give_up);
+        let mut state = self.state();
+        let is_over = |pending: &Pending| pending.reply.is_closed() || pending.destroy.deadline <= now;
+        let (over, kept): (VecDeque<_>, _) = mem::take(&mut state.pending).into_iter().partition(is_over);
+        state.pending = kept;
+        drop(state);
+        over.into_iter().for_each(|pending| drop(pending.in_time(now)));
     }
 
-    /// Nothing more is taken in; what is there is still served.
+    /// Accepts nothing more; what is queued is still served.
     pub fn close(&self) {
-        self.line().closed = true;
+        self.state().closed = true;
         self.arrived.notify_one();
     }
 
     /// Nothing panics while it is held, so it is never left half-changed.
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! `destroyed_collections`: the tombstones. At once what makes retries safe, the purge queue, the outbox and the audit
-//! trail; it holds nothing that the user wrote.
+//! `destroyed_collections`: the tombstones, immutable. What makes retries safe, the audit trail, and the ledger that a restore is
+//! corrected by. They hold nothing that the user wrote.
 
 use sea_orm::entity::prelude::*;
 
@@ -15,8 +15,6 @@ pub struct Model {
     pub request_id: Option<Uuid>,
     /// The service that asked for it, where one is known.
     pub caller: Option<String>,
-    pub purged_at: Option<ChronoDateTimeUtc>,
-    pub published_at: Option<ChronoDateTimeUtc>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -91,6 +91,22 @@ impl Program {
         Self { child, log, grpc, rest, admin }
     }
 
+    /// Until health says that it serves.
+    pub async fn wait_until_ready(&self) {
+        self.wait_for_health(0).await;
+    }
+
+    /// Until the health probe exits with this code.
+    pub async fn wait_for_health(&self, code: i32) {
+        let admin = self.admin.trim_start_matches("http://");
+        let seen = async {
+            while run(&["healthcheck", "--addr", admin], &[]).await.0 != code {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("never {code}"));
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).unwrap();
     }

@@ -1,0 +1,282 @@
+//! Whether the database can be served: a destroy is rehearsed, because nothing else shows that one would succeed.
+
+use std::{pin::pin, time::Duration};
+
+use sea_orm::{DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Store,
+    connect::Engine,
+    destroy::{BatchConnection, Kind, Placement},
+    failure::{Failure, sqlstate},
+    pooler,
+};
+use crate::config::store;
+
+/// Why the database cannot be served, or its schema not be changed. The text may be shown to an operator, never to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(
+        "the database schema is older than this program: run `collections-service migrate up` ({0} is missing)"
+    )]
+    Older(String),
+    #[error("the database schema is newer than this program: deploy the version that made it")]
+    Newer,
+    #[error(
+        "a pooler between the service and PostgreSQL keeps no prepared statements in its transaction mode: PgBouncer has \
+         to be 1.21 or newer with max_prepared_statements above 0, or in session mode"
+    )]
+    Pooler,
+    #[error("node {node} of the database acknowledges commits before they are durable: {settings}")]
+    NotDurable { node: i32, settings: String },
+    #[error("the database takes no writes (is it a standby?): {0}")]
+    ReadOnly(DbErr),
+    /// A destroy would fail until an operator acts.
+    #[error("the database refuses to destroy: {0}")]
+    Refused(DbErr),
+    #[error("the database failed: {0}")]
+    Database(DbErr),
+    #[error(
+        "the database did not answer in time: is it up, has it a connection left, and is its address right?"
+    )]
+    Timeout,
+}
+
+impl StateError {
+    /// Whether it may pass without a new deployment.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        !matches!(self, Self::Newer | Self::Pooler)
+    }
+
+    /// Whether the database is away, as opposed to refusing: calls may wait for it to return.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        matches!(self, Self::Database(_) | Self::Timeout)
+    }
+}
+
+impl From<DbErr> for StateError {
+    fn from(error: DbErr) -> Self {
+        match (&error, sqlstate(&error).as_deref()) {
+            // The pool's own text would name neither the database nor what to look at.
+            (DbErr::ConnectionAcquire(_), _) => Self::Timeout,
+            (_, Some("25006")) => Self::ReadOnly(error),
+            (_, Some(code)) if pooler::is_lost_statement(code) => Self::Pooler,
+            _ => match Failure::from(&error) {
+                // Another transaction has locked a table.
+                Failure::Unavailable | Failure::Locked | Failure::Conflict => Self::Database(error),
+                _ => Self::Refused(error),
+            },
+        }
+    }
+}
+
+/// Checks the database again and again, over a connection of its own.
+pub struct StoreCheck {
+    store: Store,
+    connection: BatchConnection,
+    /// Not rehearsed yet, or something has failed since.
+    must_rehearse: bool,
+    /// Nothing is destroyed by this process.
+    is_schema_only: bool,
+    /// The schema was complete. A newer one later is a newer version being rolled out beside this one.
+    is_complete: bool,
+    placement_read: Option<Instant>,
+    /// The groups whose node fails, while others do not.
+    failing: usize,
+}
+
+/// A statement that was terminated because it ran for too long.
+#[derive(Debug, FromQueryResult)]
+struct Terminated {
+    wait: Option<String>,
+}
+
+/// A node of a distributed engine and what it does at a commit.
+#[derive(Debug, FromQueryResult)]
+struct Node {
+    node: i32,
+    settings: String,
+}
+
+/// Of this role's destroys, of this process or another. Those that wait for a standby at their commit hold their locks.
+/// Materialized: in one WHERE the sessions of others could be terminated before the conditions are evaluated.
+const TERMINATE: &str = "\
+WITH stuck AS MATERIALIZED (
+  SELECT pid, concat_ws(':', wait_event_type, wait_event) AS wait
+  FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()
+    AND state = 'active' AND query LIKE 'SELECT destroy\\_collections\\_v%'
+    AND clock_timestamp() - query_start > $1 * interval '1 millisecond'
+) SELECT wait FROM stuck WHERE pg_terminate_backend(pid)";
+
+/// A transaction that spans nodes is committed by sessions of the engine's own, which the function does not reach.
+const NODES: &str = "\
+SELECT nodeid::int AS node, result AS settings FROM run_command_on_all_nodes(
+  $$SELECT concat('synchronous_commit=', current_setting('synchronous_commit'), ' fsync=', current_setting('fsync'))$$)
+WHERE success";
+
+impl Store {
+    /// Whether the schema is the one that this program expects.
+    ///
+    /// # Errors
+    /// It is older or newer, or the database failed.
+    pub async fn check_schema(&self) -> Result<(), StateError> {
+        let missing = async {
+            let versions = self.schema().await?;
+            Ok(versions.into_iter().find(|version| !version.applied))
+        };
+        match timeout(store::STATEMENT_BOUND, missing).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(missing))) => Err(StateError::Older(missing.name)),
+            Ok(Err(error)) => Err(error),
+            Err(_elapsed) => Err(StateError::Timeout),
+        }
+    }
+
+    /// A check of this store.
+    #[must_use]
+    pub fn check(&self) -> StoreCheck {
+        StoreCheck {
+            is_schema_only: self.batcher.is_closed(),
+            store: self.clone(),
+            connection: BatchConnection::new(&self.database, Kind::Dedicated),
+            must_rehearse: true,
+            is_complete: false,
+            placement_read: None,
+            failing: 0,
+        }
+    }
+}
+
+impl StoreCheck {
+    /// One check. A destroy is rehearsed the first time, and again after a failure, here or of a destroy, until one succeeds;
+    /// otherwise the function is run without a destroy.
+    ///
+    /// # Errors
+    /// The reason for which no destroy would succeed.
+    pub async fn run(&mut self) -> Result<(), StateError> {
+        self.must_rehearse |= self.store.status.take_failure();
+        let bound = if self.must_rehearse { store::STATEMENT_BOUND } else { store::CHECK_TIMEOUT };
+        let checked = timeout(bound, self.run_unbounded()).await.unwrap_or(Err(StateError::Timeout));
+        if checked.is_err() {
+            // A session keeps what it once was: read-only, say.
+            self.connection.discard();
+        }
+        self.must_rehearse = checked.is_err();
+        checked
+    }
+
+    /// Waits for the next check: this long, or until a destroy fails.
+    pub async fn wait(&self, interval: Duration) {
+        let _elapsed = timeout(interval, self.store.status.failure()).await;
+    }
+
+    async fn run_unbounded(&mut self) -> Result<(), StateError> {
+        let is_postgres = matches!(self.store.database.engine, Engine::Postgres(_));
+        let must_terminate = is_postgres && !self.is_schema_only;
+        if must_terminate && self.must_rehearse {
+            self.terminate_stuck().await;
+        }
+        if !self.is_complete {
+            self.store.check_schema().await?;
+            if is_postgres {
+                pooler::check(&self.store.database).await?;
+            }
+            self.is_complete = true;
+        }
+        if self.is_schema_only {
+            return Ok(self.store.db.ping().await?);
+        }
+        if is_postgres {
+            self.read_placement().await?;
+        }
+        self.check_groups().await?;
+        if must_terminate && !self.must_rehearse {
+            self.terminate_stuck().await;
+        }
+        Ok(())
+    }
+
+    /// Each group's node is asked; while some can be served, so can the service.
+    async fn check_groups(&mut self) -> Result<(), StateError> {
+        let placement = self.store.batcher.placement();
+        let now = self.store.clock.now();
+        let mut errors = Vec::new();
+        for group in 0..placement.groups() {
+            // Another one each time: two processes must not wait for each other's.
+            let below = i64::from_be_bytes(self.store.entropy.bytes()) | i64::MIN;
+            let id = placement.rehearsal_id(group, below.saturating_add(20_000));
+            let checked = async {
+                let ready = self.connection.ready().await?;
+                if self.must_rehearse { ready.rehearse(id, now).await } else { ready.probe(id, now).await }
+            };
+            let checked = match timeout(store::CHECK_TIMEOUT, pin!(checked)).await {
+                Ok(checked) => checked.map_err(StateError::from),
+                Err(_elapsed) => Err(StateError::Timeout),
+            };
+            if let Err(error) = checked {
+                self.connection.discard();
+                errors.push(error);
+            }
+        }
+        let failing = errors.len();
+        let first = errors.into_iter().next();
+        if let (Some(error), true) = (&first, failing != self.failing && failing < placement.groups()) {
+            tracing::error!(%error, failing, groups = placement.groups(), "some nodes of the database fail");
+        }
+        self.failing = failing;
+        match first {
+            Some(error) if failing == placement.groups() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads where rows are, where the engine is a distributed one, and whether its nodes keep what they acknowledge.
+    async fn read_placement(&mut self) -> Result<(), StateError> {
+        let is_due = self.placement_read.is_none_or(|read| read.elapsed() > store::PLACEMENT_REFRESH);
+        let was_plain = self.placement_read.is_some() && !self.store.batcher.placement().is_distributed();
+        if !self.must_rehearse && (was_plain || !is_due) {
+            return Ok(());
+        }
+        let db = &self.store.database.pool;
+        let placement = Placement::read(db).await?;
+        if placement.is_distributed() {
+            check_nodes(db).await?;
+        }
+        if placement != *self.store.batcher.placement() {
+            tracing::info!(groups = placement.groups(), "placement read");
+            self.store.batcher.regroup(placement);
+        }
+        self.placement_read = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Terminates destroys that run for too long: their callers have an answer, or run them again.
+    async fn terminate_stuck(&self) {
+        let most = i64::try_from(store::STATEMENT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, TERMINATE, [most.into()]);
+        // The check itself tells what is wrong with the database.
+        let terminated = timeout(
+            store::CHECK_TIMEOUT,
+            Terminated::find_by_statement(statement).all(&self.store.database.pool),
+        );
+        for stuck in terminated.await.ok().and_then(Result::ok).unwrap_or_default() {
+            tracing::warn!(
+                wait = stuck.wait,
+                "terminated a destroy that ran for {:?}; SyncRep means that a synchronous standby does not answer",
+                store::STATEMENT_TIMEOUT
+            );
+        }
+    }
+}
+
+async fn check_nodes(db: &DatabaseConnection) -> Result<(), StateError> {
+    let nodes = Statement::from_string(DbBackend::Postgres, NODES);
+    let nodes = Node::find_by_statement(nodes).all(db).await?;
+    match nodes.into_iter().find(|node| node.settings.contains("=off")) {
+        Some(Node { node, settings }) => Err(StateError::NotDurable { node, settings }),
+        None => Ok(()),
+    }
+}

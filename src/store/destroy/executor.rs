@@ -1,0 +1,213 @@
+//! Runs a batch of destroys until every caller has an answer.
+
+use std::{fmt, mem, sync::Arc, time::Duration};
+
+use sea_orm::{ConnAcquireErr, DbErr};
+use tokio::time::{Instant, error::Elapsed, sleep, timeout};
+use uuid::Builder;
+
+use super::{
+    Attempt, Destroy, Failed, RowOutcome,
+    connection::{BatchConnection, Ready},
+    queue::Pending,
+};
+use crate::{
+    config::store,
+    domain::{Clock, DestroyError, Entropy, RequestId},
+    store::{failure::Failure, status::StoreStatus},
+};
+
+/// Runs batches over one connection, one after the other.
+pub struct Executor {
+    pub connection: BatchConnection,
+    pub shared: Arc<Shared>,
+}
+
+/// What all executors of a store share.
+pub struct Shared {
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub status: StoreStatus,
+    /// Whether a destroy is also to be published.
+    pub publish: bool,
+}
+
+/// Destroys that are sent together.
+struct Batch {
+    pending: Vec<Pending>,
+    attempt: Attempt,
+    /// Conflicts so far.
+    conflicts: u32,
+    /// Before the next attempt after an unknown outcome.
+    pause: Duration,
+}
+
+impl Batch {
+    fn new(pending: Vec<Pending>, attempt: Attempt) -> Self {
+        Self { pending, attempt, conflicts: 0, pause: store::RETRY_PAUSE }
+    }
+}
+
+impl Executor {
+    /// Takes a batch once there is a connection, and completes each of its destroys; returns those whose row is locked.
+    /// Nothing is sent for a caller whose deadline has passed or who has disconnected.
+    pub async fn run(&mut self, lock_timeout: Duration, take: impl FnOnce() -> Vec<Pending>) -> Vec<Pending> {
+        let ready = timeout(store::STATEMENT_BOUND, self.connection.ready()).await;
+        // Those that arrived meanwhile are in the batch.
+        let mut pending = take();
+        // All batches lock rows in this order, so that no two of them wait for each other.
+        pending.sort_by_key(|pending| pending.destroy.id);
+        add_request_ids(&mut pending, &self.shared.entropy);
+        let attempt = Attempt { publish: self.shared.publish, replays_first: false, lock_timeout };
+        let mut batch = Batch::new(pending, attempt);
+        let sent = send(ready, &mut batch, &self.shared.clock).await;
+        let (mut batches, mut locked) = self.settle(batch, sent).await;
+        while let Some(mut batch) = batches.pop() {
+            let ready = timeout(store::STATEMENT_BOUND, self.connection.ready()).await;
+            let sent = send(ready, &mut batch, &self.shared.clock).await;
+            let (more, still_locked) = self.settle(batch, sent).await;
+            batches.extend(more);
+            locked.extend(still_locked);
+        }
+        locked
+    }
+
+    /// Completes what was decided. Returns what has to be run again, and the destroys whose row is locked.
+    async fn settle(
+        &mut self,
+        mut batch: Batch,
+        sent: Result<Vec<RowOutcome>, DbErr>,
+    ) -> (Vec<Batch>, Vec<Pending>) {
+        let error = match sent {
+            Ok(outcomes) => {
+                batch.pending = complete(batch.pending, outcomes);
+                // Other calls took their rows in between.
+                return (retry_conflict(batch, &"the destroys kept being overtaken").await, Vec::new());
+            }
+            Err(error) => error,
+        };
+        let nothing = (Vec::new(), Vec::new());
+        match Failure::from(&error) {
+            Failure::Conflict => (retry_conflict(batch, &error).await, Vec::new()),
+            Failure::Duplicate if !batch.attempt.replays_first => {
+                // A tombstone stands already.
+                batch.attempt.replays_first = true;
+                (vec![batch], Vec::new())
+            }
+            Failure::Locked if batch.pending.len() == 1 => (Vec::new(), batch.pending),
+            Failure::Locked => {
+                batch.attempt.lock_timeout = store::SPLIT_LOCK_TIMEOUT.min(batch.attempt.lock_timeout);
+                (halves(batch), Vec::new())
+            }
+            Failure::Duplicate | Failure::Rejected if batch.pending.len() > 1 => {
+                tracing::warn!(%error, destroys = batch.pending.len(), "batch rejected; running its halves");
+                (halves(batch), Vec::new())
+            }
+            Failure::Duplicate | Failure::Rejected => {
+                fail(batch.pending, DestroyError::Internal, &error);
+                nothing
+            }
+            Failure::Unavailable => (self.retry_unknown(batch, &error).await, Vec::new()),
+            Failure::Unusable => {
+                self.connection.discard();
+                self.shared.status.report_failure();
+                fail(batch.pending, DestroyError::StoreUnavailable, &error);
+                nothing
+            }
+            Failure::Misread => {
+                self.connection.discard();
+                fail(batch.pending, DestroyError::Internal, &error);
+                nothing
+            }
+        }
+    }
+
+    /// Whether the statement took effect may be unknown. It is run again over another connection, with the same request ids,
+    /// until its callers' deadlines.
+    async fn retry_unknown(&mut self, mut batch: Batch, error: &DbErr) -> Vec<Batch> {
+        self.connection.discard();
+        self.shared.status.report_failure();
+        let again = Instant::now() + batch.pause;
+        let (over, left): (Vec<_>, _) =
+            batch.pending.into_iter().partition(|pending| pending.destroy.deadline <= again);
+        fail(over, DestroyError::StoreUnavailable, error);
+        if left.is_empty() {
+            return Vec::new();
+        }
+        batch.pending = left;
+        sleep(batch.pause).await;
+        batch.pause = (2 * batch.pause).min(store::LONGEST_RETRY_PAUSE);
+        vec![batch]
+    }
+}
+
+/// A destroy without a request id gets one, so that running it again after an unknown outcome finds out what happened.
+fn add_request_ids(pending: &mut [Pending], entropy: &Entropy) {
+    let is_without = |pending: &&mut Pending| pending.destroy.request_id.is_none();
+    let without: Vec<_> = pending.iter_mut().filter(is_without).collect();
+    let mut random = vec![0; 16 * without.len()];
+    entropy.fill(&mut random);
+    for (pending, bytes) in without.into_iter().zip(random.as_chunks::<16>().0) {
+        pending.destroy.request_id = Some(RequestId::from(Builder::from_random_bytes(*bytes).into_uuid()));
+        pending.has_own_request_id = true;
+    }
+}
+
+/// Sends the statement for those of the batch that are still in time; the others are completed.
+async fn send(
+    ready: Result<Result<Ready<'_>, DbErr>, Elapsed>,
+    batch: &mut Batch,
+    clock: &Clock,
+) -> Result<Vec<RowOutcome>, DbErr> {
+    let now = Instant::now();
+    batch.pending =
+        mem::take(&mut batch.pending).into_iter().filter_map(|pending| pending.in_time(now)).collect();
+    if batch.pending.is_empty() {
+        return Ok(Vec::new());
+    }
+    let no_answer = || DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
+    let destroys: Vec<&Destroy> = batch.pending.iter().map(|pending| &pending.destroy).collect();
+    let statement = ready.map_err(|_elapsed| no_answer())??.destroy(&destroys, batch.attempt, clock.now());
+    timeout(store::STATEMENT_BOUND, statement).await.map_err(|_elapsed| no_answer())?
+}
+
+/// Runs a batch again in a moment, a bounded number of times.
+async fn retry_conflict(mut batch: Batch, cause: &impl fmt::Display) -> Vec<Batch> {
+    batch.conflicts += 1;
+    if batch.pending.is_empty() {
+        return Vec::new();
+    }
+    if batch.conflicts >= store::CONFLICT_ATTEMPTS {
+        fail(batch.pending, DestroyError::StoreUnavailable, cause);
+        return Vec::new();
+    }
+    sleep(Duration::from_millis(1 << batch.conflicts)).await;
+    vec![batch]
+}
+
+/// Completes each destroy; returns those that have to be run again.
+fn complete(batch: Vec<Pending>, outcomes: Vec<RowOutcome>) -> Vec<Pending> {
+    let overtaken =
+        batch.into_iter().zip(outcomes).filter_map(|(pending, outcome)| match outcome.outcome() {
+            Some(outcome) => {
+                pending.complete(outcome);
+                None
+            }
+            None => Some(pending),
+        });
+    overtaken.collect()
+}
+
+fn fail(batch: Vec<Pending>, error: DestroyError, cause: &impl fmt::Display) {
+    if batch.is_empty() {
+        return;
+    }
+    let failed = Failed::because(error, cause);
+    batch.into_iter().for_each(|pending| pending.complete(Err(failed.clone())));
+}
+
+fn halves(mut batch: Batch) -> Vec<Batch> {
+    let second = batch.pending.split_off(batch.pending.len() / 2);
+    let attempt = batch.attempt;
+    vec![Batch::new(second, attempt), Batch::new(batch.pending, attempt)]
+}
