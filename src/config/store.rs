@@ -40,6 +40,8 @@ pub const QUEUE_CAPACITY: usize = 16 * 1024;
 pub const QUEUE_SWEEP: Duration = Duration::from_millis(250);
 /// Destroys in one statement, unless an operator configures another number.
 pub const BATCH_MAX: u32 = 1024;
+/// A batch that takes longer makes the check rehearse a destroy: commits may hang.
+pub const SLOW_BATCH: Duration = Duration::from_secs(1);
 /// As many as these go in one statement; of more, half. A commit costs as much as some thirty to sixty rows on a local
 /// disk; where it takes longer, larger batches would do more.
 pub const BATCH_WHOLE: usize = 64;

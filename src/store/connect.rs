@@ -152,6 +152,10 @@ async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, Co
                 .pragma("wal_autocheckpoint", store::WAL_PAGES.to_string())
         });
     let pool = Connect::connect(options).await.map_err(ConnectError::Sqlite)?;
+    // A file that is gone later is not replaced by an empty one.
+    let connections = pool.get_sqlite_connection_pool();
+    let existing = connections.connect_options().as_ref().clone().create_if_missing(false);
+    connections.set_connect_options(existing);
     Ok(Database { pool, engine: Engine::Sqlite(file) })
 }
 

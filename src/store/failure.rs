@@ -30,6 +30,8 @@ impl From<&DbErr> for Failure {
             | DbErr::Exec(RuntimeErr::SqlxError(error))
             | DbErr::Query(RuntimeErr::SqlxError(error)) => of_sqlx(error),
             DbErr::ConnectionAcquire(_) => Self::Unavailable,
+            // The store's own: the file is gone.
+            DbErr::Custom(_) => Self::Unusable,
             _ => Self::Misread,
         }
     }

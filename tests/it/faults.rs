@@ -109,7 +109,7 @@ async fn silent_connections_are_replaced() {
 }
 
 /// Passes everything on, but nothing more over connections that were there when `silent` was set.
-async fn relay_until(listener: TcpListener, server: String, silent: Arc<AtomicBool>) {
+pub async fn relay_until(listener: TcpListener, server: String, silent: Arc<AtomicBool>) {
     while let Ok((mut client, _)) = listener.accept().await {
         let (server, silent) = (server.clone(), silent.clone());
         tokio::spawn(async move {

@@ -14,7 +14,7 @@ use futures_util::{
 };
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -194,11 +194,15 @@ async fn take_turns(queue: &Queue, settings: &WorkerSettings) {
     let most = settings.capacity.batch_max as usize;
     while queue.wait().await {
         let take = || settings.singles.divert(queue.take(most));
+        let begun = Instant::now();
         let mut batch = pin!(executor.run(store::BATCH_LOCK_TIMEOUT, take));
         let locked = loop {
             match timeout(store::QUEUE_SWEEP, batch.as_mut()).await {
                 Ok(locked) => break locked,
                 Err(_elapsed) => queue.sweep(),
+            }
+            if begun.elapsed() > store::SLOW_BATCH {
+                settings.shared.status.report_failure();
             }
         };
         locked.into_iter().for_each(|pending| settings.singles.park(pending));

@@ -157,7 +157,7 @@ impl Ready<'_> {
             }
             Self::Sqlite(transaction, file) => {
                 file.check()?;
-                transaction.rollback().await
+                sqlite::destroy(transaction, &[], false, now).await.map(|_empty| ())
             }
         }
     }

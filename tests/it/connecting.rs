@@ -1,0 +1,150 @@
+//! How the database's URL is understood, and which of several addresses is used.
+
+use std::time::Duration;
+
+use collections_service::store::{Capacity, Destroyed};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
+
+use super::{
+    batches::asked,
+    faults::{Sent, front, relay, relay_until},
+    support::{Backend, Ground, OWNER, cluster::Cluster, connect, fresh_database, program::run, wait_for},
+};
+
+fn address(url: &str) -> &str {
+    url.rsplit_once('@').unwrap().1.split_once('/').unwrap().0
+}
+
+/// The first of two hosts accepts and never answers.
+#[tokio::test]
+async fn a_host_that_does_not_answer_is_passed_over() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hosts = format!("{},{}", silent.local_addr().unwrap(), address(&ground.url));
+    let url = ground.url.replace(address(&ground.url), &hosts);
+    let (store, begun) = (connect(&url, Capacity::of(4), &ground.clock).await, Instant::now());
+    assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+/// The first of two hosts takes no writes.
+#[tokio::test]
+async fn a_standby_is_passed_over() {
+    let (standby, primary) = (Cluster::start().await, Cluster::start().await);
+    let ground = Ground::on(Some(fresh_database(&primary.url()).await)).await;
+    ground.put(1, OWNER).await;
+    let name = ground.url.rsplit_once('/').unwrap().1;
+    let admin = Database::connect(format!("{}/postgres", standby.url())).await.unwrap();
+    for statement in [
+        &format!("CREATE DATABASE {name}"),
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+    ] {
+        admin.execute_unprepared(statement).await.unwrap();
+    }
+    wait_for(&admin, "SELECT 1 WHERE current_setting('default_transaction_read_only') = 'on'").await;
+    let hosts = format!("{},{}", address(&format!("{}/", standby.url())), address(&ground.url));
+    let url = ground.url.replace(address(&ground.url), &hosts);
+    let store = connect(&url, Capacity::of(4), &ground.clock).await;
+    assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    store.check().run().await.unwrap();
+}
+
+/// An address of IPv6, whose brackets are the URL's.
+#[tokio::test]
+async fn an_ipv6_address_is_understood() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let url = ground.url.replace(address(&ground.url), &listener.local_addr().unwrap().to_string());
+    tokio::spawn(relay(listener, address(&ground.url).to_owned(), Sent::default()));
+    let store = connect(&format!("{url}?sslmode=disable"), Capacity::of(4), &ground.clock).await;
+    assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+}
+
+/// As libpq does: without a user in the URL, the operating system's.
+#[tokio::test]
+async fn a_url_without_a_user_means_the_operating_systems() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let url = ground.url.replace("tests@", "");
+    let me = nix::unistd::User::from_uid(nix::unistd::getuid()).unwrap().unwrap().name;
+    let (code, _, errors) = run(&["migrate", "status"], &[("COLLECTIONS_DATABASE_URL", &url)]).await;
+    assert!(code == 1 && errors.contains(&format!("role \"{me}\" does not exist")), "{errors}");
+    let with = [("COLLECTIONS_DATABASE_URL", url.as_str()), ("PGUSER", "tests")];
+    assert_eq!(run(&["migrate", "status"], &with).await.0, 0);
+}
+
+#[tokio::test]
+async fn a_session_has_the_name_that_it_is_given() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let beside = ground.beside().await;
+    for (parameters, name) in [("", "collections-service"), ("?application_name=orders", "orders")] {
+        let url = format!("{}{parameters}", ground.url);
+        let store = connect(&url, Capacity::of(4), &ground.clock).await;
+        store.check().run().await.unwrap();
+        let query = format!(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{name}'"
+        );
+        wait_for(&beside, &query).await;
+    }
+}
+
+/// The text of the first column of each row.
+async fn texts(connection: &DatabaseConnection, query: &str) -> Vec<String> {
+    let rows = connection.query_all_raw(Statement::from_string(DbBackend::Postgres, query)).await.unwrap();
+    rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect()
+}
+
+/// A session has no setting but those that every pooler allows, and the function leaves none behind.
+#[tokio::test]
+async fn a_session_carries_no_state() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let beside = ground.beside().await;
+    let spy = "CREATE TABLE seen (name text);
+        CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          INSERT INTO seen SELECT name FROM pg_settings WHERE source IN ('client', 'session'); RETURN NULL; END $$;
+        CREATE TRIGGER spy AFTER INSERT ON oauth_applications FOR EACH STATEMENT EXECUTE FUNCTION spy()";
+    beside.execute_unprepared(spy).await.unwrap();
+    ground.credentials.create_app("one").await.unwrap();
+    assert_eq!(
+        texts(&beside, "SELECT name FROM seen ORDER BY name").await,
+        ["DateStyle", "TimeZone", "application_name", "client_encoding"]
+    );
+    let mut one = ConnectOptions::new(&ground.url);
+    one.max_connections(1);
+    let session = Database::connect(one).await.unwrap();
+    let settings = "SELECT name || '=' || setting FROM pg_settings WHERE name NOT LIKE 'plpgsql.%'";
+    let before = texts(&session, settings).await;
+    ground.put(1, OWNER).await;
+    let call = format!(
+        "SELECT destroy_collections_v1(1, '{{1}}', '{{{OWNER}}}', now(), '{{00000000-0000-4000-8000-000000000000}}',
+         '{{a}}', true, true, '12345ms')"
+    );
+    assert_eq!(texts(&session, &call).await, ["d"]);
+    let after = texts(&session, settings).await;
+    let changed: Vec<_> = after.iter().filter(|setting| !before.contains(setting)).collect();
+    assert_eq!(changed, [] as [&String; 0]);
+}
+
+/// A connection that a firewall has dropped while it was idle: the next call is not held up by it for long.
+#[tokio::test]
+async fn a_dead_idle_connection_is_replaced_soon() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    ground.put(2, OWNER).await;
+    let (listener, through, server) = front(&ground.url).await;
+    let silent = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    tokio::spawn(relay_until(listener, server, silent.clone()));
+    let store = connect(&through, Capacity::of(4), &ground.clock).await;
+    assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    silent.store(true, std::sync::atomic::Ordering::SeqCst);
+    sleep(Duration::from_millis(1100)).await;
+    let begun = Instant::now();
+    assert_eq!(store.destroy(asked(2)).await, Ok(Destroyed::Now));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}

@@ -1,0 +1,105 @@
+//! Rows that other transactions keep locked hold up their own destroys, and no others.
+
+use std::time::Duration;
+
+use collections_service::{
+    config::store::LOCKED_CAPACITY,
+    domain::DestroyError,
+    store::{Destroy, Destroyed},
+};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    batches::{asked, together},
+    support::{BLOCKED, Backend, Ground, OWNER, wait_for},
+};
+
+/// Locks these rows until the transaction ends.
+async fn lock(ground: &Ground, rows: &str) -> DatabaseTransaction {
+    let rival = ground.beside().await.begin().await.unwrap();
+    let lock = format!("SELECT id FROM collections WHERE {rows} FOR UPDATE");
+    rival.execute_unprepared(&lock).await.unwrap();
+    rival
+}
+
+fn until(limit: Duration, destroy: Destroy) -> Destroy {
+    Destroy { deadline: Instant::now() + limit, ..destroy }
+}
+
+/// Twenty locked rows in the batches of others: none of the others is refused, and those that are locked are destroyed once
+/// their locks are gone.
+#[tokio::test]
+async fn nobody_is_refused_because_of_locked_rows() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=200 {
+        ground.put(id, OWNER).await;
+    }
+    let rival = lock(&ground, "id % 10 = 0").await;
+    let locked: Vec<_> = (1..=20)
+        .map(|number| {
+            let store = ground.store.clone();
+            tokio::spawn(
+                async move { store.destroy(until(Duration::from_secs(30), asked(10 * number))).await },
+            )
+        })
+        .collect();
+    let others = (1..=200).filter(|id| id % 10 != 0);
+    let outcomes = together(&ground.store, others.map(asked)).await;
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
+    assert!(locked.iter().all(|call| !call.is_finished()));
+    rival.rollback().await.unwrap();
+    for call in locked {
+        assert_eq!(call.await.unwrap(), Ok(Destroyed::Now));
+    }
+}
+
+/// While an id is known to be locked, its callers do not come into batches: those go without a wait.
+#[tokio::test]
+async fn a_locked_row_delays_one_batch() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=40 {
+        ground.put(id, OWNER).await;
+    }
+    let rival = lock(&ground, "id = 13").await;
+    let again = |limit| {
+        let store = ground.store.clone();
+        tokio::spawn(async move { store.destroy(until(limit, asked(13))).await })
+    };
+    let first = again(Duration::from_secs(20));
+    wait_for(&ground.beside().await, BLOCKED).await;
+    sleep(Duration::from_millis(100)).await;
+    // PostgreSQL counts waits that ended in lock_timeout in its log alone, so that the time has to tell.
+    let begun = Instant::now();
+    let mut later = Vec::new();
+    for id in (1..=40).filter(|id| *id != 13) {
+        later.push(again(Duration::from_secs(20)));
+        assert_eq!(ground.store.destroy(asked(id)).await, Ok(Destroyed::Now));
+    }
+    // With a wait in each batch it would be two seconds.
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    rival.rollback().await.unwrap();
+    let mut outcomes = vec![first.await.unwrap()];
+    for call in later {
+        outcomes.push(call.await.unwrap());
+    }
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Ok(Destroyed::Now)).count(), 1, "{outcomes:?}");
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::NotFound)).count(), 39);
+}
+
+/// So many destroys wait for locked rows; more are refused. A caller's deadline ends its wait.
+#[tokio::test]
+async fn waiting_for_a_lock_has_limits() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let rival = lock(&ground, "id = 1").await;
+    let short = ground.store.destroy(until(Duration::from_secs(1), asked(1))).await;
+    assert_eq!(short, Err(DestroyError::DeadlineExceeded));
+    let more = LOCKED_CAPACITY + 40;
+    let all = together(&ground.store, (0..more).map(|_| until(Duration::from_secs(3), asked(1))));
+    let outcomes = all.await;
+    let refused = outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::Overloaded)).count();
+    assert!((39..=40).contains(&refused), "{refused}");
+    rival.rollback().await.unwrap();
+    assert_eq!(ground.store.destroy(asked(1)).await, Ok(Destroyed::Now));
+}
