@@ -89,6 +89,19 @@ impl Data {
         Ok(usize::try_from(self.count(&ranges).await?)?)
     }
 
+    pub async fn has_table(&self, name: &str) -> Result<bool> {
+        let question = if self.is_postgres() {
+            format!("SELECT count(*) AS n FROM pg_class WHERE oid = to_regclass('{name}')")
+        } else {
+            format!("SELECT count(*) AS n FROM sqlite_master WHERE type = 'table' AND name = '{name}'")
+        };
+        Ok(self.count(&question).await? > 0)
+    }
+
+    fn is_postgres(&self) -> bool {
+        self.db.get_database_backend() == DbBackend::Postgres
+    }
+
     async fn count(&self, question: &str) -> Result<u64> {
         let question = Statement::from_string(self.db.get_database_backend(), question);
         let row = self.db.query_one_raw(question).await?.ok_or("no count")?;

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// pgbench with the statement that one destroy alone is
+    /// pgbench with one statement a destroy
     Pgbench,
     /// Destroy over gRPC, on PostgreSQL
     GrpcPostgres,
@@ -38,7 +38,7 @@ impl Kind {
 
     pub const fn label(self) -> &'static str {
         match self {
-            Self::Pgbench => "pgbench, the same single statement, prepared",
+            Self::Pgbench => "pgbench, one statement a destroy, prepared",
             Self::GrpcPostgres => "**gRPC, PostgreSQL**",
             Self::Health => "an empty RPC (Health/Check)",
             Self::RestPostgres => "REST, OAuth 1.0a, PostgreSQL",
@@ -55,7 +55,7 @@ impl Kind {
     /// For the plot.
     pub const fn short_label(self) -> &'static str {
         match self {
-            Self::Pgbench => "pgbench, same statement",
+            Self::Pgbench => "pgbench, one statement",
             Self::GrpcPostgres => "gRPC, PostgreSQL",
             Self::Health => "empty RPC",
             Self::RestPostgres => "REST (HTTP/1.1), PostgreSQL",

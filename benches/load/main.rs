@@ -53,7 +53,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// The user whose collections are destroyed.
 const OWNER: i64 = 1;
 
-/// What the service can bear, beside pgbench with the same statement on the same machine.
+/// What the service can bear, beside pgbench with one statement a destroy on the same machine.
 ///
 /// It starts a PostgreSQL cluster of its own, which tests/run installs, and the service on it and on SQLite. It writes
 /// load.md, load.json and load.svg, and prints the first. All of it takes some twenty minutes.

@@ -1,8 +1,8 @@
-//! The yardstick: pgbench with the statement that one destroy alone is.
+//! The yardstick: pgbench with one statement a destroy.
 
 use std::{fs, os::unix::process::CommandExt, process::Stdio, time::Duration};
 
-use collections_service::{domain::Clock, store::DESTROY};
+use collections_service::domain::Clock;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -22,15 +22,33 @@ const THREADS: usize = 2;
 /// How long all clients together may take to their first transaction.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The program's own statement over pgbench's variables. A variable cannot be NULL, which `request_id` is; and where one
-/// stands twice pgbench makes two parameters of it, which changes nothing about the plan.
-fn script(spread: Spread) -> String {
-    let variables =
-        [("$1", ":id"), ("$2", ":owner"), ("$3", ":now"), ("$4", "NULL::uuid"), ("$5", ":caller")];
-    let statement = variables
-        .iter()
-        .fold(DESTROY.to_owned(), |text, (parameter, variable)| text.replace(parameter, variable));
-    assert!(!statement.contains('$'), "the statement has a parameter that pgbench is not told of");
+/// Destroys one collection: deletes the row, writes its tombstone and returns the outcome, in one round trip. A variable of
+/// pgbench cannot be NULL, which `request_id` is. `PURGE` stands for [`PURGE`] or nothing.
+const DESTROY: &str = "\
+WITH gone AS (
+  DELETE FROM collections WHERE id = :id AND owner_id = :owner RETURNING id, owner_id
+), tombstone AS (
+  INSERT INTO destroyed_collections (id, owner_id, destroyed_at, request_id, caller)
+  SELECT id, owner_id, :now, NULL::uuid, :caller FROM gone
+  RETURNING id
+)PURGE
+SELECT CASE
+  WHEN EXISTS (SELECT 1 FROM tombstone) THEN 'd'
+  WHEN EXISTS (SELECT 1 FROM destroyed_collections
+    WHERE id = :id AND owner_id = :owner AND request_id = NULL::uuid) THEN 'r'
+  WHEN EXISTS (SELECT 1 FROM collections WHERE id = :id AND owner_id = :owner) THEN 'o'
+  WHEN EXISTS (SELECT 1 FROM collections WHERE id = :id) THEN 'f'
+  ELSE 'n'
+END AS outcome";
+
+/// Enqueues the purge of the collection's entries, where the schema has that queue.
+const PURGE: &str = ", purge AS (
+  INSERT INTO purge_queue (id, since) SELECT id, :now FROM gone
+)";
+
+/// Each client destroys the ids of a range of its own.
+fn script(spread: Spread, has_purge_queue: bool) -> String {
+    let statement = DESTROY.replace("PURGE", if has_purge_queue { PURGE } else { "" });
     format!("\\set n :n + 1\n\\set id :client_id * {} + :n\n{statement};\n", spread.each)
 }
 
@@ -39,7 +57,7 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
     let Window { warm_up, measured } = window;
     let folder = tempfile::tempdir()?;
     let (file, log) = (folder.path().join("script"), folder.path().join("log"));
-    fs::write(&file, script(spread))?;
+    fs::write(&file, script(spread, data.has_table("purge_queue").await?))?;
     let longest = (PATIENCE + warm_up + measured).as_secs() + 10;
     let mut command = std::process::Command::new(cluster.program("pgbench"));
     command
