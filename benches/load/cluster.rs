@@ -18,6 +18,9 @@ use tempfile::TempDir;
 
 use crate::Result;
 
+/// The database that the cluster begins with.
+pub const DATABASE: &str = "bench";
+
 /// As many segments of the write-ahead log as `min_wal_size` keeps are made beforehand. A server that has been up for a day
 /// uses old ones again; a new one would make another every second, and each time all commits would wait for 16 MB.
 const SEGMENTS: &str = "DO $$ BEGIN FOR segment IN 1..64 LOOP \
@@ -77,14 +80,14 @@ impl Cluster {
         cluster.wait_and_create()?;
         cluster.run(
             "psql",
-            &["-X", "-v", "ON_ERROR_STOP=1", "-d", "bench", "-q", "-c", SEGMENTS, "-c", "CHECKPOINT"],
+            &["-X", "-v", "ON_ERROR_STOP=1", "-d", DATABASE, "-q", "-c", SEGMENTS, "-c", "CHECKPOINT"],
         )?;
         Ok(cluster)
     }
 
-    /// The benchmark's database.
-    pub fn url(&self) -> String {
-        format!("postgres://bench@127.0.0.1:{}/bench", self.port)
+    /// The URL of one of the cluster's databases.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://bench@127.0.0.1:{}/{database}", self.port)
     }
 
     pub const fn port(&self) -> u16 {
@@ -107,7 +110,7 @@ impl Cluster {
 
     fn wait_and_create(&self) -> Result<()> {
         let mut tries = 0;
-        while let Err(error) = self.run("createdb", &["bench"]) {
+        while let Err(error) = self.run("createdb", &[DATABASE]) {
             tries += 1;
             if tries == 100 {
                 return Err(format!("PostgreSQL did not come up: {error}{}", self.log()?).into());

@@ -1,15 +1,16 @@
 //! Two processes of the service on one database, whose callers all want the same ids at about the same time.
 
-use std::{cell::RefCell, ops::Range, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
 use tokio::time::Instant;
 
 use crate::{
     Result,
     closed::{self, CALLERS, Call, Calls},
-    data::{Data, Spread},
-    grpc::{Reader, Refusal, destroy_body, destroy_head},
+    data::Data,
+    grpc::{Reader, Refusal, destroy, destroy_head},
     http2::{Answered, Answers, Head},
+    ids::{Rows, Spread},
     measure::{Answer, Gauge},
     usage::Usage,
 };
@@ -32,7 +33,7 @@ pub struct Contested {
 /// The callers of one process.
 struct Rivals {
     head: Head,
-    ids: Vec<Range<i64>>,
+    rows: Vec<Rows>,
     /// What each caller asked for last.
     asked: Vec<i64>,
     /// How often each id was destroyed.
@@ -44,7 +45,7 @@ impl Calls for Rivals {
     const ANSWERS: Answers = Answers::Alike;
 
     fn callers(&self) -> usize {
-        self.ids.len()
+        self.rows.len()
     }
 
     fn head(&self) -> &Head {
@@ -52,9 +53,9 @@ impl Calls for Rivals {
     }
 
     fn next(&mut self, caller: usize, call: &mut Call) -> bool {
-        let Some(id) = self.ids[caller].next() else { return false };
-        self.asked[caller] = id;
-        destroy_body(id, &mut call.body);
+        let Some(row) = self.rows[caller].next() else { return false };
+        self.asked[caller] = row.id;
+        destroy(row, call);
         true
     }
 
@@ -68,27 +69,27 @@ impl Calls for Rivals {
     }
 }
 
-/// Lets both ask for each id once. The callers of the second process take the ranges the other way round, so that the
-/// same ids come to the two in another order.
+/// Lets both ask for each id once. The second process's callers are in the reverse order, so that the same ids come to the
+/// two in another order.
 pub async fn measure(
     addresses: [&str; 2],
     data: &Data,
-    rows: usize,
+    calls: usize,
     log: impl Fn() -> Result<String>,
 ) -> Result<Contested> {
-    let spread = Spread::over(CALLERS, rows);
-    data.fill(spread.rows()).await?;
-    let destroyed = Rc::new(RefCell::new(vec![0; usize::try_from(spread.rows())? + 1]));
+    let spread = Spread::over(data.table, CALLERS, calls);
+    data.reset().await?;
+    let destroyed = Rc::new(RefCell::new(vec![0; usize::try_from(data.table.rows)? + 1]));
     let mut callers = Vec::new();
     for (address, reversed) in addresses.into_iter().zip([false, true]) {
-        let mut ids: Vec<_> = (0..spread.callers).map(|caller| spread.ids(caller)).collect();
+        let mut rows = spread.all();
         if reversed {
-            ids.reverse();
+            rows.reverse();
         }
         let rivals = Rivals {
             head: destroy_head(address),
-            asked: vec![0; ids.len()],
-            ids,
+            asked: vec![0; rows.len()],
+            rows,
             destroyed: destroyed.clone(),
             reader: Reader::expecting(Refusal::NotFound),
         };
@@ -102,8 +103,10 @@ pub async fn measure(
     if good != tombstones {
         return Err(format!("two processes: {good} destroyed, and {tombstones} tombstones").into());
     }
-    let wrong = destroyed.borrow().iter().skip(1).filter(|times| **times != 1).count();
+    let destroyed = destroyed.borrow();
+    let times = spread.all().into_iter().flatten().map(|row| destroyed[row.id as usize]);
+    let wrong = times.filter(|times| *times != 1).count();
     let deadlocks = log()?.lines().filter(|line| line.contains("deadlock")).count();
     let (rate, p50_ms, p99_ms) = (measured.rate, measured.p50_ms, measured.p99_ms);
-    Ok(Contested { ids: spread.rows(), rate, p50_ms, p99_ms, wrong, deadlocks })
+    Ok(Contested { ids: spread.calls(), rate, p50_ms, p99_ms, wrong, deadlocks })
 }

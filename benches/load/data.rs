@@ -1,92 +1,98 @@
-//! The rows that are destroyed, and what is left of them. The benchmark's own connection to the database.
-
-use std::ops::Range;
+//! The rows that are destroyed, and their tombstones. The benchmark's own connection to the database.
 
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 
-use crate::{OWNER, Result};
+use crate::{Result, ids::Table};
+
+/// Tables that a destroy writes to, newest first. Older programs have only the last.
+const WRITTEN: [&str; 3] = ["event_outbox", "purge_queue", "destroyed_collections"];
 
 pub struct Data {
     db: DatabaseConnection,
-}
-
-/// How the ids are shared out: to each caller a range of its own, so that callers everywhere ask for ids which lie as
-/// far apart as those of different users do.
-#[derive(Clone, Copy, Debug)]
-pub struct Spread {
-    pub callers: usize,
-    /// Ids of one caller.
-    pub each: i64,
-}
-
-impl Spread {
-    /// For so many rows in all, or a few more.
-    pub fn over(callers: usize, rows: usize) -> Self {
-        Self { callers, each: i64::try_from(rows.div_ceil(callers)).expect("no benchmark needs that many") }
-    }
-
-    pub fn rows(self) -> i64 {
-        self.each * i64::try_from(self.callers).expect("few callers")
-    }
-
-    /// The ids of one caller, in the order in which it asks.
-    pub fn ids(self, caller: usize) -> Range<i64> {
-        let first = 1 + self.each * i64::try_from(caller).expect("few callers");
-        first..first + self.each
-    }
+    pub table: Table,
 }
 
 impl Data {
-    pub async fn open(url: &str) -> Result<Self> {
+    /// Connects to a database that has been migrated.
+    pub async fn open(url: &str, table: Table) -> Result<Self> {
         let mut options = ConnectOptions::new(url);
         options.max_connections(1).sqlx_logging(false);
-        Ok(Self { db: Database::connect(options).await? })
+        Ok(Self { db: Database::connect(options).await?, table })
     }
 
-    /// Only these rows, no tombstones, statistics that know it, and nothing left for a checkpoint to write.
-    pub async fn fill(&self, rows: i64) -> Result<()> {
-        let (forget, numbers, settle) = match self.db.get_database_backend() {
-            DbBackend::Postgres => (
-                &["TRUNCATE collections, destroyed_collections"][..],
-                format!("SELECT n FROM generate_series(1, {rows}) AS n"),
-                &["VACUUM ANALYZE collections, destroyed_collections", "CHECKPOINT"][..],
-            ),
-            _ => (
-                &["DELETE FROM collections", "DELETE FROM destroyed_collections"][..],
-                format!(
-                    "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < {rows})
-                     SELECT n FROM g"
-                ),
-                &["PRAGMA wal_checkpoint(TRUNCATE)"][..],
-            ),
-        };
-        for statement in forget {
-            self.db.execute_unprepared(statement).await?;
+    /// Fills the table the first time, and later puts back the rows that were destroyed. Afterwards there are no
+    /// tombstones, the statistics are up to date, and a checkpoint has nothing left to write.
+    pub async fn reset(&self) -> Result<()> {
+        let mut written = Vec::new();
+        for name in WRITTEN {
+            if self.has_table(name).await? {
+                written.push(name);
+            }
         }
-        let fill = format!(
-            "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
-             SELECT n, {OWNER}, 'Collection ' || n, 'curation_reverse_chron', '2026-01-01 00:00:00+00:00'
-             FROM ({numbers}) AS numbers"
-        );
-        self.db.execute_unprepared(&fill).await?;
+        let postgres = self.is_postgres();
+        let is_empty =
+            self.count("SELECT count(*) AS n FROM (SELECT 1 FROM collections LIMIT 1) AS row").await? == 0;
+        if is_empty {
+            self.insert(&self.numbers()).await?;
+        } else {
+            if postgres {
+                // The rows go back to where they were: into the space of the dead ones, in the order of their ids.
+                self.db.execute_unprepared("VACUUM (INDEX_CLEANUP ON) collections").await?;
+            }
+            self.insert("SELECT id AS n FROM destroyed_collections ORDER BY id").await?;
+        }
+        let settle = if postgres {
+            let written = written.join(", ");
+            vec![
+                format!("TRUNCATE {written}"),
+                format!("VACUUM ANALYZE collections, {written}"),
+                "CHECKPOINT".to_owned(),
+            ]
+        } else {
+            let clear = written.iter().map(|name| format!("DELETE FROM {name}"));
+            clear.chain(["PRAGMA wal_checkpoint(TRUNCATE)".to_owned()]).collect()
+        };
         for statement in settle {
-            self.db.execute_unprepared(statement).await?;
+            self.db.execute_unprepared(&statement).await?;
         }
         // What the file system has put off until later would come in the middle of the measurement.
         nix::unistd::sync();
         Ok(())
     }
 
-    /// How many rows have been destroyed since.
-    pub async fn tombstones(&self) -> Result<u64> {
-        self.count("SELECT count(*) AS n FROM destroyed_collections").await
+    /// A query for the numbers from 1 to that of the rows.
+    fn numbers(&self) -> String {
+        let rows = self.table.rows;
+        if self.is_postgres() {
+            return format!("SELECT n FROM generate_series(1, {rows}) AS n");
+        }
+        format!(
+            "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < {rows})
+             SELECT n FROM g"
+        )
     }
 
-    /// How many callers have destroyed something since.
-    pub async fn ranges_begun(&self, spread: Spread) -> Result<usize> {
-        let each = spread.each;
-        let ranges = format!("SELECT count(DISTINCT (id - 1) / {each}) AS n FROM destroyed_collections");
-        Ok(usize::try_from(self.count(&ranges).await?)?)
+    async fn insert(&self, numbers: &str) -> Result<()> {
+        let owner = self.table.owner_expression("n");
+        let insert = format!(
+            "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
+             SELECT n, {owner}, 'Collection ' || n, 'curation_reverse_chron', '2026-01-01 00:00:00+00:00'
+             FROM ({numbers}) AS numbers"
+        );
+        self.db.execute_unprepared(&insert).await?;
+        Ok(())
+    }
+
+    /// How many rows have been destroyed since the last reset, by their owners.
+    pub async fn tombstones(&self) -> Result<u64> {
+        let owner = self.table.owner_expression("id");
+        self.count(&format!("SELECT count(*) AS n FROM destroyed_collections WHERE owner_id = {owner}")).await
+    }
+
+    /// How many callers have destroyed something since, of callers who each give a name of their own.
+    pub async fn callers(&self) -> Result<usize> {
+        let callers = self.count("SELECT count(DISTINCT caller) AS n FROM destroyed_collections");
+        Ok(usize::try_from(callers.await?)?)
     }
 
     pub async fn has_table(&self, name: &str) -> Result<bool> {

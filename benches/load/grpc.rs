@@ -1,14 +1,13 @@
 //! The RPCs as bytes, and what their answers say.
 
-use std::{ops::Range, rc::Rc};
+use std::rc::Rc;
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 
 use crate::{
-    OWNER,
     closed::{CALLERS, Call, Calls},
-    data::Spread,
-    http2::{Answered, Answers, Fields, Head},
+    http2::{Answered, Answers, Fields, Head, unique_header},
+    ids::{Row, Rows, Spread},
     measure::Answer,
 };
 
@@ -18,7 +17,7 @@ const TRUE: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
 /// Callers who each destroy one collection after the other.
 pub struct Destroys {
     head: Head,
-    ids: Vec<Range<i64>>,
+    rows: Vec<Rows>,
     reader: Reader,
 }
 
@@ -48,15 +47,14 @@ pub struct Reader {
 }
 
 impl Destroys {
-    /// The callers' ranges, shared out to connections.
+    /// The callers, divided among connections.
     pub fn over(address: &str, spread: Spread) -> Vec<Self> {
-        let callers: Vec<usize> = (0..spread.callers).collect();
-        let of = |callers: &[usize]| callers.iter().map(|caller| spread.ids(*caller)).collect();
-        callers.chunks(CALLERS).map(|callers| Self::new(address, of(callers))).collect()
-    }
-
-    fn new(address: &str, ids: Vec<Range<i64>>) -> Self {
-        Self { head: destroy_head(address), ids, reader: Reader::default() }
+        let of = |rows: &[Rows]| Self {
+            head: destroy_head(address),
+            rows: rows.to_vec(),
+            reader: Reader::default(),
+        };
+        spread.all().chunks(CALLERS).map(of).collect()
     }
 }
 
@@ -64,7 +62,7 @@ impl Calls for Destroys {
     const ANSWERS: Answers = Answers::Alike;
 
     fn callers(&self) -> usize {
-        self.ids.len()
+        self.rows.len()
     }
 
     fn head(&self) -> &Head {
@@ -72,8 +70,8 @@ impl Calls for Destroys {
     }
 
     fn next(&mut self, caller: usize, call: &mut Call) -> bool {
-        let Some(id) = self.ids[caller].next() else { return false };
-        destroy_body(id, &mut call.body);
+        let Some(row) = self.rows[caller].next() else { return false };
+        destroy(row, call);
         true
     }
 
@@ -115,25 +113,25 @@ impl Calls for Checks {
     }
 }
 
-/// The headers of a Destroy.
+/// The headers that all calls of Destroy have.
 pub fn destroy_head(address: &str) -> Head {
     head(address, "/collections.v1.CollectionsService/Destroy")
 }
 
 fn head(address: &str, path: &str) -> Head {
-    let owner = OWNER.to_string();
     Head::post(&[
         (":path", path),
         (":authority", address),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
-        ("x-user-id", &owner),
     ])
 }
 
-/// `DestroyRequest { id }` behind gRPC's prefix: not compressed, and its length.
-pub fn destroy_body(id: i64, body: &mut Vec<u8>) {
-    let id = format!("custom-{id}");
+/// Writes a Destroy of this row by its owner into the buffers, which are empty: the owner as a header, and
+/// `DestroyRequest { id }` behind gRPC's prefix (not compressed, and its length).
+pub fn destroy(row: Row, Call { more, body }: &mut Call) {
+    unique_header("x-user-id", &row.owner.to_string(), more);
+    let id = format!("custom-{}", row.id);
     let length = u8::try_from(id.len()).expect("an id is short");
     body.extend_from_slice(&[0, 0, 0, 0, length + 2]);
     // Protobuf's first field, as bytes with a length.

@@ -36,6 +36,11 @@ impl Kind {
         !matches!(self, Self::TwoProcesses | Self::HalfLoad | Self::Overload | Self::GivenRate)
     }
 
+    /// Whether its requests are signed beforehand.
+    pub const fn is_signed(self) -> bool {
+        matches!(self, Self::RestPostgres | Self::RestH2Postgres)
+    }
+
     pub const fn label(self) -> &'static str {
         match self {
             Self::Pgbench => "pgbench, one statement a destroy, prepared",

@@ -3,6 +3,10 @@
 //! Everything runs on this machine: a PostgreSQL cluster of the benchmark's own, the service as a process, and the load.
 //! In each round all kinds are measured in turns (A B A B), so that a machine which is slow for a while is slow for all of
 //! them. The table has medians over the rounds, and ratios that were taken round by round.
+//!
+//! Callers ask as many users do: each call for an id far from the one before in a table of millions of rows, on behalf of
+//! its owner, whom gRPC names in `x-user-id` and REST by a token of that user. A database is filled once; before each
+//! measurement the rows that the one before destroyed are put back, so that all begin with the same rows and no tombstones.
 
 #![expect(
     clippy::unwrap_used,
@@ -19,6 +23,7 @@ mod contest;
 mod data;
 mod grpc;
 mod http2;
+mod ids;
 mod kind;
 mod measure;
 mod open;
@@ -43,6 +48,7 @@ use tokio::{
     task::LocalSet,
 };
 
+use ids::Order;
 use kind::Kind;
 use progress::Progress;
 use results::Results;
@@ -50,13 +56,11 @@ use testbed::Testbed;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The user whose collections are destroyed.
-const OWNER: i64 = 1;
-
 /// What the service can bear, beside pgbench with one statement a destroy on the same machine.
 ///
 /// It starts a PostgreSQL cluster of its own, which tests/run installs, and the service on it and on SQLite. It writes
-/// load.md, load.json and load.svg, and prints the first. All of it takes some twenty minutes.
+/// load.md, load.json and load.svg, and prints the first. All of it takes some twenty minutes. The table has three million
+/// rows in PostgreSQL and 300,000 in SQLite, or more where a measurement needs them.
 #[derive(Debug, Parser)]
 #[command(name = "load", bin_name = "cargo bench --bench load --")]
 struct Args {
@@ -72,12 +76,16 @@ struct Args {
     /// How many seconds each measurement takes
     #[arg(long, default_value_t = 3.0, value_parser = positive)]
     seconds: f64,
-    /// How many seconds the load is on before
+    /// How many seconds the load is on before. A checkpoint precedes it, and PostgreSQL logs the first change of each page
+    /// after that with the whole page: the longer the warm-up, the fewer of those are measured
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     warm_up: f64,
     /// Only an open loop with so many calls a second, on PostgreSQL: by a schedule, whatever became of those before
     #[arg(long, conflicts_with_all = ["only", "callers"], value_parser = positive)]
     rate: Option<f64>,
+    /// In which order the ids are asked for
+    #[arg(long, value_enum, default_value_t = Order::Scattered)]
+    ids: Order,
     /// Show the CPU time that a call costs the load generator, the service and PostgreSQL
     #[arg(long)]
     cpu: bool,
@@ -106,6 +114,12 @@ impl Window {
     fn of(args: &Args) -> Self {
         let [warm_up, measured] = [args.warm_up, args.seconds].map(Duration::from_secs_f64);
         Self { warm_up, measured }
+    }
+
+    /// How many calls there are at this rate at most.
+    fn calls(self, rate: f64) -> usize {
+        let seconds = (self.warm_up + self.measured).as_secs_f64() + 1.0;
+        (rate * seconds) as usize
     }
 }
 
@@ -178,7 +192,7 @@ async fn run(args: &Args) -> Result<()> {
         kinds.iter().map(|kind| if kind.has_callers() { args.callers.len() } else { 1 }).sum();
     let testbed = Testbed::start(args, &kinds).await?;
     let mut results = Results::new(testbed.environment(args)?, args.rounds, args.seconds);
-    // To fill the tables and make them durable takes about as long again as a short measurement.
+    // To put the rows back and make them durable takes about as long again as a short measurement.
     let each = Duration::from_secs_f64(args.warm_up + args.seconds + 2.5);
     let mut progress = Progress::begin(rounds * in_round, each);
     for round in 1..=rounds {

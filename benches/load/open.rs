@@ -7,9 +7,10 @@ use tokio::{sync::Notify, task::JoinSet, time::Instant};
 
 use crate::{
     Result, Window,
-    data::Spread,
-    grpc::{Reader, Refusal, destroy_body, destroy_head},
+    closed::Call,
+    grpc::{Reader, Refusal, destroy, destroy_head},
     http2::{self, Answers, Receiver, Sender},
+    ids::Spread,
     measure::{Answer, Latencies, latencies, nanoseconds},
     usage::{Processes, Usage},
 };
@@ -175,8 +176,8 @@ async fn pace(
     spread: Spread,
 ) -> Result<()> {
     let ticks = ticks(TICK.max(Duration::from_secs_f64(1.0 / schedule.rate)));
-    let mut ids: Vec<_> = (0..spread.callers).map(|caller| spread.ids(caller)).collect();
-    let (head, mut body, mut number) = (destroy_head(address), Vec::new(), 0);
+    let mut rows = spread.all();
+    let (head, mut call, mut number) = (destroy_head(address), Call::default(), 0);
     loop {
         ticks.notified().await;
         let now = Instant::now();
@@ -188,10 +189,11 @@ async fn pace(
             // As a client's pool does it: another connection when the ones before it are full.
             let free = connections.iter().find(|connection| connection.borrow().in_flight() < STREAMS);
             let Some(free) = free else { break };
-            body.clear();
-            let range = number % ids.len();
-            destroy_body(ids[range].next().ok_or("there are no ids left")?, &mut body);
-            free.borrow_mut().call(number, now, &head, &[], &body)?;
+            call.more.clear();
+            call.body.clear();
+            let caller = number % rows.len();
+            destroy(rows[caller].next().ok_or("there are no ids left")?, &mut call);
+            free.borrow_mut().call(number, now, &head, &call.more, &call.body)?;
             let due = schedule.due(number);
             if schedule.counts(due) {
                 tally.borrow_mut().lag.saturating_record(nanoseconds(now - due));

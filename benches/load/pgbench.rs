@@ -10,9 +10,10 @@ use nix::{
 use tokio::{process::Command, time::Instant};
 
 use crate::{
-    OWNER, Result, Window,
-    cluster::Cluster,
-    data::{Data, Spread},
+    Result, Window,
+    cluster::{Cluster, DATABASE},
+    data::Data,
+    ids::Spread,
     measure::{Measured, latencies},
     usage::Processes,
 };
@@ -29,7 +30,7 @@ WITH gone AS (
   DELETE FROM collections WHERE id = :id AND owner_id = :owner RETURNING id, owner_id
 ), tombstone AS (
   INSERT INTO destroyed_collections (id, owner_id, destroyed_at, request_id, caller)
-  SELECT id, owner_id, :now, NULL::uuid, :caller FROM gone
+  SELECT id, owner_id, :now, NULL::uuid, :client_id FROM gone
   RETURNING id
 )PURGE
 SELECT CASE
@@ -46,13 +47,14 @@ const PURGE: &str = ", purge AS (
   INSERT INTO purge_queue (id, since) SELECT id, :now FROM gone
 )";
 
-/// Each client destroys the ids of a range of its own.
+/// The same ids as those of the service's callers, each asked for by its owner. The tombstone's caller is the client.
 fn script(spread: Spread, has_purge_queue: bool) -> String {
+    let (id, owner) = (spread.id_expression(":client_id", ":n"), spread.table.owner_expression(":id"));
     let statement = DESTROY.replace("PURGE", if has_purge_queue { PURGE } else { "" });
-    format!("\\set n :n + 1\n\\set id :client_id * {} + :n\n{statement};\n", spread.each)
+    format!("\\set n :n + 1\n\\set id {id}\n\\set owner {owner}\n{statement};\n")
 }
 
-/// Runs it with as many clients as there are ranges. Also tells how many transactions it did in all.
+/// Runs it with as many clients as there are callers. Also returns how many transactions it did in all.
 pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window) -> Result<(Measured, u64)> {
     let Window { warm_up, measured } = window;
     let folder = tempfile::tempdir()?;
@@ -65,10 +67,10 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
         .arg(&log)
         .args(["-h", "127.0.0.1", "-p", &cluster.port().to_string(), "-U", "bench"])
         .args(["-c", &spread.callers.to_string(), "-j", &THREADS.min(spread.callers).to_string()])
-        .args(["-T", &longest.to_string(), "-D", "n=0", "-D", "now=2026-01-01 00:00:00+00"])
-        .args(["-D", &format!("owner={OWNER}"), "-D", "caller=bench", "-f"])
+        .args(["-T", &longest.to_string(), "-D", "n=-1", "-D", "now=2026-01-01 00:00:00+00"])
+        .arg("-f")
         .arg(&file)
-        .arg("bench")
+        .arg(DATABASE)
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -79,7 +81,7 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
     let watched = async {
         let patience = Instant::now() + PATIENCE;
         // Each session has to learn the tables and the statement first: with a thousand of them, that takes seconds.
-        while data.ranges_begun(spread).await? < spread.callers && Instant::now() < patience {
+        while data.callers().await? < spread.callers && Instant::now() < patience {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         tokio::time::sleep(warm_up).await;

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use crate::{
     Kind, Result,
+    ids::Order,
     results::{Medians, Results},
     targets::{Target, Verdict, verdicts},
+    testbed::Environment,
 };
 
 pub fn json(results: &Results) -> Result<String> {
@@ -42,7 +44,7 @@ pub fn markdown(results: &Results, cpu: bool) -> String {
     let _written = writeln!(
         text,
         "Medians of {rounds} {} of {} s; the load generator, the service and the database share {} cores of {}. \
-         {}, {}, Linux {}. Whatever else ran there had at most {:.0} % of their time.",
+         {}, {}, Linux {}. {}. Whatever else ran there had at most {:.0} % of their time.",
         if rounds == 1 { "round" } else { "rounds" },
         results.seconds,
         environment.cores,
@@ -50,9 +52,25 @@ pub fn markdown(results: &Results, cpu: bool) -> String {
         environment.program,
         environment.postgres,
         environment.kernel,
+        tables(environment),
         100.0 * results.others()
     );
     text
+}
+
+/// How many rows of how many users there are, and in which order their ids are asked for.
+fn tables(environment: &Environment) -> String {
+    let [postgres, sqlite] = [environment.postgres_table, environment.sqlite_table];
+    let (users, order) = match postgres.order {
+        Order::Scattered => ("users", "scattered over the table"),
+        Order::Contiguous => ("user", "in contiguous ranges, one a caller"),
+    };
+    format!(
+        "{} rows of {} {users} in PostgreSQL, {} in SQLite, ids {order}",
+        grouped(postgres.rows as f64),
+        grouped(postgres.owners() as f64),
+        grouped(sqlite.rows as f64),
+    )
 }
 
 /// A row for each kind, a column for each number of callers.
@@ -76,7 +94,7 @@ fn table(results: &Results, title: &str, cell: impl Fn(Kind, usize, Medians) -> 
 
 fn rates(results: &Results, text: &mut String) {
     let cell = |kind: Kind, callers, medians: Medians| {
-        let compared = matches!(kind, Kind::GrpcPostgres | Kind::RestPostgres | Kind::RestH2Postgres);
+        let compared = kind == Kind::GrpcPostgres || kind.is_signed();
         let ratio = results.ratio((kind, callers), (Kind::Pgbench, callers), |round| round.rate);
         match ratio.filter(|_| compared) {
             Some(ratio) => format!("{} ({ratio:.2}×)", grouped(medians.rate)),

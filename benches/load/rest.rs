@@ -1,6 +1,6 @@
 //! REST requests, signed beforehand, over HTTP/1.1 as 1.1 clients send them, and over HTTP/2.
 
-use std::{collections::VecDeque, ops::Range, rc::Rc};
+use std::{collections::VecDeque, rc::Rc};
 
 use collections_service::{
     domain::Clock,
@@ -17,10 +17,10 @@ use tokio::{
 use crate::{
     Result, Window,
     closed::{CALLERS, Call, Calls},
-    data::Spread,
     http2::{Answered, Answers, Head, unique_header},
+    ids::{Row, Rows, Spread},
     measure::{Answer, Gauge, Measured},
-    service::{Service, Signer},
+    service::Signer,
     usage::Processes,
 };
 
@@ -30,7 +30,7 @@ const DESTROYED: &[u8] = b"{\"destroyed\":true}";
 /// are very many of them.
 const OPENED_AT_ONCE: usize = 64;
 
-/// Signs requests, each with an id and a nonce of its own.
+/// Signs requests, each with an id and a nonce of its own, by a token of the id's owner.
 struct Signing<'a> {
     signer: &'a Signer,
     origin: Origin,
@@ -38,15 +38,15 @@ struct Signing<'a> {
 }
 
 impl<'a> Signing<'a> {
-    fn of(service: &'a Service) -> Result<Self> {
-        let origin = Origin::of_request("http", &service.rest).ok_or("no origin")?;
-        Ok(Self { signer: &service.signer, origin, now: Clock::System.now().timestamp() })
+    fn of(address: &str, signer: &'a Signer) -> Result<Self> {
+        let origin = Origin::of_request("http", address).ok_or("no origin")?;
+        Ok(Self { signer, origin, now: Clock::System.now().timestamp() })
     }
 
     /// The form, and the `Authorization` that signs it.
-    fn request(&self, id: i64) -> Result<(String, String)> {
+    fn request(&self, Row { id, owner }: Row) -> Result<(String, String)> {
         let form = format!("id=custom-{id}");
-        let Signer { consumer, token } = self.signer;
+        let (consumer, token) = (&self.signer.consumer, self.signer.token(owner));
         let nonce = format!("{id:032x}");
         let authorization = sign(
             ("POST", &self.origin, PATH),
@@ -62,21 +62,20 @@ impl<'a> Signing<'a> {
 /// All callers over HTTP/1.1, each on a connection of its own, for the window. Also tells how many good answers there
 /// were in all.
 pub async fn measure(
-    service: &Service,
+    (address, signer): (&str, &Signer),
     spread: Spread,
     window: Window,
     processes: &Processes,
 ) -> Result<(Measured, u64)> {
-    let signing = Signing::of(service)?;
-    let mut requests =
-        (0..spread.callers).map(|caller| http1_requests(&signing, &service.rest, spread.ids(caller)));
-    let mut requests: Vec<Requests> = requests.by_ref().collect::<Result<_>>()?;
+    let signing = Signing::of(address, signer)?;
+    let requests = spread.all().into_iter().map(|rows| http1_requests(&signing, address, rows));
+    let mut requests: Vec<Requests> = requests.collect::<Result<_>>()?;
     let gauge = Rc::new(Gauge::new());
     let mut callers = Vec::new();
     while !requests.is_empty() {
         let mut opening = JoinSet::new();
         for requests in requests.drain(..requests.len().min(OPENED_AT_ONCE)) {
-            let (address, gauge) = (service.rest.clone(), gauge.clone());
+            let (address, gauge) = (address.to_owned(), gauge.clone());
             opening.spawn_local(async move {
                 Caller::open(&address, requests, gauge).await.map_err(|error| error.to_string())
             });
@@ -107,10 +106,10 @@ struct Requests {
     at: usize,
 }
 
-fn http1_requests(signing: &Signing<'_>, host: &str, ids: Range<i64>) -> Result<Requests> {
+fn http1_requests(signing: &Signing<'_>, host: &str, rows: Rows) -> Result<Requests> {
     let mut requests = Requests { bytes: Vec::new(), ends: VecDeque::new(), at: 0 };
-    for id in ids {
-        let (form, authorization) = signing.request(id)?;
+    for row in rows {
+        let (form, authorization) = signing.request(row)?;
         let head = format!(
             "POST {PATH} HTTP/1.1\r\nHost: {host}\r\nAuthorization: {authorization}\r\n\
              Content-Type: {FORM}\r\nContent-Length: {}\r\n\r\n",
@@ -203,18 +202,18 @@ pub struct Signed {
 }
 
 impl Signed {
-    pub fn over(service: &Service, spread: Spread) -> Result<Vec<Self>> {
-        let signing = Signing::of(service)?;
-        let call = |id| {
-            let (form, authorization) = signing.request(id)?;
+    pub fn over((address, signer): (&str, &Signer), spread: Spread) -> Result<Vec<Self>> {
+        let signing = Signing::of(address, signer)?;
+        let call = |row| {
+            let (form, authorization) = signing.request(row)?;
             let mut more = Vec::new();
             unique_header("authorization", &authorization, &mut more);
             Ok(Call { more, body: form.into_bytes() })
         };
-        let head = || Head::post(&[(":path", PATH), (":authority", &service.rest), ("content-type", FORM)]);
-        let callers: Vec<usize> = (0..spread.callers).collect();
+        let head = || Head::post(&[(":path", PATH), (":authority", address), ("content-type", FORM)]);
+        let callers = spread.all();
         let signed = callers.chunks(CALLERS).map(|callers| {
-            let calls = callers.iter().map(|caller| spread.ids(*caller).map(call).collect::<Result<_>>());
+            let calls = callers.iter().map(|rows| rows.clone().map(call).collect::<Result<_>>());
             Ok(Self { head: head(), calls: calls.collect::<Result<_>>()? })
         });
         signed.collect()

@@ -20,12 +20,13 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{OWNER, Result};
+use crate::Result;
 
-/// What signs a REST request.
+/// What signs REST requests: an application, and a token of each user.
 pub struct Signer {
     pub consumer: (String, Secret),
-    pub token: (String, Secret),
+    /// Of the users from 1 on.
+    tokens: Vec<(String, Secret)>,
 }
 
 /// The program, with a folder for its logs and the keys that open its credentials.
@@ -40,7 +41,12 @@ pub struct Service {
     log: PathBuf,
     pub grpc: String,
     pub rest: String,
-    pub signer: Signer,
+}
+
+impl Signer {
+    pub fn token(&self, user: i64) -> &(String, Secret) {
+        &self.tokens[user as usize - 1]
+    }
 }
 
 impl Program {
@@ -72,13 +78,21 @@ impl Program {
         Err(format!("{} failed: {said}", arguments.join(" ")).into())
     }
 
-    /// Migrates the database, makes credentials, and serves. All by the command line.
+    /// Makes credentials by the command line, which takes some ten milliseconds a user.
+    pub fn signer(&self, url: &str, users: i64) -> Result<Signer> {
+        let consumer = pair(&self.ask(url, &["credentials", "create-app", "--name", "bench"])?)?;
+        let token = |user: i64| {
+            let user = user.to_string();
+            let issue = ["credentials", "issue-token", "--consumer-key", &consumer.0, "--user", &user];
+            pair(&self.ask(url, &issue)?)
+        };
+        let tokens = (1..=users).map(token).collect::<Result<_>>()?;
+        Ok(Signer { consumer, tokens })
+    }
+
+    /// Migrates the database, and serves.
     pub fn serve(&self, url: &str, flags: &[&str]) -> Result<Service> {
         self.ask(url, &["migrate", "up"])?;
-        let consumer = pair(&self.ask(url, &["credentials", "create-app", "--name", "bench"])?)?;
-        let owner = OWNER.to_string();
-        let issue = ["credentials", "issue-token", "--consumer-key", &consumer.0, "--user", &owner];
-        let token = pair(&self.ask(url, &issue)?)?;
         self.started.update(|started| started + 1);
         // A file: reading a pipe would cost the benchmark time that is not the service's.
         let log = self.folder.path().join(format!("log-{}", self.started.get()));
@@ -93,8 +107,7 @@ impl Program {
             .stdout(Stdio::null())
             .stderr(file)
             .spawn()?;
-        let signer = Signer { consumer, token };
-        let mut service = Service { child, log, grpc: String::new(), rest: String::new(), signer };
+        let mut service = Service { child, log, grpc: String::new(), rest: String::new() };
         service.wait()?;
         Ok(service)
     }

@@ -1,20 +1,21 @@
 //! What is measured: the database clusters, the service's processes on them, and one measurement of each kind.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use tempfile::TempDir;
 
 use crate::{
     Args, Kind, Result, Window, closed,
-    cluster::Cluster,
+    cluster::{Cluster, DATABASE},
     contest::{self, Contested},
-    data::{Data, Spread},
+    data::Data,
     grpc::{Checks, Destroys},
+    ids::{Spread, Table},
     measure::Measured,
     open::{self, Opened},
     pgbench, rest,
-    service::{Program, Service},
+    service::{Program, Service, Signer},
     usage::Processes,
 };
 
@@ -23,14 +24,19 @@ const MOST: usize = 60_000;
 /// The same of one caller, and of signed requests, which take time and memory to sign beforehand.
 const MOST_OF_ONE: usize = 20_000;
 const MOST_SIGNED: usize = 30_000;
+/// Rows of `collections` at least; fewer on SQLite, which takes longer to fill.
+const ROWS: usize = 3_000_000;
+const ROWS_SQLITE: usize = 300_000;
 
 pub struct Testbed {
     pub window: Window,
     program: Program,
     cluster: Cluster,
     postgres: Target,
-    /// With batches, and with batches of one.
-    sqlite: [Option<Target>; 2],
+    /// For kinds that have a service of their own.
+    others: BTreeMap<Kind, Target>,
+    /// Signs REST requests.
+    signer: Option<Signer>,
 }
 
 /// The service on a database.
@@ -49,6 +55,8 @@ pub struct Environment {
     pub processor: String,
     pub cores: usize,
     pub kernel: String,
+    pub postgres_table: Table,
+    pub sqlite_table: Table,
 }
 
 impl Testbed {
@@ -61,21 +69,20 @@ impl Testbed {
             .into());
         }
         let (program, cluster) = (Program::new(&args.binary, &args.folder)?, Cluster::start(&args.folder)?);
-        let service = program.serve(&cluster.url(), &[])?;
-        let processes = Processes::with_own_load(service.pid(), Some(cluster.pid()));
-        let postgres = Target { service, data: Data::open(&cluster.url()).await?, processes, _folder: None };
-        let mut sqlite = [None, None];
-        for (place, (kind, flags)) in
-            [(Kind::GrpcSqlite, &[][..]), (Kind::GrpcSqliteSingle, &["--batch-max", "1"])]
-                .into_iter()
-                .enumerate()
-        {
+        let postgres = Target::on_postgres(&program, &cluster, DATABASE, args).await?;
+        let mut others = BTreeMap::new();
+        for (kind, flags) in [(Kind::GrpcSqlite, &[][..]), (Kind::GrpcSqliteSingle, &["--batch-max", "1"])] {
             if kinds.contains(&kind) {
-                sqlite[place] = Some(Target::on_sqlite(&program, &args.folder, flags).await?);
+                others.insert(kind, Target::on_sqlite(&program, args, flags).await?);
             }
         }
+        let signer = if kinds.iter().any(|kind| kind.is_signed()) {
+            Some(program.signer(&cluster.url(DATABASE), postgres.data.table.owners())?)
+        } else {
+            None
+        };
         let window = Window::of(args);
-        Ok(Self { window, program, cluster, postgres, sqlite })
+        Ok(Self { window, program, cluster, postgres, others, signer })
     }
 
     pub fn environment(&self, args: &Args) -> Result<Environment> {
@@ -90,21 +97,19 @@ impl Testbed {
             processor: model.map_or_else(|| "an unnamed processor".to_owned(), |(_, model)| model.to_owned()),
             cores: std::thread::available_parallelism()?.get(),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            postgres_table: postgres_table(args),
+            sqlite_table: sqlite_table(args),
         })
     }
 
     /// Measures one kind of the table once.
     pub async fn measure(&self, kind: Kind, callers: usize) -> Result<Measured> {
-        let target = match kind {
-            Kind::GrpcSqlite => self.sqlite[0].as_ref(),
-            Kind::GrpcSqliteSingle => self.sqlite[1].as_ref(),
-            _ => Some(&self.postgres),
-        };
-        let target = target.ok_or("SQLite was not asked for")?;
+        let target = self.others.get(&kind).unwrap_or(&self.postgres);
         let Target { service, data, processes, .. } = target;
         let window = self.window;
-        let most = if matches!(kind, Kind::RestPostgres | Kind::RestH2Postgres) { MOST_SIGNED } else { MOST };
-        let spread = Spread::over(callers, self.rows((MOST_OF_ONE * callers).min(most) as f64));
+        let most = if kind.is_signed() { MOST_SIGNED } else { MOST };
+        let calls = window.calls((MOST_OF_ONE * callers).min(most) as f64);
+        let spread = Spread::over(data.table, callers, calls);
         if kind == Kind::Health {
             return Ok(closed::measure(
                 &service.grpc,
@@ -115,13 +120,13 @@ impl Testbed {
             .await?
             .0);
         }
-        data.fill(spread.rows()).await?;
-        let (measured, good) = match kind {
-            Kind::Pgbench => pgbench::run(&self.cluster, data, spread, window).await?,
-            Kind::RestPostgres => rest::measure(service, spread, window, processes).await?,
-            Kind::RestH2Postgres => {
-                closed::measure(&service.rest, rest::Signed::over(service, spread)?, window, processes)
-                    .await?
+        data.reset().await?;
+        let rest = self.signer.as_ref().map(|signer| (service.rest.as_str(), signer));
+        let (measured, good) = match (kind, rest) {
+            (Kind::Pgbench, _) => pgbench::run(&self.cluster, data, spread, window).await?,
+            (Kind::RestPostgres, Some(rest)) => rest::measure(rest, spread, window, processes).await?,
+            (Kind::RestH2Postgres, Some(rest)) => {
+                closed::measure(rest.0, rest::Signed::over(rest, spread)?, window, processes).await?
             }
             _ => {
                 closed::measure(&service.grpc, Destroys::over(&service.grpc, spread), window, processes)
@@ -135,8 +140,8 @@ impl Testbed {
     /// An open loop at this rate.
     pub async fn open(&self, rate: f64) -> Result<Opened> {
         let Target { service, data, processes, .. } = &self.postgres;
-        let spread = Spread::over(closed::CALLERS, self.rows(rate));
-        data.fill(spread.rows()).await?;
+        let spread = Spread::over(data.table, closed::CALLERS, self.window.calls(rate));
+        data.reset().await?;
         let before = service.peak_memory_mb()?;
         let (opened, good) = open::measure(&service.grpc, rate, spread, self.window, processes).await?;
         if opened.others.is_empty() {
@@ -147,26 +152,29 @@ impl Testbed {
 
     /// A second process beside the first. There is work for about as long as a measurement takes at this rate.
     pub async fn contest(&self, rate: f64) -> Result<Contested> {
-        let second = self.program.serve(&self.cluster.url(), &[])?;
+        let second = self.program.serve(&self.cluster.url(DATABASE), &[])?;
         let Target { service, data, .. } = &self.postgres;
-        let rows = (rate * self.window.measured.as_secs_f64()) as usize;
-        contest::measure([&service.grpc, &second.grpc], data, rows, || self.cluster.log()).await
-    }
-
-    /// So many rows that they do not run out at this rate.
-    fn rows(&self, rate: f64) -> usize {
-        let seconds = (self.window.warm_up + self.window.measured).as_secs_f64() + 1.0;
-        (rate * seconds) as usize
+        let calls = (rate * self.window.measured.as_secs_f64()) as usize;
+        contest::measure([&service.grpc, &second.grpc], data, calls, || self.cluster.log()).await
     }
 }
 
 impl Target {
-    async fn on_sqlite(program: &Program, below: &Path, flags: &[&str]) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("load-sqlite-").tempdir_in(below)?;
+    async fn on_postgres(program: &Program, cluster: &Cluster, database: &str, args: &Args) -> Result<Self> {
+        let url = cluster.url(database);
+        let service = program.serve(&url, &[])?;
+        let data = Data::open(&url, postgres_table(args)).await?;
+        let processes = Processes::with_own_load(service.pid(), Some(cluster.pid()));
+        Ok(Self { service, data, processes, _folder: None })
+    }
+
+    async fn on_sqlite(program: &Program, args: &Args, flags: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("load-sqlite-").tempdir_in(&args.folder)?;
         let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let service = program.serve(&url, flags)?;
+        let data = Data::open(&url, sqlite_table(args)).await?;
         let processes = Processes::with_own_load(service.pid(), None);
-        Ok(Self { service, data: Data::open(&url).await?, processes, _folder: Some(folder) })
+        Ok(Self { service, data, processes, _folder: Some(folder) })
     }
 
     /// Every good answer has left its tombstone, and nothing else has.
@@ -179,6 +187,16 @@ impl Target {
             Err(format!("{good} destroyed, and {tombstones} tombstones").into())
         }
     }
+}
+
+/// The table in PostgreSQL: its rows suffice for an overload too.
+fn postgres_table(args: &Args) -> Table {
+    let most = args.rate.unwrap_or(3.0 * MOST as f64);
+    Table { rows: ROWS.max(Window::of(args).calls(most)) as i64, order: args.ids }
+}
+
+fn sqlite_table(args: &Args) -> Table {
+    Table { rows: ROWS_SQLITE.max(Window::of(args).calls(MOST as f64)) as i64, order: args.ids }
 }
 
 /// Whether this program can be told how large its batches are.
