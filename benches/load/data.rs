@@ -7,6 +7,7 @@ use crate::{Result, ids::Table};
 /// Tables that a destroy writes to, newest first. Older programs have only the last.
 const WRITTEN: [&str; 3] = ["event_outbox", "purge_queue", "destroyed_collections"];
 
+#[derive(Clone)]
 pub struct Data {
     db: DatabaseConnection,
     pub table: Table,
@@ -93,6 +94,15 @@ impl Data {
     pub async fn callers(&self) -> Result<usize> {
         let callers = self.count("SELECT count(DISTINCT caller) AS n FROM destroyed_collections");
         Ok(usize::try_from(callers.await?)?)
+    }
+
+    /// The bytes of write-ahead log that PostgreSQL has written so far; NaN on SQLite.
+    pub async fn wal_bytes(&self) -> Result<f64> {
+        if !self.is_postgres() {
+            return Ok(f64::NAN);
+        }
+        let position = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint AS n";
+        Ok(self.count(position).await? as f64)
     }
 
     pub async fn has_table(&self, name: &str) -> Result<bool> {

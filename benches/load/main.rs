@@ -86,7 +86,7 @@ struct Args {
     /// In which order the ids are asked for
     #[arg(long, value_enum, default_value_t = Order::Scattered)]
     ids: Order,
-    /// Show the CPU time that a call costs the load generator, the service and PostgreSQL
+    /// Show the CPU time that a call costs the load generator, the service and PostgreSQL, and its write-ahead log
     #[arg(long)]
     cpu: bool,
     /// Where load.md, load.json and load.svg are written

@@ -110,13 +110,13 @@ impl Gauge {
         }
     }
 
-    /// The CPU time of the window.
+    /// What the window used.
     pub async fn watch(&self, processes: &Processes) -> Result<Usage> {
         let (from, until) = self.window.get().ok_or("it has not begun")?;
         tokio::time::sleep_until(from).await;
-        let before = processes.usage()?;
+        let before = processes.usage().await?;
         tokio::time::sleep_until(until).await;
-        Ok(processes.usage()?.since(before))
+        Ok(processes.usage().await?.since(before))
     }
 
     /// The good answers in all, and the refused ones. Any other answer makes a measurement worthless.

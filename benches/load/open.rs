@@ -151,9 +151,9 @@ pub async fn measure(
     }
     let watched = async {
         tokio::time::sleep_until(schedule.window.0).await;
-        let before = processes.usage()?;
+        let before = processes.usage().await?;
         tokio::time::sleep_until(schedule.window.1).await;
-        Result::Ok(processes.usage()?.since(before))
+        Result::Ok(processes.usage().await?.since(before))
     };
     let load = async {
         pace(address, &connections, &schedule, &tally, spread).await?;

@@ -77,7 +77,7 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
         .stderr(Stdio::piped());
     let child = Command::from(command).kill_on_drop(true).spawn()?;
     let generator = child.id().ok_or("pgbench has ended")?;
-    let processes = Processes { generator, service: None, database: Some(cluster.pid()) };
+    let processes = Processes { generator, service: None, database: Some(cluster.pid()), data: data.clone() };
     let watched = async {
         let patience = Instant::now() + PATIENCE;
         // Each session has to learn the tables and the statement first: with a thousand of them, that takes seconds.
@@ -85,9 +85,9 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         tokio::time::sleep(warm_up).await;
-        let (before, from) = (processes.usage()?, microseconds());
+        let (before, from) = (processes.usage().await?, microseconds());
         tokio::time::sleep(measured).await;
-        let seen = (from..microseconds(), processes.usage()?.since(before));
+        let seen = (from..microseconds(), processes.usage().await?.since(before));
         // The load is on a little longer than the window. What ends it is pgbench's own alarm, before it is due.
         tokio::time::sleep(Duration::from_millis(200)).await;
         kill(Pid::from_raw(generator.cast_signed()), Signal::SIGALRM)?;

@@ -29,6 +29,7 @@ pub fn markdown(results: &Results, cpu: bool) -> String {
         latencies(results, &mut text);
         if cpu {
             cpu_times(results, &mut text);
+            wal_bytes(results, &mut text);
         }
     }
     if !results.open.is_empty() {
@@ -115,6 +116,11 @@ fn cpu_times(results: &Results, text: &mut String) {
         times.map(|time| format!("{time:.1}")).join(" / ")
     };
     table(results, "CPU µs a call: generator / service / PostgreSQL", cell, text);
+}
+
+fn wal_bytes(results: &Results, text: &mut String) {
+    let cell = |_, _, medians: Medians| short(medians.wal_bytes);
+    table(results, "bytes of write-ahead log a call, the last checkpoint before the warm-up", cell, text);
 }
 
 fn open(results: &Results, text: &mut String) {

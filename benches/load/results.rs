@@ -22,7 +22,7 @@ pub struct Results {
     pub open: BTreeMap<Kind, Vec<Opened>>,
 }
 
-/// Medians over the rounds. CPU times are microseconds a call.
+/// Medians over the rounds. CPU times are microseconds a call, `wal_bytes` is bytes a call.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Medians {
     pub rate: f64,
@@ -31,6 +31,7 @@ pub struct Medians {
     pub generator_us: f64,
     pub service_us: f64,
     pub database_us: f64,
+    pub wal_bytes: f64,
 }
 
 /// One cell of the table: a kind, and how many callers it has.
@@ -56,16 +57,17 @@ impl Results {
     }
 
     pub fn medians(&self, cell: Cell) -> Option<Medians> {
-        let each = |seconds: fn(&Measured) -> f64| {
-            self.median(cell, |round| seconds(round) * 1e6 / (round.rate * round.seconds))
+        let a_call = |used: fn(&Measured) -> f64| {
+            self.median(cell, |round| used(round) / (round.rate * round.seconds))
         };
         Some(Medians {
             rate: self.median(cell, |round| round.rate)?,
             p50_ms: self.median(cell, |round| round.p50_ms)?,
             p99_ms: self.median(cell, |round| round.p99_ms)?,
-            generator_us: each(|round| round.cpu.generator)?,
-            service_us: each(|round| round.cpu.service)?,
-            database_us: each(|round| round.cpu.database)?,
+            generator_us: a_call(|round| round.cpu.generator * 1e6)?,
+            service_us: a_call(|round| round.cpu.service * 1e6)?,
+            database_us: a_call(|round| round.cpu.database * 1e6)?,
+            wal_bytes: a_call(|round| round.cpu.wal_bytes)?,
         })
     }
 

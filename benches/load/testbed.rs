@@ -164,7 +164,7 @@ impl Target {
         let url = cluster.url(database);
         let service = program.serve(&url, &[])?;
         let data = Data::open(&url, postgres_table(args)).await?;
-        let processes = Processes::with_own_load(service.pid(), Some(cluster.pid()));
+        let processes = Processes::with_own_load(service.pid(), Some(cluster.pid()), data.clone());
         Ok(Self { service, data, processes, _folder: None })
     }
 
@@ -173,7 +173,7 @@ impl Target {
         let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
         let service = program.serve(&url, flags)?;
         let data = Data::open(&url, sqlite_table(args)).await?;
-        let processes = Processes::with_own_load(service.pid(), None);
+        let processes = Processes::with_own_load(service.pid(), None, data.clone());
         Ok(Self { service, data, processes, _folder: Some(folder) })
     }
 

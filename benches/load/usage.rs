@@ -1,10 +1,10 @@
-//! The CPU time of each process: what a measurement's rate went into.
+//! The CPU time of each process and the bytes of PostgreSQL's write-ahead log: what a measurement used.
 
 use std::{fs, process, time::Duration};
 
-use crate::Result;
+use crate::{Result, data::Data};
 
-/// Seconds of CPU, user and system, of everyone who takes part.
+/// Seconds of CPU, user and system, of each process that takes part; and write-ahead log.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Usage {
     pub generator: f64,
@@ -12,31 +12,35 @@ pub struct Usage {
     pub database: f64,
     /// Everything else on this machine, and what its host gave to other machines.
     pub others: f64,
+    /// Bytes of PostgreSQL's write-ahead log; NaN on SQLite.
+    pub wal_bytes: f64,
 }
 
-/// Whose time it is. Where pgbench generates the load, it is pgbench's.
-#[derive(Clone, Copy, Debug)]
+/// The processes that are measured, and the database. Where pgbench generates the load, it is the generator.
 pub struct Processes {
     pub generator: u32,
     pub service: Option<u32>,
     pub database: Option<u32>,
+    pub data: Data,
 }
 
 impl Processes {
     /// Where this process itself generates the load.
-    pub fn with_own_load(service: u32, database: Option<u32>) -> Self {
-        Self { generator: process::id(), service: Some(service), database }
+    pub fn with_own_load(service: u32, database: Option<u32>, data: Data) -> Self {
+        Self { generator: process::id(), service: Some(service), database, data }
     }
 
-    pub fn usage(&self) -> Result<Usage> {
+    pub async fn usage(&self) -> Result<Usage> {
         let of = |pid: Option<u32>| pid.map_or(Ok(Duration::ZERO), |pid| cpu(pid).map(|(own, _)| own));
         let mut usage = Usage {
             generator: of(Some(self.generator))?.as_secs_f64(),
             service: of(self.service)?.as_secs_f64(),
             database: self.database.map_or(Ok(Duration::ZERO), with_children)?.as_secs_f64(),
             others: 0.0,
+            wal_bytes: 0.0,
         };
         usage.others = machine()?.as_secs_f64() - usage.generator - usage.service - usage.database;
+        usage.wal_bytes = self.data.wal_bytes().await?;
         Ok(usage)
     }
 }
@@ -48,6 +52,7 @@ impl Usage {
             service: self.service - earlier.service,
             database: self.database - earlier.database,
             others: self.others - earlier.others,
+            wal_bytes: self.wal_bytes - earlier.wal_bytes,
         }
     }
 }
