@@ -93,6 +93,10 @@ impl Cluster {
         format!("postgres://bench@127.0.0.1:{}/{database}", self.port)
     }
 
+    pub fn create_database(&self, name: &str) -> Result<()> {
+        self.run("createdb", &[name])
+    }
+
     pub const fn port(&self) -> u16 {
         self.port
     }
@@ -113,7 +117,7 @@ impl Cluster {
 
     fn wait_and_create(&self) -> Result<()> {
         let mut tries = 0;
-        while let Err(error) = self.run("createdb", &[DATABASE]) {
+        while let Err(error) = self.create_database(DATABASE) {
             tries += 1;
             if tries == 100 {
                 return Err(format!("PostgreSQL did not come up: {error}{}", self.log()?).into());

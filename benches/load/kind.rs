@@ -9,6 +9,9 @@ pub enum Kind {
     Pgbench,
     /// Destroy over gRPC, on PostgreSQL
     GrpcPostgres,
+    /// The same of the program that --versus names
+    #[value(skip)]
+    GrpcVersus,
     /// Health/Check, an empty RPC, of the same server
     Health,
     /// 1.1 requests with OAuth 1.0a, over HTTP/1.1, on PostgreSQL
@@ -45,6 +48,7 @@ impl Kind {
         match self {
             Self::Pgbench => "pgbench, one statement a destroy, prepared",
             Self::GrpcPostgres => "**gRPC, PostgreSQL**",
+            Self::GrpcVersus => "gRPC, PostgreSQL, the other program",
             Self::Health => "an empty RPC (Health/Check)",
             Self::RestPostgres => "REST, OAuth 1.0a, PostgreSQL",
             Self::RestH2Postgres => "the same over HTTP/2",

@@ -1,8 +1,9 @@
 //! What the service can bear, beside what PostgreSQL can: `cargo bench --bench load`.
 //!
 //! Everything runs on this machine: a PostgreSQL cluster of the benchmark's own, the service as a process, and the load.
-//! In each round all kinds are measured in turns (A B A B), so that a machine which is slow for a while is slow for all of
-//! them. The table has medians over the rounds, and ratios that were taken round by round.
+//! In each round all kinds are measured in turns (A B, then B A), so that a machine which is slow for a while is slow for
+//! all of them, and none is always the first. The table has medians over the rounds, and ratios that were taken round by
+//! round.
 //!
 //! Callers ask as many users do: each call for an id far from the one before in a table of millions of rows, on behalf of
 //! its owner, whom gRPC names in `x-user-id` and REST by a token of that user. A database is filled once; before each
@@ -81,11 +82,14 @@ struct Args {
     #[arg(long, default_value_t = 1.0, value_parser = positive)]
     warm_up: f64,
     /// Only an open loop with so many calls a second, on PostgreSQL: by a schedule, whatever became of those before
-    #[arg(long, conflicts_with_all = ["only", "callers"], value_parser = positive)]
+    #[arg(long, conflicts_with_all = ["only", "callers", "versus"], value_parser = positive)]
     rate: Option<f64>,
     /// In which order the ids are asked for
     #[arg(long, value_enum, default_value_t = Order::Scattered)]
     ids: Order,
+    /// Measure this program too, in turns, each as grpc-postgres on a database of its own; shows the ratios
+    #[arg(long, value_name = "BINARY")]
+    versus: Option<PathBuf>,
     /// Show the CPU time that a call costs the load generator, the service and PostgreSQL, and its write-ahead log
     #[arg(long)]
     cpu: bool,
@@ -167,6 +171,9 @@ fn kinds(args: &Args) -> Result<Vec<Kind>> {
         return Ok(vec![Kind::GivenRate]);
     }
     let mut kinds = if args.only.is_empty() { Kind::value_variants().to_vec() } else { args.only.clone() };
+    if args.versus.is_some() {
+        kinds.extend([Kind::GrpcPostgres, Kind::GrpcVersus]);
+    }
     kinds.sort_unstable();
     kinds.dedup();
     if kinds.contains(&Kind::GrpcSqliteSingle) && !testbed::has_batch_flag(&args.binary)? {
@@ -197,12 +204,16 @@ async fn run(args: &Args) -> Result<()> {
     let mut progress = Progress::begin(rounds * in_round, each);
     for round in 1..=rounds {
         for callers in &args.callers {
-            for kind in kinds.iter().filter(|kind| kind.has_callers()) {
+            let mut turns: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.has_callers()).collect();
+            if round % 2 == 0 {
+                turns.reverse();
+            }
+            for kind in turns {
                 progress.say(&format!("round {round}, {callers} callers: {}", kind.short_label()));
-                let measured = testbed.measure(*kind, *callers).await;
+                let measured = testbed.measure(kind, *callers).await;
                 let measured = measured
                     .map_err(|error| format!("{}, {callers} callers: {error}", kind.short_label()))?;
-                results.add((*kind, *callers), measured);
+                results.add((kind, *callers), measured);
                 progress.done();
             }
         }

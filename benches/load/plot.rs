@@ -24,6 +24,7 @@ const TEXT: (&str, u32) = ("sans-serif", 15);
 const fn colour(kind: Kind) -> RGBColor {
     match kind {
         Kind::GrpcPostgres => RGBColor(0, 114, 178),
+        Kind::GrpcVersus => RGBColor(86, 180, 233),
         Kind::RestPostgres => RGBColor(230, 159, 0),
         Kind::RestH2Postgres => RGBColor(213, 94, 0),
         Kind::GrpcSqlite => RGBColor(0, 158, 115),

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use crate::{
     Kind, Result,
     ids::Order,
+    measure::Measured,
     results::{Medians, Results},
     targets::{Target, Verdict, verdicts},
     testbed::Environment,
@@ -31,6 +32,7 @@ pub fn markdown(results: &Results, cpu: bool) -> String {
             cpu_times(results, &mut text);
             wal_bytes(results, &mut text);
         }
+        versus(results, &mut text);
     }
     if !results.open.is_empty() {
         open(results, &mut text);
@@ -74,14 +76,19 @@ fn tables(environment: &Environment) -> String {
     )
 }
 
-/// A row for each kind, a column for each number of callers.
-fn table(results: &Results, title: &str, cell: impl Fn(Kind, usize, Medians) -> String, text: &mut String) {
-    let callers = results.callers();
+/// The first lines of a table with a column for each number of callers.
+fn header(title: &str, callers: &[usize], text: &mut String) {
     let _written = write!(text, "| {title}, by callers |");
-    for callers in &callers {
+    for callers in callers {
         let _written = write!(text, " {} |", grouped(*callers as f64));
     }
     let _written = writeln!(text, "\n|---|{}", "---:|".repeat(callers.len()));
+}
+
+/// A row for each kind, a column for each number of callers.
+fn table(results: &Results, title: &str, cell: impl Fn(Kind, usize, Medians) -> String, text: &mut String) {
+    let callers = results.callers();
+    header(title, &callers, text);
     for kind in results.closed.keys() {
         let _written = write!(text, "| {} |", kind.label());
         for callers in &callers {
@@ -121,6 +128,25 @@ fn cpu_times(results: &Results, text: &mut String) {
 fn wal_bytes(results: &Results, text: &mut String) {
     let cell = |_, _, medians: Medians| short(medians.wal_bytes);
     table(results, "bytes of write-ahead log a call, the last checkpoint before the warm-up", cell, text);
+}
+
+/// The program's figures over those of the other one: medians of the ratios of each round.
+fn versus(results: &Results, text: &mut String) {
+    if !results.closed.contains_key(&Kind::GrpcVersus) {
+        return;
+    }
+    let (rate, p50) = (|round: &Measured| round.rate, |round: &Measured| round.p50_ms);
+    let callers = results.callers();
+    header("the program, times the other one", &callers, text);
+    for (name, of) in [("calls a second", rate as fn(&Measured) -> f64), ("p50", p50)] {
+        let _written = write!(text, "| {name} |");
+        for callers in &callers {
+            let ratio = results.ratio((Kind::GrpcPostgres, *callers), (Kind::GrpcVersus, *callers), of);
+            let _written = write!(text, " {:.3}× |", ratio.unwrap_or(f64::NAN));
+        }
+        text.push('\n');
+    }
+    text.push('\n');
 }
 
 fn open(results: &Results, text: &mut String) {

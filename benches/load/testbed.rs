@@ -31,6 +31,8 @@ const ROWS_SQLITE: usize = 300_000;
 pub struct Testbed {
     pub window: Window,
     program: Program,
+    /// Of `--versus`: its folder has the log and the key.
+    _other_program: Option<Program>,
     cluster: Cluster,
     postgres: Target,
     /// For kinds that have a service of their own.
@@ -76,13 +78,18 @@ impl Testbed {
                 others.insert(kind, Target::on_sqlite(&program, args, flags).await?);
             }
         }
+        let other = args.versus.as_ref().map(|binary| Program::new(binary, &args.folder)).transpose()?;
+        if let Some(other) = &other {
+            cluster.create_database("versus")?;
+            others.insert(Kind::GrpcVersus, Target::on_postgres(other, &cluster, "versus", args).await?);
+        }
         let signer = if kinds.iter().any(|kind| kind.is_signed()) {
             Some(program.signer(&cluster.url(DATABASE), postgres.data.table.owners())?)
         } else {
             None
         };
         let window = Window::of(args);
-        Ok(Self { window, program, cluster, postgres, others, signer })
+        Ok(Self { window, program, _other_program: other, cluster, postgres, others, signer })
     }
 
     pub fn environment(&self, args: &Args) -> Result<Environment> {
