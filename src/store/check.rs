@@ -208,9 +208,9 @@ impl StoreCheck {
         let now = self.store.clock.now();
         let mut errors = Vec::new();
         for group in 0..placement.groups() {
-            // Another one each time: two processes must not wait for each other's.
-            let below = i64::from_be_bytes(self.store.entropy.bytes()) | i64::MIN;
-            let id = placement.rehearsal_id(group, below.saturating_add(20_000));
+            // Another one each time: two processes must not wait for each other's. Always negative.
+            let below = -i64::from(u32::from_be_bytes(self.store.entropy.bytes())) - 1;
+            let id = placement.rehearsal_id(group, below);
             let checked = async {
                 let ready = self.connection.ready().await?;
                 if self.must_rehearse { ready.rehearse(id, now).await } else { ready.probe(id, now).await }

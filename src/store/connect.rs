@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -218,25 +219,21 @@ fn shared_options(url: &str, connections: u32) -> ConnectOptions {
 
 fn postgres_options(url: &str, connections: u32) -> ConnectOptions {
     let mut options = shared_options(url, connections);
-    let last_failure: Arc<Mutex<Option<Instant>>> = Arc::default();
+    let last_failure = Arc::new(LastFailure::default());
     options
         .connect_lazy(true)
         .map_sqlx_postgres_opts(adjust)
         .map_sqlx_postgres_before_acquire(move |connection, metadata| {
-            let last_failure = last_failure.clone();
-            let lock = move |failure: &Mutex<Option<Instant>>| {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner)
-            };
+            let (last_failure, idle) = (last_failure.clone(), metadata.idle_for);
             Box::pin(async move {
-                // After a fail-over all connections from before it are dead: one ping is enough to find that out.
-                if lock(&last_failure).is_some_and(|failed| metadata.idle_for > failed.elapsed()) {
+                if last_failure.is_within(idle) {
                     return Ok(false);
                 }
-                if metadata.idle_for <= store::PING_AFTER_IDLE || answers(connection).await {
-                    return Ok(true);
+                let usable = idle <= store::PING_AFTER_IDLE || answers(connection).await;
+                if !usable {
+                    last_failure.record();
                 }
-                *last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                Ok(false)
+                Ok(usable)
             })
         })
         // sqlx pings a connection that is returned, and waits for ever where the other end is silent: its place would be
@@ -245,6 +242,23 @@ fn postgres_options(url: &str, connections: u32) -> ConnectOptions {
             pool.after_release(|connection, _metadata| Box::pin(async { Ok(answers(connection).await) }))
         });
     options
+}
+
+/// When a pooled connection last failed its ping. Those that were idle then are dead too, after a fail-over say: one ping
+/// is enough to find that out.
+#[derive(Default)]
+struct LastFailure(Mutex<Option<Instant>>);
+
+impl LastFailure {
+    /// Whether a connection that has been idle for so long was idle at the failure.
+    fn is_within(&self, idle: Duration) -> bool {
+        let failed = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|failed| failed.elapsed() < idle)
+    }
+
+    fn record(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
 }
 
 /// Whether the server answers a ping soon.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -84,44 +85,50 @@ impl SingleExecutor {
         }
     }
 
-    /// Runs the destroys of one id, one after the other, until none has come for a moment.
+    /// Runs the destroys of one id until none has come for a moment: one at a time while its row is locked, and the others
+    /// together once it is not.
     async fn serve(&self, id: CollectionId) {
+        let (mut is_locked, mut has_slept) = (true, false);
         loop {
-            let mut is_locked = false;
-            while let Some(pending) = self.next(id) {
-                let permit = timeout_at(pending.destroy.deadline, self.0.connections.acquire()).await;
-                let Ok(Ok(_permit)) = permit else {
-                    drop(pending.in_time(Instant::now()));
-                    continue;
+            let pending = self.take(id, if is_locked { 1 } else { store::LOCKED_CAPACITY });
+            if let Some(deadline) = pending.iter().map(|pending| pending.destroy.deadline).min() {
+                let locked = match timeout_at(deadline, self.0.connections.acquire()).await {
+                    Ok(Ok(_permit)) => self.run(pending).await,
+                    // The first deadline has passed; the next turn completes that destroy.
+                    _ => pending,
                 };
-                let connection = BatchConnection::new(&self.0.database, Kind::Pooled);
-                let mut executor = Executor { connection, shared: self.0.shared.clone() };
-                let locked = executor.run(store::SINGLE_LOCK_TIMEOUT, || vec![pending]).await;
-                is_locked = !locked.is_empty();
+                (is_locked, has_slept) = (!locked.is_empty(), false);
                 if let Some(queue) = self.locked().get_mut(&id) {
-                    locked.into_iter().for_each(|pending| queue.push_front(pending));
+                    locked.into_iter().rev().for_each(|pending| queue.push_front(pending));
                 }
-            }
-            if is_locked {
-                // Its caller has given up, and the lock may still be there.
+            } else if is_locked && !has_slept {
+                // Its callers have given up, and the lock may still be there.
+                has_slept = true;
                 sleep(store::LOCKED_MEMORY).await;
-            }
-            let mut locked = self.locked();
-            if locked.get(&id).is_none_or(VecDeque::is_empty) {
-                locked.remove(&id);
-                return;
+            } else {
+                let mut locked = self.locked();
+                if locked.get(&id).is_none_or(VecDeque::is_empty) {
+                    locked.remove(&id);
+                    return;
+                }
             }
         }
     }
 
-    /// The next destroy of this id that is in time.
-    fn next(&self, id: CollectionId) -> Option<Pending> {
+    async fn run(&self, pending: Vec<Pending>) -> Vec<Pending> {
+        let connection = BatchConnection::new(&self.0.database, Kind::Pooled);
+        let mut executor = Executor { connection, shared: self.0.shared.clone() };
+        executor.run(store::SINGLE_LOCK_TIMEOUT, || pending).await
+    }
+
+    /// Up to so many destroys of this id, of those that are in time.
+    fn take(&self, id: CollectionId, most: usize) -> Vec<Pending> {
         let now = Instant::now();
         let mut locked = self.locked();
-        let queue = locked.get_mut(&id)?;
-        let in_time = std::mem::take(queue).into_iter().filter_map(|pending| pending.in_time(now));
+        let Some(queue) = locked.get_mut(&id) else { return Vec::new() };
+        let in_time = mem::take(queue).into_iter().filter_map(|pending| pending.in_time(now));
         *queue = in_time.collect();
-        queue.pop_front()
+        queue.drain(..most.min(queue.len())).collect()
     }
 
     /// Nothing panics while it is held, so it is never left half-changed.
