@@ -1,6 +1,9 @@
 //! The rows that are destroyed, and their tombstones. The benchmark's own connection to the database.
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend, Statement,
+    TransactionTrait,
+};
 
 use crate::{Result, ids::Table};
 
@@ -10,6 +13,7 @@ const WRITTEN: [&str; 3] = ["event_outbox", "purge_queue", "destroyed_collection
 #[derive(Clone)]
 pub struct Data {
     db: DatabaseConnection,
+    url: String,
     pub table: Table,
 }
 
@@ -18,7 +22,7 @@ impl Data {
     pub async fn open(url: &str, table: Table) -> Result<Self> {
         let mut options = ConnectOptions::new(url);
         options.max_connections(1).sqlx_logging(false);
-        Ok(Self { db: Database::connect(options).await?, table })
+        Ok(Self { db: Database::connect(options).await?, url: url.to_owned(), table })
     }
 
     /// Fills the table the first time, and later puts back the rows that were destroyed. Afterwards there are no
@@ -59,6 +63,26 @@ impl Data {
         // What the file system has put off until later would come in the middle of the measurement.
         nix::unistd::sync();
         Ok(())
+    }
+
+    /// Inserts a row beyond those that are destroyed, and locks it: its id, its owner and the lock.
+    pub async fn lock_row(&self) -> Result<(i64, i64, DatabaseTransaction)> {
+        let (id, owner) = (self.table.rows + 1, 1);
+        let insert = format!(
+            "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
+             VALUES ({id}, {owner}, '', '', now())"
+        );
+        self.db.execute_unprepared(&insert).await?;
+        let transaction = Database::connect(&self.url).await?.begin().await?;
+        let lock = format!("SELECT id FROM collections WHERE id = {id} FOR UPDATE");
+        transaction.execute_unprepared(&lock).await?;
+        Ok((id, owner, transaction))
+    }
+
+    /// Deletes such a row within its lock.
+    pub async fn delete_locked(&self, id: i64, lock: DatabaseTransaction) -> Result<()> {
+        lock.execute_unprepared(&format!("DELETE FROM collections WHERE id = {id}")).await?;
+        Ok(lock.commit().await?)
     }
 
     /// A query for the numbers from 1 to that of the rows.

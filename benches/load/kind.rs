@@ -9,6 +9,8 @@ pub enum Kind {
     Pgbench,
     /// Destroy over gRPC, on PostgreSQL
     GrpcPostgres,
+    /// The same while another transaction keeps a row locked, which its owner asks for ten times a second
+    GrpcLockedRow,
     /// The same of the program that --versus names
     #[value(skip)]
     GrpcVersus,
@@ -48,6 +50,7 @@ impl Kind {
         match self {
             Self::Pgbench => "pgbench, one statement a destroy, prepared",
             Self::GrpcPostgres => "**gRPC, PostgreSQL**",
+            Self::GrpcLockedRow => "the same, with a locked row that is asked for",
             Self::GrpcVersus => "gRPC, PostgreSQL, the other program",
             Self::Health => "an empty RPC (Health/Check)",
             Self::RestPostgres => "REST, OAuth 1.0a, PostgreSQL",

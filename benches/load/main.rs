@@ -26,6 +26,7 @@ mod grpc;
 mod http2;
 mod ids;
 mod kind;
+mod locked;
 mod measure;
 mod open;
 mod pgbench;

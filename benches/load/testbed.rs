@@ -12,6 +12,7 @@ use crate::{
     data::Data,
     grpc::{Checks, Destroys},
     ids::{Spread, Table},
+    locked::LockedRow,
     measure::Measured,
     open::{self, Opened},
     pgbench, rest,
@@ -136,8 +137,16 @@ impl Testbed {
                 closed::measure(rest.0, rest::Signed::over(rest, spread)?, window, processes).await?
             }
             _ => {
-                closed::measure(&service.grpc, Destroys::over(&service.grpc, spread), window, processes)
-                    .await?
+                let locked = match kind {
+                    Kind::GrpcLockedRow => Some(LockedRow::new(&service.grpc, data).await?),
+                    _ => None,
+                };
+                let calls = Destroys::over(&service.grpc, spread);
+                let measured = closed::measure(&service.grpc, calls, window, processes).await?;
+                if let Some(locked) = locked {
+                    locked.remove(data).await?;
+                }
+                measured
             }
         };
         target.settle(good).await?;
