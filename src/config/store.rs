@@ -23,8 +23,11 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const STATEMENT_BOUND: Duration = Duration::from_secs(7);
 /// The longest one check of the database may take while the service is ready.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the placement of shards is read again on a distributed engine.
-pub const PLACEMENT_REFRESH: Duration = Duration::from_secs(5);
+/// The same for one node of a distributed engine. Shorter, so that a node that does not answer fails its own group alone.
+pub const NODE_CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often the placement of shards and the durability of the nodes are read again on a distributed engine. With the
+/// interval of the checks, a node that stops waiting for its disk is found within 5 s.
+pub const PLACEMENT_REFRESH: Duration = Duration::from_secs(3);
 /// Groups of a distributed engine that have a queue and connections of their own; further nodes share them.
 pub const GROUPS: usize = 64;
 /// SQLite: how long to wait for another process's lock on the file.

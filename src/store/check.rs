@@ -1,7 +1,9 @@
 //! Whether the database can be served: a destroy is rehearsed, because nothing else shows that one would succeed.
 
-use std::{pin::pin, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
+use chrono::{DateTime, Utc};
+use futures_util::future::{join, join_all};
 use sea_orm::{DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -29,7 +31,7 @@ pub enum StateError {
     )]
     Pooler,
     #[error("node {node} of the database acknowledges commits before they are durable: {settings}")]
-    NotDurable { node: i32, settings: String },
+    NotDurable { node: String, settings: String },
     #[error("the database takes no writes (is it a standby?): {0}")]
     ReadOnly(DbErr),
     /// A destroy would fail until an operator acts.
@@ -73,10 +75,11 @@ impl From<DbErr> for StateError {
     }
 }
 
-/// Checks the database again and again, over a connection of its own.
+/// Checks the database again and again, over connections of its own.
 pub struct StoreCheck {
     store: Store,
-    connection: BatchConnection,
+    /// One for each group: a node that does not answer delays no other group's check.
+    connections: Vec<BatchConnection>,
     /// Not rehearsed yet, or something has failed since.
     must_rehearse: bool,
     /// Nothing is destroyed by this process.
@@ -84,8 +87,8 @@ pub struct StoreCheck {
     /// The schema was complete. A newer one later is a newer version being rolled out beside this one.
     is_complete: bool,
     placement_read: Option<Instant>,
-    /// The groups whose node fails, while others do not.
-    failing: usize,
+    /// The groups whose node failed at the last check, while others did not.
+    failing: BTreeSet<usize>,
 }
 
 /// A statement that was terminated because it ran for too long.
@@ -97,7 +100,8 @@ struct Terminated {
 /// A node of a distributed engine and what it does at a commit.
 #[derive(Debug, FromQueryResult)]
 struct Node {
-    node: i32,
+    /// Its address.
+    node: String,
     settings: String,
 }
 
@@ -113,9 +117,9 @@ WITH stuck AS MATERIALIZED (
 
 /// A transaction that spans nodes is committed by sessions of the engine's own, which the function does not reach.
 const NODES: &str = "\
-SELECT nodeid::int AS node, result AS settings FROM run_command_on_all_nodes(
+SELECT concat(nodename, ':', nodeport) AS node, result AS settings FROM run_command_on_all_nodes(
   $$SELECT concat('synchronous_commit=', current_setting('synchronous_commit'), ' fsync=', current_setting('fsync'))$$)
-WHERE success";
+JOIN pg_dist_node USING (nodeid) WHERE success";
 
 impl Store {
     /// Whether the schema is the one that this program expects.
@@ -141,11 +145,11 @@ impl Store {
         StoreCheck {
             is_schema_only: self.batcher.is_closed(),
             store: self.clone(),
-            connection: BatchConnection::new(&self.database, Kind::Dedicated),
+            connections: Vec::new(),
             must_rehearse: true,
             is_complete: false,
             placement_read: None,
-            failing: 0,
+            failing: BTreeSet::new(),
         }
     }
 }
@@ -162,7 +166,7 @@ impl StoreCheck {
         let checked = timeout(bound, self.run_unbounded()).await.unwrap_or(Err(StateError::Timeout));
         if checked.is_err() {
             // A session keeps what it once was: read-only, say.
-            self.connection.discard();
+            self.connections.clear();
         }
         self.must_rehearse = checked.is_err();
         checked
@@ -192,68 +196,82 @@ impl StoreCheck {
         if self.is_schema_only {
             return Ok(self.store.db.ping().await?);
         }
-        if is_postgres {
-            self.read_placement().await?;
+        let must_check_nodes = is_postgres && self.read_placement().await?;
+        let database = self.store.database.clone();
+        let durable = async { if must_check_nodes { check_nodes(&database.pool).await } else { Ok(true) } };
+        let (durable, served) = join(durable, self.check_groups()).await;
+        let durable = durable?;
+        served?;
+        if !durable {
+            self.placement_read = None;
         }
-        self.check_groups().await?;
         if must_terminate && !self.must_rehearse {
             self.terminate_stuck().await;
         }
         Ok(())
     }
 
-    /// Each group's node is asked; while some can be served, so can the service.
+    /// Checks each group's node; while some can be served, so can the service.
     async fn check_groups(&mut self) -> Result<(), StateError> {
         let placement = self.store.batcher.placement();
         let now = self.store.clock.now();
-        let mut errors = Vec::new();
-        for group in 0..placement.groups() {
-            // Another one each time: two processes must not wait for each other's. Always negative.
-            let below = -i64::from(u32::from_be_bytes(self.store.entropy.bytes())) - 1;
-            let id = placement.rehearsal_id(group, below);
-            let checked = async {
-                let ready = self.connection.ready().await?;
-                if self.must_rehearse { ready.rehearse(id, now).await } else { ready.probe(id, now).await }
+        let groups = placement.groups();
+        let bound = if groups == 1 { store::CHECK_TIMEOUT } else { store::NODE_CHECK_TIMEOUT };
+        self.connections.resize_with(groups, || BatchConnection::new(&self.store.database, Kind::Dedicated));
+        let checks = self.connections.iter_mut().enumerate().map(|(group, connection)| {
+            // Another one each time: two processes must not wait for each other's.
+            let random = u64::from_be_bytes(self.store.entropy.bytes());
+            let id = if self.must_rehearse {
+                placement.rehearsal_id(group, random)
+            } else {
+                placement.probe_id(group, random)
             };
-            let checked = match timeout(store::CHECK_TIMEOUT, pin!(checked)).await {
-                Ok(checked) => checked.map_err(StateError::from),
-                Err(_elapsed) => Err(StateError::Timeout),
-            };
+            timeout(bound, check_group(connection, id, now))
+        });
+        let checked = join_all(checks).await;
+        let (mut failing, mut first) = (BTreeSet::new(), None);
+        for ((group, checked), connection) in checked.into_iter().enumerate().zip(&mut self.connections) {
+            let checked =
+                checked.map_or(Err(StateError::Timeout), |checked| checked.map_err(StateError::from));
             if let Err(error) = checked {
-                self.connection.discard();
-                errors.push(error);
+                connection.discard();
+                failing.insert(group);
+                first.get_or_insert(error);
             }
         }
-        let failing = errors.len();
-        let first = errors.into_iter().next();
-        if let (Some(error), true) = (&first, failing != self.failing && failing < placement.groups()) {
-            tracing::error!(%error, failing, groups = placement.groups(), "some nodes of the database fail");
-        }
-        self.failing = failing;
+        let was_failing = std::mem::replace(&mut self.failing, failing);
         match first {
-            Some(error) if failing == placement.groups() => Err(error),
-            _ => Ok(()),
+            Some(error) if self.failing.len() == groups => {
+                // Readiness is logged instead.
+                self.failing.clear();
+                return Err(error);
+            }
+            Some(error) if self.failing != was_failing => {
+                tracing::error!(%error, failing = self.failing.len(), groups, "some nodes of the database fail");
+            }
+            None if !was_failing.is_empty() => {
+                tracing::info!(groups, "all nodes of the database answer again");
+            }
+            _ => {}
         }
+        Ok(())
     }
 
-    /// Reads where rows are, where the engine is a distributed one, and whether its nodes keep what they acknowledge.
-    async fn read_placement(&mut self) -> Result<(), StateError> {
+    /// Reads where rows are, where the engine is a distributed one. Returns whether its nodes are to be checked too.
+    async fn read_placement(&mut self) -> Result<bool, StateError> {
         let is_due = self.placement_read.is_none_or(|read| read.elapsed() > store::PLACEMENT_REFRESH);
         let was_plain = self.placement_read.is_some() && !self.store.batcher.placement().is_distributed();
         if !self.must_rehearse && (was_plain || !is_due) {
-            return Ok(());
+            return Ok(false);
         }
-        let db = &self.store.database.pool;
-        let placement = Placement::read(db).await?;
-        if placement.is_distributed() {
-            check_nodes(db).await?;
-        }
+        let placement = Placement::read(&self.store.database.pool).await?;
+        let is_distributed = placement.is_distributed();
         if placement != *self.store.batcher.placement() {
             tracing::info!(groups = placement.groups(), "placement read");
             self.store.batcher.regroup(placement);
         }
         self.placement_read = Some(Instant::now());
-        Ok(())
+        Ok(is_distributed)
     }
 
     /// Terminates destroys that run for too long: their callers have an answer, or run them again.
@@ -275,11 +293,21 @@ impl StoreCheck {
     }
 }
 
-async fn check_nodes(db: &DatabaseConnection) -> Result<(), StateError> {
+/// Checks that the node of this id could run a destroy; with a negative id, one is rehearsed.
+async fn check_group(connection: &mut BatchConnection, id: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
+    let ready = connection.ready().await?;
+    if id < 0 { ready.rehearse(id, now).await } else { ready.probe(id, now).await }
+}
+
+/// Whether the nodes that answer keep what they acknowledge; `false` where one does not answer in time, which then cannot
+/// acknowledge anything.
+async fn check_nodes(db: &DatabaseConnection) -> Result<bool, StateError> {
     let nodes = Statement::from_string(DbBackend::Postgres, NODES);
-    let nodes = Node::find_by_statement(nodes).all(db).await?;
-    match nodes.into_iter().find(|node| node.settings.contains("=off")) {
+    let Ok(nodes) = timeout(store::NODE_CHECK_TIMEOUT, Node::find_by_statement(nodes).all(db)).await else {
+        return Ok(false);
+    };
+    match nodes?.into_iter().find(|node| node.settings.contains("=off")) {
         Some(Node { node, settings }) => Err(StateError::NotDurable { node, settings }),
-        None => Ok(()),
+        None => Ok(true),
     }
 }

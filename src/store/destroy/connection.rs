@@ -149,11 +149,11 @@ impl Ready<'_> {
             .ok_or_else(|| DbErr::Type(format!("{} destroys were answered {letters:?}", destroys.len())))
     }
 
-    /// Checks that a destroy could be run, without one. `anchor` chooses the node of a distributed engine.
-    pub async fn probe(self, anchor: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
+    /// Checks that a destroy could be run, without one. `id` chooses the node of a distributed engine.
+    pub async fn probe(self, id: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
         match self {
             Self::Postgres(connection) => {
-                scalar(connection, postgres::probe(anchor, now)).await.map(|_empty| ())
+                scalar(connection, postgres::probe(id, now)).await.map(|_letter| ())
             }
             Self::Sqlite(transaction, file) => {
                 file.check()?;

@@ -87,11 +87,22 @@ impl Placement {
         self.ranges.get(after.saturating_sub(1)).map_or(0, |(_, group)| *group)
     }
 
-    /// A negative number, which no id is, at or below this one whose row would belong to the group.
-    pub fn rehearsal_id(&self, group: usize, below: i64) -> i64 {
+    /// A negative number, which no id is, whose row would belong to the group.
+    pub fn rehearsal_id(&self, group: usize, random: u64) -> i64 {
+        self.id_in(group, random, -1)
+    }
+
+    /// An id of the group, whether a collection has it or not.
+    pub fn probe_id(&self, group: usize, random: u64) -> i64 {
+        self.id_in(group, random, 1)
+    }
+
+    fn id_in(&self, group: usize, random: u64, sign: i64) -> i64 {
+        let first = (random >> 1).cast_signed();
+        let ids = (0..10_000).map(|step| sign * first.saturating_sub(step).max(1));
         let wanted = |id: &i64| self.group_of_hash(hashint8(*id)) == group;
         // A group without a range has none.
-        (1..10_000).map(|step| below.saturating_sub(step)).find(wanted).unwrap_or(below)
+        ids.into_iter().find(wanted).unwrap_or(sign)
     }
 }
 
@@ -133,8 +144,12 @@ mod tests {
         }
         assert_eq!(Placement::default().group_of_hash(5), 0);
         for group in [0, 1] {
-            let id = placement.rehearsal_id(group, -5);
-            assert!(id < -5 && placement.group_of_hash(super::hashint8(id)) == group);
+            for random in [u64::MAX, 1 << 40] {
+                let (rehearsed, probed) =
+                    (placement.rehearsal_id(group, random), placement.probe_id(group, random));
+                assert!(rehearsed < 0 && placement.group_of_hash(super::hashint8(rehearsed)) == group);
+                assert!(probed > 0 && placement.group_of_hash(super::hashint8(probed)) == group);
+            }
         }
     }
 }

@@ -41,9 +41,11 @@ pub fn statement(destroys: &[&Destroy], attempt: Attempt, now: DateTime<Utc>) ->
     call(rows.first().map_or(0, |row| row.id), &rows, attempt, now)
 }
 
-/// Runs the function without a destroy, on the node that `anchor` chooses: it fails where no destroy could be run.
-pub fn probe(anchor: i64, now: DateTime<Utc>) -> Statement {
-    call(anchor, &[], CHECK, now)
+/// Runs the function for an owner that no user is: it fails where no destroy could be run. With an id, because without one
+/// a distributed engine would run the function's statements on all nodes.
+pub fn probe(id: i64, now: DateTime<Utc>) -> Statement {
+    let row = Row { id, owner: 0, request_id: Uuid::nil(), caller: "" };
+    call(id, &[row], CHECK, now)
 }
 
 /// Destroys a row that the function makes for it, and leaves no trace. `id` is negative, so that no collection has it.
