@@ -52,10 +52,10 @@ impl StateError {
         !matches!(self, Self::Newer | Self::Pooler)
     }
 
-    /// Whether the database is away, as opposed to refusing: calls may wait for it to return.
+    /// Whether the database is away or failing over, as opposed to refusing: calls may wait for it to return.
     #[must_use]
     pub const fn is_outage(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Timeout)
+        matches!(self, Self::Database(_) | Self::Timeout | Self::ReadOnly(_))
     }
 }
 
