@@ -20,6 +20,15 @@ END $$;
 -- connections are working on.
 SET LOCAL citus.multi_shard_modify_mode = 'sequential';
 
+-- Four shards on each node, unless -v shards=N names their number. A statement of a batch is planned once for each shard that it
+-- touches, so fewer shards cost less. More of them can be spread over more nodes later.
+\if :{?shards}
+SELECT set_config('citus.shard_count', :'shards', true) AS shards;
+\else
+SELECT set_config('citus.shard_count', greatest(4 * count(*), 1)::text, true) AS shards
+  FROM pg_dist_node WHERE shouldhaveshards AND noderole = 'primary';
+\endif
+
 -- Every table that a destroy writes is distributed by the collection's id and colocated (equal ids are on one node), so
 -- that a destroy stays on one node. A table that had rows before leaves hidden copies of them on the coordinator, which
 -- no destroy would reach: they are removed.
@@ -60,6 +69,7 @@ COMMIT;
 
 -- The limit that the function sets for its waits for locked rows holds on the node that runs it alone. A batch that spans
 -- nodes, as one may in the seconds after a shard was moved, waits on the other nodes until the service terminates it
--- after 5 s. A default of the role that owns the function bounds that wait too; migrations set their own:
+-- after 5 s, and the other destroys of its group wait for it. A default of the role that owns the function bounds that
+-- wait too; migrations set their own:
 --
 --   ALTER ROLE <owner> SET lock_timeout = '500ms';

@@ -36,6 +36,8 @@ CREATE TABLE pg_catalog.pg_dist_placement (shardid bigint, shardstate int, group
 INSERT INTO pg_catalog.pg_dist_shard SELECT 'collections', n, (-2147483648 + n * 1073741824)::text
   FROM generate_series(0::bigint, 3) AS n;
 INSERT INTO pg_catalog.pg_dist_placement SELECT n, 1, 1 + n % 2 FROM generate_series(0, 3) AS n;
+CREATE TABLE pg_catalog.pg_dist_node (nodeid int, nodename text, nodeport int);
+INSERT INTO pg_catalog.pg_dist_node VALUES (1, 'one', 5432), (2, 'two', 5432), (7, 'seven', 5432);
 CREATE FUNCTION run_command_on_all_nodes(text) RETURNS TABLE (nodeid int, success bool, result text)
   LANGUAGE sql AS $$ SELECT n, true, 'synchronous_commit=on fsync=on' FROM generate_series(1, 2) AS n $$;
 CREATE TABLE transactions (transaction xid8, id bigint);
@@ -84,7 +86,7 @@ async fn every_node_has_to_be_durable() {
     let mut check = ground.store.check();
     let error = check.run().await.unwrap_err();
     assert!(
-        error.to_string().contains("node 7") && error.to_string().contains("synchronous_commit=off"),
+        error.to_string().contains("node seven:5432") && error.to_string().contains("synchronous_commit=off"),
         "{error}"
     );
 }

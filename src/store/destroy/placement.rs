@@ -143,6 +143,7 @@ mod tests {
             assert_eq!(placement.group_of_hash(hash), group, "{hash}");
         }
         assert_eq!(Placement::default().group_of_hash(5), 0);
+        let placement = Placement::of([(0, 7), (i32::MIN, 3)]);
         for group in [0, 1] {
             for random in [u64::MAX, 1 << 40] {
                 let (rehearsed, probed) =
