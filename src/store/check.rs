@@ -65,8 +65,8 @@ impl From<DbErr> for StateError {
             // The pool's own text would name neither the database nor what to look at.
             (DbErr::ConnectionAcquire(_), _) => Self::Timeout,
             (_, Some("25006")) => Self::ReadOnly(error),
-            (_, Some(code)) if pooler::is_lost_statement(code) => Self::Pooler,
             _ => match Failure::from(&error) {
+                Failure::Unprepared => Self::Pooler,
                 // Another transaction has locked a table.
                 Failure::Unavailable | Failure::Locked | Failure::Conflict => Self::Database(error),
                 _ => Self::Refused(error),

@@ -1,6 +1,9 @@
 //! What a database error means for a caller.
 
-use sea_orm::{DbErr, RuntimeErr, sqlx};
+use sea_orm::{
+    DbErr, RuntimeErr,
+    sqlx::{self, postgres::PgDatabaseError, sqlite::SqliteError},
+};
 
 /// What to do about a database error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,9 @@ pub enum Failure {
     /// The database refuses every such statement until an operator acts: missing grants, a read-only file, an older schema.
     /// Nothing happened.
     Unusable,
+    /// The statement was prepared in another session: a pooler has moved the connection and not the statement. Nothing
+    /// happened.
+    Unprepared,
     /// The database refused the data. Nothing happened.
     Rejected,
     /// Its answer was not understood. Whether the statement took effect is not known.
@@ -56,10 +62,15 @@ fn of_sqlx(error: &sqlx::Error) -> Failure {
     match error {
         sqlx::Error::Database(database) => {
             let code = database.code().unwrap_or_default();
-            if database.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
-                of_sqlite(&code)
-            } else {
-                of_sqlstate(&code)
+            if database.try_downcast_ref::<SqliteError>().is_some() {
+                return of_sqlite(&code);
+            }
+            // The session has another statement of this name, with another number of parameters. Poolers use the same code
+            // for errors of their own.
+            let postgres = database.try_downcast_ref::<PgDatabaseError>();
+            match postgres.and_then(PgDatabaseError::routine) {
+                Some("exec_bind_message") if code == "08P01" => Failure::Unprepared,
+                _ => of_sqlstate(&code),
             }
         }
         sqlx::Error::Io(_)
@@ -83,8 +94,8 @@ fn of_sqlstate(code: &str) -> Failure {
         // query_canceled, read_only_sql_transaction (the connection is to a standby, or to an old primary),
         // statement_completion_unknown
         "57014" | "25006" | "40003" => Failure::Unavailable,
-        // invalid_sql_statement_name: a pooler that keeps no prepared statements
-        "26000" => Failure::Unusable,
+        // invalid_sql_statement_name, duplicate_prepared_statement
+        "26000" | "42P05" => Failure::Unprepared,
         // Connection exceptions, insufficient resources, operator intervention, system errors, wrong or expired credentials.
         _ if starts_with_any(code, &["08", "53", "57", "58", "28"]) => Failure::Unavailable,
         // Unsupported features, unknown database or schema, missing grants or tables, the function's own refusal.

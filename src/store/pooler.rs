@@ -20,12 +20,6 @@ const ATTEMPTS: usize = 8;
 const SESSION: &str = "SELECT pg_backend_pid(), \
     (SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_%' AND from_sql = false)";
 
-/// The errors of a statement that was prepared in another session: `invalid_sql_statement_name`,
-/// `duplicate_prepared_statement`.
-pub fn is_lost_statement(code: &str) -> bool {
-    matches!(code, "26000" | "42P05")
-}
-
 /// Connections that share a session are behind a pooler in transaction mode; it must have renamed the statements then.
 ///
 /// # Errors

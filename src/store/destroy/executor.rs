@@ -108,7 +108,7 @@ impl Executor {
                 nothing
             }
             Failure::Unavailable => (self.retry_unknown(batch, &error).await, Vec::new()),
-            Failure::Unusable => {
+            Failure::Unusable | Failure::Unprepared => {
                 self.connection.discard();
                 self.shared.status.report_failure();
                 fail(batch.pending, DestroyError::StoreUnavailable, &error);
