@@ -122,12 +122,14 @@ SELECT concat(nodename, ':', nodeport) AS node, result AS settings FROM run_comm
 JOIN pg_dist_node USING (nodeid) WHERE success";
 
 impl Store {
-    /// Whether the schema is the one that this program expects.
+    /// Whether the schema is the one that this program expects, and no pooler loses its statements.
     ///
     /// # Errors
-    /// It is older or newer, or the database failed.
+    /// The schema is older or newer, [`StateError::Pooler`], or the database failed.
     pub async fn check_schema(&self) -> Result<(), StateError> {
         let missing = async {
+            // First, as all that follows is run by statements that may be lost.
+            pooler::check(&self.database).await?;
             let versions = self.schema().await?;
             Ok(versions.into_iter().find(|version| !version.applied))
         };
@@ -183,15 +185,12 @@ impl StoreCheck {
     async fn run_unbounded(&mut self) -> Result<(), StateError> {
         let is_postgres = matches!(self.store.database.engine, Engine::Postgres(_));
         let must_terminate = is_postgres && !self.is_schema_only;
-        if must_terminate && self.must_rehearse {
-            self.terminate_stuck().await;
-        }
         if !self.is_complete {
             self.store.check_schema().await?;
-            if is_postgres {
-                pooler::check(&self.store.database).await?;
-            }
             self.is_complete = true;
+        }
+        if must_terminate && self.must_rehearse {
+            self.terminate_stuck().await;
         }
         if self.is_schema_only {
             return Ok(self.store.db.ping().await?);

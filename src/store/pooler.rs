@@ -4,7 +4,7 @@
 
 use sea_orm::{
     DbErr,
-    sqlx::{self, PgConnection, Row},
+    sqlx::{self, Connection, Executor, PgConnection, Row},
 };
 
 use super::{
@@ -13,44 +13,62 @@ use super::{
     failure::sqlx_error,
 };
 
-/// How often two connections ask in turns which session they have.
-const ATTEMPTS: usize = 8;
+/// Connections that are compared. Each may lead to another one of several poolers, which have no session in common. With the
+/// pool's own, they are no more than the fewest that `--database-connections` accepts.
+const CONNECTIONS: usize = 3;
 
-/// Prepared by sqlx under a name that begins with `sqlx_`, and so listed unless a pooler has renamed it.
-const SESSION: &str = "SELECT pg_backend_pid(), \
-    (SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_%' AND from_sql = false)";
+/// How often each connection is asked, twice in turn: a pooler that hands out the session that was used last gives it to the
+/// next connection, one that hands out the others first gives the same connection another one.
+const ATTEMPTS: usize = 4;
+
+const SESSION: &str = "SELECT pg_backend_pid()";
+
+/// Counts itself: prepared in this transaction, under the name that sqlx gave it.
+const KEEPS_NAME: &str = "\
+SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_%' AND NOT from_sql AND prepare_time >= now()";
 
 /// Connections that share a session are behind a pooler in transaction mode; it must have renamed the statements then.
+///
+/// No statement is run that another session may have prepared under the same name.
 ///
 /// # Errors
 /// [`StateError::Pooler`], or the database failed.
 pub async fn check(database: &Database) -> Result<(), StateError> {
     let Engine::Postgres(connector) = &database.engine else { return Ok(()) };
     let pool = database.pool.get_postgres_connection_pool();
-    let connect = async || connector.connect(pool).await.map_err(sqlx_error);
-    let mut connections = [connect().await?, connect().await?];
-    let mut seen = [None, None];
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = connector.connect(pool).await.map_err(sqlx_error)?;
+        if keeps_name(&mut connection).await.map_err(sqlx_error)? {
+            connections.push((connection, None));
+        }
+    }
     for _ in 0..ATTEMPTS {
-        for place in [0, 1] {
-            let (Some(connection), [first, second]) = (connections.get_mut(place), &mut seen) else {
-                continue;
-            };
-            let (own, other) = if place == 0 { (first, second) } else { (second, first) };
-            let (session, keeps_names) = ask(connection).await?;
-            let is_shared = own.is_some_and(|own| own != session) || *other == Some(session);
-            if is_shared && keeps_names {
-                return Err(StateError::Pooler);
+        for place in 0..connections.len() {
+            for _ in 0..2 {
+                let Some((connection, before)) = connections.get_mut(place) else { continue };
+                let session = session(connection).await?;
+                let has_moved = before.replace(session).is_some_and(|before| before != session);
+                let sharing = connections.iter().filter(|(_, other)| *other == Some(session)).count();
+                if has_moved || sharing > 1 {
+                    return Err(StateError::Pooler);
+                }
             }
-            *own = Some(session);
         }
     }
     Ok(())
 }
 
-/// The session that has run this, and whether the statement has its own name there.
-async fn ask(connection: &mut PgConnection) -> Result<(i32, bool), DbErr> {
-    let row = sqlx::query(SESSION).fetch_one(connection).await.map_err(sqlx_error)?;
-    let read = || -> Result<(i32, i64), sqlx::Error> { Ok((row.try_get(0)?, row.try_get(1)?)) };
-    let (session, named) = read().map_err(sqlx_error)?;
-    Ok((session, named > 0))
+/// Whether a statement has the name in its session that the connection gave it. A transaction stays in one session.
+async fn keeps_name(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    let count: i64 = sqlx::query_scalar(KEEPS_NAME).fetch_one(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(count > 0)
+}
+
+/// The session that has run this, without a prepared statement.
+async fn session(connection: &mut PgConnection) -> Result<i32, DbErr> {
+    let row = connection.fetch_one(SESSION).await.map_err(sqlx_error)?;
+    row.try_get(0).map_err(sqlx_error)
 }
