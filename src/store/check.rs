@@ -129,7 +129,7 @@ impl Store {
     pub async fn check_schema(&self) -> Result<(), StateError> {
         let missing = async {
             // First, as all that follows is run by statements that may be lost.
-            pooler::check(&self.database).await?;
+            pooler::check(&self.database, false).await?;
             let versions = self.schema().await?;
             Ok(versions.into_iter().find(|version| !version.applied))
         };
@@ -170,6 +170,9 @@ impl StoreCheck {
             // A session keeps what it once was: read-only, say.
             self.connections.clear();
         }
+        if matches!(checked, Err(StateError::Pooler)) {
+            self.store.status.report_lost_statement();
+        }
         self.must_rehearse = checked.is_err();
         checked
     }
@@ -185,6 +188,10 @@ impl StoreCheck {
     async fn run_unbounded(&mut self) -> Result<(), StateError> {
         let is_postgres = matches!(self.store.database.engine, Engine::Postgres(_));
         let must_terminate = is_postgres && !self.is_schema_only;
+        if self.store.status.has_lost_statement() {
+            pooler::check(&self.store.database, true).await?;
+            self.store.status.clear_lost_statement();
+        }
         if !self.is_complete {
             self.store.check_schema().await?;
             self.is_complete = true;

@@ -93,6 +93,10 @@ impl CredentialError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Database(error) if Failure::from(error) == Failure::Unavailable)
     }
+
+    fn is_lost_statement(&self) -> bool {
+        matches!(self, Self::Database(error) if Failure::from(error) == Failure::Unprepared)
+    }
 }
 
 impl Credentials {
@@ -303,6 +307,12 @@ impl CredentialDirectory for CredentialCache {
                 tokio::time::timeout(config::store::STATEMENT_BOUND, self.look_up(consumer_key, token)).await;
             let (error, cause) = match found {
                 Ok(Ok(found)) => return Ok(found),
+                Ok(Err(cause)) if cause.is_lost_statement() => {
+                    let status = &self.credentials.store.status;
+                    status.report_lost_statement();
+                    status.report_failure();
+                    (DirectoryError::Unavailable, cause.to_string())
+                }
                 Ok(Err(cause)) if cause.is_transient() => (DirectoryError::Unavailable, cause.to_string()),
                 Ok(Err(cause)) => (DirectoryError::Broken, cause.to_string()),
                 Err(_elapsed) => {

@@ -28,12 +28,13 @@ const KEEPS_NAME: &str = "\
 SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'sqlx\\_%' AND NOT from_sql AND prepare_time >= now()";
 
 /// Connections that share a session are behind a pooler in transaction mode; it must have renamed the statements then.
+/// Without a renamed statement, none may have been lost before (`has_lost`).
 ///
 /// No statement is run that another session may have prepared under the same name.
 ///
 /// # Errors
 /// [`StateError::Pooler`], or the database failed.
-pub async fn check(database: &Database) -> Result<(), StateError> {
+pub async fn check(database: &Database, has_lost: bool) -> Result<(), StateError> {
     let Engine::Postgres(connector) = &database.engine else { return Ok(()) };
     let pool = database.pool.get_postgres_connection_pool();
     let mut connections = Vec::new();
@@ -42,6 +43,9 @@ pub async fn check(database: &Database) -> Result<(), StateError> {
         if keeps_name(&mut connection).await.map_err(sqlx_error)? {
             connections.push((connection, None));
         }
+    }
+    if has_lost && !connections.is_empty() {
+        return Err(StateError::Pooler);
     }
     for _ in 0..ATTEMPTS {
         for place in 0..connections.len() {

@@ -7,6 +7,9 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
+#[cfg(doc)]
+use super::failure::Failure;
+
 /// Whether statements have failed since the last check. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct StoreStatus(Arc<Flags>);
@@ -14,6 +17,7 @@ pub struct StoreStatus(Arc<Flags>);
 #[derive(Debug, Default)]
 struct Flags {
     failed: AtomicBool,
+    has_lost_statement: AtomicBool,
     failure: Notify,
 }
 
@@ -22,6 +26,21 @@ impl StoreStatus {
     pub fn report_failure(&self) {
         self.0.failed.store(true, Ordering::Relaxed);
         self.0.failure.notify_one();
+    }
+
+    /// A statement failed because its session does not have it ([`Failure::Unprepared`]). Does not end [`Self::failure`].
+    pub fn report_lost_statement(&self) {
+        self.0.has_lost_statement.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a statement was lost since [`Self::clear_lost_statement`].
+    pub fn has_lost_statement(&self) -> bool {
+        self.0.has_lost_statement.load(Ordering::Relaxed)
+    }
+
+    /// Called once the pooler is known to keep statements.
+    pub fn clear_lost_statement(&self) {
+        self.0.has_lost_statement.store(false, Ordering::Relaxed);
     }
 
     /// Whether a failure was reported since the last call.

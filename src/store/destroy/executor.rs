@@ -108,8 +108,11 @@ impl Executor {
                 nothing
             }
             Failure::Unavailable => (self.retry_unknown(batch, &error).await, Vec::new()),
-            Failure::Unusable | Failure::Unprepared => {
+            failure @ (Failure::Unusable | Failure::Unprepared) => {
                 self.connection.discard();
+                if failure == Failure::Unprepared {
+                    self.shared.status.report_lost_statement();
+                }
                 self.shared.status.report_failure();
                 fail(batch.pending, DestroyError::StoreUnavailable, &error);
                 nothing
