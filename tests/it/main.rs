@@ -29,6 +29,7 @@ mod lost_answers;
 mod matrix;
 mod model;
 mod oauth_cases;
+mod pgbouncer;
 mod placement;
 mod plans;
 mod process;

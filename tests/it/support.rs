@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod jwt;
 pub mod oauth;
 pub mod operator;
+pub mod pgbouncer;
 pub mod pki;
 pub mod program;
 pub mod redis;
