@@ -9,6 +9,7 @@ pub mod pgbouncer;
 pub mod pki;
 pub mod program;
 pub mod redis;
+pub mod relay;
 
 use std::{
     fs::OpenOptions,

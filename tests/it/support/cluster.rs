@@ -13,8 +13,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, User, geteuid},
 };
-use sea_orm::Database;
+use sea_orm::{
+    ConnectionTrait, Database, DatabaseConnection,
+    sqlx::{Connection, PgConnection},
+};
 use tempfile::TempDir;
+
+use super::wait_for;
 
 pub struct Cluster {
     folder: TempDir,
@@ -24,11 +29,7 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        if geteuid().is_root() {
-            let owner = User::from_name("postgres").unwrap().unwrap();
-            chown(folder.path(), Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).unwrap();
-        }
+        let folder = folder();
         let data = folder.path().join("data");
         let made = program("initdb")
             .arg("-D")
@@ -36,11 +37,55 @@ impl Cluster {
             .args(["-U", "tests", "--auth=trust", "--no-sync"])
             .output();
         assert!(made.unwrap().status.success(), "initdb failed");
+        Self::run(folder).await
+    }
+
+    /// A streaming standby of this server, which from now on acknowledges a commit only once the standby has it on disk.
+    pub async fn start_standby(&self) -> Self {
+        let folder = folder();
+        let made = program("pg_basebackup")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "tests", "-D"])
+            .arg(folder.path().join("data"))
+            .args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&made.stderr));
+        let standby = Self::run(folder).await;
+        let primary = self.admin().await;
+        // After the backup, so that the standby does not wait for one of its own once it is promoted.
+        for change in ["ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"] {
+            primary.execute_unprepared(change).await.unwrap();
+        }
+        wait_for(
+            &primary,
+            "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'",
+        )
+        .await;
+        standby
+    }
+
+    /// Ends the recovery of a standby; returns once it accepts writes.
+    pub async fn promote(&self) {
+        let standby = self.admin().await;
+        standby.execute_unprepared("SELECT pg_promote(wait => false)").await.unwrap();
+        wait_for(&standby, "SELECT 1 WHERE NOT pg_is_in_recovery()").await;
+    }
+
+    async fn run(folder: TempDir) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let server = spawn(&folder, port);
         let cluster = Self { folder, port, server };
         cluster.wait().await;
         cluster
+    }
+
+    /// A connection to the database `postgres`.
+    pub async fn admin(&self) -> DatabaseConnection {
+        Database::connect(format!("{}/postgres", self.url())).await.unwrap()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {
@@ -50,6 +95,12 @@ impl Cluster {
     /// Ends every session and the server, as an operator's fast shutdown does.
     pub fn stop(&mut self) {
         self.signal(Signal::SIGINT);
+        self.server.wait().unwrap();
+    }
+
+    /// Ends the server without a checkpoint, as an immediate shutdown does: the next start recovers from the log.
+    pub fn crash(&mut self) {
+        self.signal(Signal::SIGQUIT);
         self.server.wait().unwrap();
     }
 
@@ -74,22 +125,38 @@ impl Cluster {
     }
 
     fn signal_sessions(&self, signal: Signal) {
-        let pid = self.server.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        for child in children.split_whitespace() {
-            kill(Pid::from_raw(child.parse().unwrap()), signal).unwrap();
+        for child in self.children() {
+            kill(child, signal).unwrap();
         }
     }
 
+    /// Signals the process that receives a standby's log.
+    pub fn signal_receiver(&self, signal: Signal) {
+        let is_receiver = |child: &Pid| {
+            let title = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+            title.contains("walreceiver")
+        };
+        kill(self.children().into_iter().find(is_receiver).expect("a WAL receiver"), signal).unwrap();
+    }
+
+    fn children(&self) -> Vec<Pid> {
+        let pid = self.server.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().map(|child| Pid::from_raw(child.parse().unwrap())).collect()
+    }
+
+    /// Until it accepts a connection.
     async fn wait(&self) {
-        for _ in 0..100 {
-            if let Ok(connection) = Database::connect(format!("{}/postgres", self.url())).await {
-                connection.close().await.unwrap();
-                return;
+        let url = format!("{}/postgres", self.url());
+        let accepted = async {
+            loop {
+                match PgConnection::connect(&url).await {
+                    Ok(connection) => return connection.close().await.unwrap(),
+                    Err(_starting) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("the cluster did not come up");
+        };
+        tokio::time::timeout(Duration::from_secs(20), accepted).await.expect("the cluster did not come up");
     }
 }
 
@@ -102,6 +169,16 @@ impl Drop for Cluster {
         }
         let _status = self.server.wait();
     }
+}
+
+/// A folder of the user that runs the server.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    if geteuid().is_root() {
+        let owner = User::from_name("postgres").unwrap().unwrap();
+        chown(folder.path(), Some(owner.uid.as_raw()), Some(owner.gid.as_raw())).unwrap();
+    }
+    folder
 }
 
 fn spawn(folder: &TempDir, port: u16) -> Child {
