@@ -24,6 +24,7 @@ mod hostile;
 mod ids;
 mod jwks;
 mod jwt;
+mod ledger;
 mod locked_rows;
 mod lost_answers;
 mod matrix;
