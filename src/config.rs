@@ -106,6 +106,8 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How often readiness asks the database.
 pub const READINESS_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while the service is not ready: traffic returns no later than this after the database.
+pub const READINESS_RETRY: Duration = Duration::from_millis(250);
 /// How often a gateway sends one call before it gives up: to different addresses, where there are several.
 pub const UPSTREAM_ATTEMPTS: u32 = 3;
 /// The pause before the second try of a call; before the third it is twice as long.

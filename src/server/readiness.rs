@@ -89,10 +89,12 @@ impl Readiness {
         }
     }
 
-    /// Checks again and again, and at once when a destroy fails.
+    /// Checks again and again: at once when a destroy fails, and more often while the service is not ready.
     pub async fn run(mut self) {
         loop {
-            self.database.wait(config::READINESS_INTERVAL).await;
+            let is_ready = matches!(self.logged, Some(Ok(())));
+            let interval = if is_ready { config::READINESS_INTERVAL } else { config::READINESS_RETRY };
+            self.database.wait(interval).await;
             let checked = self.check().await;
             self.log_change(checked);
         }
