@@ -2,6 +2,8 @@
 //! connection may be run by another session; PgBouncer follows statements from session to session since 1.21, under
 //! names of its own, where it is configured to.
 
+use std::io;
+
 use sea_orm::{
     DbErr,
     sqlx::{self, Connection, Executor, PgConnection, Row},
@@ -39,7 +41,7 @@ pub async fn check(database: &Database, has_lost: bool) -> Result<(), StateError
     let pool = database.pool.get_postgres_connection_pool();
     let mut connections = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut connection = connector.connect(pool).await.map_err(sqlx_error)?;
+        let mut connection = connector.connect(pool).await.map_err(connect_error)?;
         if keeps_name(&mut connection).await.map_err(sqlx_error)? {
             connections.push((connection, None));
         }
@@ -61,6 +63,14 @@ pub async fn check(database: &Database, has_lost: bool) -> Result<(), StateError
         }
     }
     Ok(())
+}
+
+/// A server that does not answer is reported as the pool's connections report it.
+fn connect_error(error: sqlx::Error) -> StateError {
+    match error {
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => StateError::Timeout,
+        other => sqlx_error(other).into(),
+    }
 }
 
 /// Whether a statement has the name in its session that the connection gave it. A transaction stays in one session.
