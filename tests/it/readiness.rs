@@ -225,14 +225,16 @@ async fn a_session_that_was_read_only_is_replaced() {
     ground.put(1, OWNER).await;
     let beside = ground.beside().await;
     let set = async |what: &str| {
-        let statement =
-            format!("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {what}', current_database()); END $$");
+        // In one query, because the next one may go over another connection, which is read-only too.
+        let statement = format!(
+            "SET transaction_read_only = off;
+             DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {what}', current_database()); END $$"
+        );
         execute(&beside, &statement).await;
     };
     set("SET default_transaction_read_only = on").await;
     let program = Program::serve(&ground, &[]).await;
     soon(&program, NOT_SERVING).await;
-    execute(&beside, "SET transaction_read_only = off").await;
     set("RESET default_transaction_read_only").await;
     soon(&program, SERVING).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
