@@ -32,7 +32,7 @@ pub use credentials::{
     AppView, CredentialCache, CredentialError, Credentials, IssuedToken, NewApplication, TokenView,
 };
 pub use destroy::{
-    BatchDriver, DESTROY, Destroy, Destroyed, SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE,
+    BatchDriver, Destroy, Destroyed, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE,
     SQLITE_TOMBSTONES, hashint8,
 };
 pub use migrations::MigrationState;
@@ -50,6 +50,8 @@ pub struct Store {
     entropy: Entropy,
     batcher: Arc<Batcher>,
     status: StoreStatus,
+    /// Whether this process destroys at all.
+    destroys: bool,
 }
 
 /// How much may be in flight.
@@ -90,7 +92,7 @@ impl Capacity {
     }
 
     /// Destroys that wait for locked rows: however many do, a connection is left for credentials.
-    fn single(self) -> usize {
+    fn locked_rows(self) -> usize {
         self.pooled().saturating_sub(1).max(1) as usize
     }
 }
@@ -107,8 +109,18 @@ impl Store {
         clock: Clock,
         entropy: Entropy,
     ) -> Result<(Self, BatchDriver), ConnectError> {
+        Self::with(url, capacity, capacity.batches_in_flight > 0, clock, entropy).await
+    }
+
+    async fn with(
+        url: &DatabaseUrl,
+        capacity: Capacity,
+        must_write: bool,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> Result<(Self, BatchDriver), ConnectError> {
         let capacity = if url.is_sqlite() { capacity.on_sqlite() } else { capacity };
-        let database = connect::open(url, capacity.pooled()).await?;
+        let database = connect::open(url, capacity.pooled(), must_write).await?;
         let status = StoreStatus::default();
         let shared = Shared {
             clock: clock.clone(),
@@ -118,7 +130,8 @@ impl Store {
         };
         let (batcher, driver) = Batcher::new(&database, capacity, &Arc::new(shared));
         let db = database.pool.clone();
-        Ok((Self { database, db, clock, entropy, batcher, status }, driver))
+        let destroys = capacity.batches_in_flight > 0;
+        Ok((Self { database, db, clock, entropy, batcher, status, destroys }, driver))
     }
 
     /// Opens the database for commands that destroy nothing, over one connection.
@@ -126,7 +139,7 @@ impl Store {
     /// # Errors
     /// As [`Self::connect`].
     pub async fn open(url: &DatabaseUrl, clock: Clock, entropy: Entropy) -> Result<Self, ConnectError> {
-        let (store, _idle) = Self::connect(url, Capacity::without_destroys(1), clock, entropy).await?;
+        let (store, _idle) = Self::with(url, Capacity::without_destroys(1), true, clock, entropy).await?;
         if let Engine::Postgres(connector) = &store.database.engine {
             // The pool then uses the address that answers. Where none does, the first statement reports it.
             let _unavailable = connector.connect(store.db.get_postgres_connection_pool()).await;

@@ -1,4 +1,4 @@
-//! What the service can bear, beside what PostgreSQL can: `cargo bench --bench load`.
+//! The load that the service can bear, compared with PostgreSQL alone: `cargo bench --bench load`.
 //!
 //! Everything runs on this machine: a PostgreSQL cluster of the benchmark's own, the service as a process, and the load.
 //! In each round all kinds are measured in turns (A B, then B A), so that a machine which is slow for a while is slow for
@@ -58,7 +58,7 @@ use testbed::Testbed;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What the service can bear, beside pgbench with one statement a destroy on the same machine.
+/// The load that the service can bear, compared with pgbench with one statement a destroy on the same machine.
 ///
 /// It starts a PostgreSQL cluster of its own, which tests/run installs, and the service on it and on SQLite. It writes
 /// load.md, load.json and load.svg, and prints the first. All of it takes some twenty minutes. The table has three million

@@ -51,7 +51,7 @@ pub fn verdicts(results: &Results) -> Vec<Verdict> {
             AtLeast(3.6),
             None,
         ),
-        ("64 in flight: p99 beside a locked row, times the p99 without", locked, AtMost(2.0), None),
+        ("64 in flight: p99 with a locked row, times the p99 without", locked, AtMost(2.0), None),
         (
             "1,024 in flight: rate, of an empty RPC's",
             rate((GrpcPostgres, 1024), (Health, 1024)),

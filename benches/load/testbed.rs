@@ -166,7 +166,7 @@ impl Testbed {
         Ok(Opened { memory_mb: [before, service.peak_memory_mb()?], ..opened })
     }
 
-    /// A second process beside the first. There is work for about as long as a measurement takes at this rate.
+    /// Two processes on one database. There is work for about as long as a measurement takes at this rate.
     pub async fn contest(&self, rate: f64) -> Result<Contested> {
         let second = self.program.serve(&self.cluster.url(DATABASE), &[])?;
         let Target { service, data, .. } = &self.postgres;

@@ -116,7 +116,8 @@ pub async fn run_settings(
     if threads == 1 {
         return driver.run_until(serve).await;
     }
-    // With more threads the task that the runtime blocks on has one of its own, to which every call would be handed over.
+    // The task that a multi-threaded runtime blocks on is not on a worker thread: to run the batches there would add a switch
+    // of threads to each call.
     let driver = tokio::spawn(driver.run());
     let served = serve.await;
     let _in_time = tokio::time::timeout(config::store::CLOSE_TIMEOUT, driver).await;

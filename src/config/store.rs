@@ -8,6 +8,8 @@ pub const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The head start of an address over the next one of the same name (RFC 8305 calls it the connection attempt delay).
 pub const CONNECT_STAGGER: Duration = Duration::from_millis(250);
+/// The longest that the resolution of one host of the URL may take.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Addresses that are tried, over all hosts of the URL.
 pub const CONNECT_ADDRESSES: usize = 16;
 /// How long a pooled connection may be idle before it is closed.
@@ -16,15 +18,17 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 pub const PING_AFTER_IDLE: Duration = Duration::from_secs(1);
 /// The longest wait for the answer to a ping. A connection that a firewall has dropped costs a call no more than this.
 pub const PING_TIMEOUT: Duration = Duration::from_millis(250);
-/// How old a session may become before the readiness check terminates the destroy that it runs. PostgreSQL's own
+/// How long a statement may run before the readiness check terminates it (`pg_terminate_backend`). PostgreSQL's own
 /// `statement_timeout` is session state, which does not get through a pooler, and does not hold for a commit.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest wait for one statement: a database that neither answers nor closes the connection.
+/// The longest that the service waits for one statement: a database that neither answers nor closes the connection.
 pub const STATEMENT_BOUND: Duration = Duration::from_secs(7);
 /// The longest one check of the database may take while the service is ready.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for one node of a distributed engine. Shorter, so that a node that does not answer fails its own group alone.
 pub const NODE_CHECK_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often it is checked on a plain PostgreSQL whether it has become a distributed engine.
+pub const PLAIN_REFRESH: Duration = Duration::from_secs(60);
 /// How often the placement of shards and the durability of the nodes are read again on a distributed engine. With the
 /// interval of the checks, a node that stops waiting for its disk is found within 5 s.
 pub const PLACEMENT_REFRESH: Duration = Duration::from_secs(3);
@@ -32,6 +36,8 @@ pub const PLACEMENT_REFRESH: Duration = Duration::from_secs(3);
 pub const GROUPS: usize = 64;
 /// SQLite: how long to wait for another process's lock on the file.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// SQLite: how often a migration waits that long for another one.
+pub const MIGRATION_ATTEMPTS: u32 = 30;
 /// SQLite: pages, of 4 KiB, after which the write-ahead log is checkpointed. The default of a thousand would checkpoint
 /// with every tenth batch, and write the same pages again and again; far more would make one batch wait long.
 pub const WAL_PAGES: u32 = 4 * 1024;

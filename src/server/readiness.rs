@@ -59,7 +59,7 @@ impl Readiness {
         let checked = self.check_all().await;
         match &checked {
             Ok(()) => self.admission.open(),
-            // What is in flight is run again when the database is back; before the first success there is nothing.
+            // Admission stays as it is: closed until the first success, then open, because calls may wait.
             Err(error) if error.is_outage() => {}
             Err(_) => self.admission.refuse(),
         }

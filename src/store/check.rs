@@ -11,7 +11,7 @@ use super::{
     Store,
     connect::Engine,
     destroy::{BatchConnection, Kind, Placement},
-    failure::{Failure, sqlstate},
+    failure::{Failure, sqlstate, sqlx_error},
     pooler,
 };
 use crate::config::store;
@@ -65,6 +65,10 @@ impl From<DbErr> for StateError {
             // The pool's own text would name neither the database nor what to look at.
             (DbErr::ConnectionAcquire(_), _) => Self::Timeout,
             (_, Some("25006")) => Self::ReadOnly(error),
+            // A full disk, an I/O error, credentials that are not accepted: an operator has to act.
+            (_, Some(code)) if code == "53100" || code == "58030" || code.starts_with("28") => {
+                Self::Refused(error)
+            }
             _ => match Failure::from(&error) {
                 Failure::Unprepared => Self::Pooler,
                 // Another transaction has locked a table.
@@ -82,9 +86,7 @@ pub struct StoreCheck {
     connections: Vec<BatchConnection>,
     /// Not rehearsed yet, or something has failed since.
     must_rehearse: bool,
-    /// Nothing is destroyed by this process.
-    is_schema_only: bool,
-    /// The schema was complete. A newer one later is a newer version being rolled out beside this one.
+    /// The schema was complete. A newer one later means that a newer version is being rolled out.
     is_complete: bool,
     placement_read: Option<Instant>,
     /// The groups whose node failed at the last check, while others did not.
@@ -105,13 +107,15 @@ struct Node {
     settings: String,
 }
 
-/// Of this role's destroys, of this process or another. Those that wait for a standby at their commit hold their locks.
+/// Of this role's destroys and credential look-ups, of this process or another. Destroys that wait for a standby at their
+/// commit hold their locks.
 /// Materialized: in one WHERE the sessions of others could be terminated before the conditions are evaluated.
 const TERMINATE: &str = "\
 WITH stuck AS MATERIALIZED (
   SELECT pid, concat_ws(':', wait_event_type, wait_event) AS wait
   FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()
-    AND state = 'active' AND query LIKE 'SELECT destroy\\_collections\\_v%'
+    AND state = 'active'
+    AND (query LIKE 'SELECT destroy\\_collections\\_v%' OR query LIKE 'SELECT \"oauth\\_%')
     AND clock_timestamp() - query_start > $1 * interval '1 millisecond'
 ) SELECT wait FROM stuck WHERE pg_terminate_backend(pid)";
 
@@ -145,7 +149,6 @@ impl Store {
     #[must_use]
     pub fn check(&self) -> StoreCheck {
         StoreCheck {
-            is_schema_only: self.batcher.is_closed(),
             store: self.clone(),
             connections: Vec::new(),
             must_rehearse: true,
@@ -167,8 +170,9 @@ impl StoreCheck {
         let bound = if self.must_rehearse { store::STATEMENT_BOUND } else { store::CHECK_TIMEOUT };
         let checked = timeout(bound, self.run_unbounded()).await.unwrap_or(Err(StateError::Timeout));
         if checked.is_err() {
-            // A session keeps what it once was: read-only, say.
+            // A session keeps what it once was: read-only, say. An SQLite file may be replaced by an older one.
             self.connections.clear();
+            self.is_complete &= matches!(self.store.database.engine, Engine::Postgres(_));
         }
         if matches!(checked, Err(StateError::Pooler)) {
             self.store.status.report_lost_statement();
@@ -186,8 +190,11 @@ impl StoreCheck {
     }
 
     async fn run_unbounded(&mut self) -> Result<(), StateError> {
-        let is_postgres = matches!(self.store.database.engine, Engine::Postgres(_));
-        let must_terminate = is_postgres && !self.is_schema_only;
+        let connector = match &self.store.database.engine {
+            Engine::Postgres(connector) => Some(connector.clone()),
+            Engine::Sqlite(_) => None,
+        };
+        let is_postgres = connector.is_some();
         if self.store.status.has_lost_statement() {
             pooler::check(&self.store.database, true).await?;
             self.store.status.clear_lost_statement();
@@ -196,12 +203,26 @@ impl StoreCheck {
             self.store.check_schema().await?;
             self.is_complete = true;
         }
-        if must_terminate && self.must_rehearse {
+        if is_postgres && self.must_rehearse {
             self.terminate_stuck().await;
         }
-        if self.is_schema_only {
-            return Ok(self.store.db.ping().await?);
+        if !self.store.destroys {
+            if let Some(connector) = connector.filter(|_| self.must_rehearse) {
+                // The pool then uses the address that answers now.
+                let pool = self.store.db.get_postgres_connection_pool();
+                drop(connector.connect(pool).await.map_err(sqlx_error)?);
+            }
+            self.store.db.ping().await?;
+        } else {
+            self.check_destroys(is_postgres).await?;
         }
+        if is_postgres && !self.must_rehearse {
+            self.terminate_stuck().await;
+        }
+        Ok(())
+    }
+
+    async fn check_destroys(&mut self, is_postgres: bool) -> Result<(), StateError> {
         let must_check_nodes = is_postgres && self.read_placement().await?;
         let database = self.store.database.clone();
         let durable = async { if must_check_nodes { check_nodes(&database.pool).await } else { Ok(true) } };
@@ -210,9 +231,6 @@ impl StoreCheck {
         served?;
         if !durable {
             self.placement_read = None;
-        }
-        if must_terminate && !self.must_rehearse {
-            self.terminate_stuck().await;
         }
         Ok(())
     }
@@ -265,9 +283,10 @@ impl StoreCheck {
 
     /// Reads where rows are, where the engine is a distributed one. Returns whether its nodes are to be checked too.
     async fn read_placement(&mut self) -> Result<bool, StateError> {
-        let is_due = self.placement_read.is_none_or(|read| read.elapsed() > store::PLACEMENT_REFRESH);
-        let was_plain = self.placement_read.is_some() && !self.store.batcher.placement().is_distributed();
-        if !self.must_rehearse && (was_plain || !is_due) {
+        let is_plain = !self.store.batcher.placement().is_distributed();
+        let interval = if is_plain { store::PLAIN_REFRESH } else { store::PLACEMENT_REFRESH };
+        let is_due = self.placement_read.is_none_or(|read| read.elapsed() > interval);
+        if !self.must_rehearse && !is_due {
             return Ok(false);
         }
         let placement = Placement::read(&self.store.database.pool).await?;
@@ -280,11 +299,11 @@ impl StoreCheck {
         Ok(is_distributed)
     }
 
-    /// Terminates destroys that run for too long: their callers have an answer, or run them again.
+    /// Terminates statements that run for too long: their callers have an answer, or the statements are run again.
     async fn terminate_stuck(&self) {
         let most = i64::try_from(store::STATEMENT_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, TERMINATE, [most.into()]);
-        // The check itself tells what is wrong with the database.
+        // Where this fails, the check fails with the reason.
         let terminated = timeout(
             store::CHECK_TIMEOUT,
             Terminated::find_by_statement(statement).all(&self.store.database.pool),
@@ -292,7 +311,7 @@ impl StoreCheck {
         for stuck in terminated.await.ok().and_then(Result::ok).unwrap_or_default() {
             tracing::warn!(
                 wait = stuck.wait,
-                "terminated a destroy that ran for {:?}; SyncRep means that a synchronous standby does not answer",
+                "terminated a statement that ran for {:?}; SyncRep means that a synchronous standby does not answer",
                 store::STATEMENT_TIMEOUT
             );
         }

@@ -12,12 +12,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::{
+    future::join_all,
+    stream::{FuturesUnordered, StreamExt},
+};
 use percent_encoding::percent_decode_str;
 use sea_orm::{
     ConnectOptions, Database as Connect, DatabaseConnection, DbErr, RuntimeErr,
     sqlx::{
-        self, Connection, Executor, PgConnection, PgPool, Row,
+        self, Connection, Executor, PgConnection, PgPool,
         postgres::{PgConnectOptions, PgSslMode},
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
     },
@@ -85,6 +88,8 @@ pub enum Engine {
 pub struct Connector {
     /// One for each host of the URL.
     hosts: Vec<PgConnectOptions>,
+    /// Where there are several addresses, a server that takes no writes is passed over.
+    must_write: bool,
 }
 
 /// The file behind the SQLite connection.
@@ -97,8 +102,9 @@ pub struct SqliteFile {
     discarded: AtomicBool,
 }
 
-/// Opens a pool of this many connections. PostgreSQL's are made when they are first used.
-pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Database, ConnectError> {
+/// Opens a pool of this many connections. PostgreSQL's are made when they are first used; with `must_write`, of several
+/// servers one is used that takes writes.
+pub async fn open(url: &DatabaseUrl, connections: u32, must_write: bool) -> Result<Database, ConnectError> {
     if url.is_sqlite() {
         return open_sqlite(url, connections).await;
     }
@@ -114,7 +120,7 @@ pub async fn open(url: &DatabaseUrl, connections: u32) -> Result<Database, Conne
     let hosts = parsed.map_err(failed)?.into_iter().map(adjust).collect();
     let options = postgres_options(urls.first().ok_or(ConnectError::Unknown)?, connections);
     let pool = Connect::connect(options).await.map_err(ConnectError::Postgres)?;
-    Ok(Database { pool, engine: Engine::Postgres(Arc::new(Connector { hosts })) })
+    Ok(Database { pool, engine: Engine::Postgres(Arc::new(Connector { hosts, must_write })) })
 }
 
 /// One SQLite connection, because SQLite has one writer: a second would wait in SQLite's busy loop instead of a fair
@@ -268,10 +274,11 @@ pub async fn answers(connection: &mut PgConnection) -> bool {
 
 impl Connector {
     /// Connects to the first address that accepts, and makes it the pool's. Each address has a bounded try of its own, begun a
-    /// little after the one before. Where there are several, a server that takes no writes is passed over.
+    /// little after the one before.
     pub async fn connect(&self, pool: &PgPool) -> Result<PgConnection, sqlx::Error> {
         let targets = self.targets().await?;
-        let must_write = targets.len() > 1;
+        let must_write = self.must_write && targets.len() > 1;
+        let mut refused = None;
         let mut waiting = targets.into_iter();
         let mut running = FuturesUnordered::new();
         loop {
@@ -284,42 +291,56 @@ impl Connector {
                         pool.set_connect_options(target);
                         return Ok(connection);
                     }
-                    Err(error) if running.is_empty() && waiting.len() == 0 => return Err(error),
-                    Err(_next_target) => {}
+                    Err(error) => {
+                        // What a server has said is worth more than that another one could not be reached.
+                        if refused.is_none() || error.as_database_error().is_some() {
+                            refused = Some(error);
+                        }
+                        if running.is_empty() && waiting.len() == 0 {
+                            return Err(refused.unwrap_or(sqlx::Error::PoolTimedOut));
+                        }
+                    }
                 },
                 () = sleep(store::CONNECT_STAGGER), if waiting.len() > 0 => {}
             }
         }
     }
 
-    /// Every address of every host. With `verify-full` a host stays a name, which the certificate is compared with: then sqlx
-    /// tries its addresses one after the other.
+    /// Every address of every host. Where TLS is required a host stays a name, which the server may need to choose its
+    /// certificate, and which that is compared with: then sqlx tries its addresses one after the other.
     async fn targets(&self) -> Result<Vec<PgConnectOptions>, sqlx::Error> {
-        let mut targets = Vec::new();
-        for host in &self.hosts {
-            let by_name = matches!(host.get_ssl_mode(), PgSslMode::VerifyFull) || host.get_socket().is_some();
-            if by_name {
-                targets.push(host.clone());
-                continue;
-            }
-            let addresses = tokio::net::lookup_host((host.get_host(), host.get_port())).await;
+        let resolved = join_all(self.hosts.iter().map(resolve)).await;
+        let (mut targets, mut failed) = (Vec::new(), None);
+        for addresses in resolved {
             match addresses {
-                Ok(addresses) => {
-                    targets.extend(addresses.map(|address| host.clone().host(&address.ip().to_string())));
-                }
-                Err(error) if self.hosts.len() == 1 => return Err(error.into()),
-                Err(_another_host_may_resolve) => {}
+                Ok(addresses) => targets.extend(addresses),
+                Err(error) => failed = Some(error),
             }
         }
         targets.truncate(store::CONNECT_ADDRESSES);
-        if targets.is_empty() {
-            return Err(
-                io::Error::new(io::ErrorKind::NotFound, "no host of the database URL resolves").into()
-            );
+        match failed {
+            Some(error) if targets.is_empty() => Err(error.into()),
+            _ => Ok(targets),
         }
-        Ok(targets)
     }
 }
+
+async fn resolve(host: &PgConnectOptions) -> io::Result<Vec<PgConnectOptions>> {
+    let is_tls =
+        matches!(host.get_ssl_mode(), PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+    let is_socket = host.get_socket().is_some() || host.get_host().starts_with('/');
+    if is_tls || is_socket {
+        return Ok(vec![host.clone()]);
+    }
+    let addresses = tokio::net::lookup_host((host.get_host(), host.get_port()));
+    let addresses = timeout(store::RESOLVE_TIMEOUT, addresses).await;
+    let addresses = addresses.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))?;
+    Ok(addresses.map(|address| host.clone().host(&address.ip().to_string())).collect())
+}
+
+/// Fails as a destroy would.
+const REFUSE_READ_ONLY: &str = "DO $$ BEGIN IF current_setting('transaction_read_only') = 'on' THEN \
+    RAISE EXCEPTION 'the server is read-only' USING ERRCODE = 'read_only_sql_transaction'; END IF; END $$";
 
 async fn connect_to(
     target: PgConnectOptions,
@@ -328,10 +349,7 @@ async fn connect_to(
     let connected = async {
         let mut connection = PgConnection::connect_with(&target).await?;
         if must_write {
-            let row = connection.fetch_one("SELECT current_setting('transaction_read_only')").await?;
-            if row.try_get::<&str, _>(0)? == "on" {
-                return Err(io::Error::other("the server takes no writes").into());
-            }
+            connection.execute(REFUSE_READ_ONLY).await?;
         }
         Ok::<_, sqlx::Error>(connection)
     };

@@ -22,8 +22,7 @@ pub use batcher::{BatchDriver, Batcher};
 pub use connection::{BatchConnection, Kind};
 pub use executor::Shared;
 pub use placement::{Placement, hashint8};
-pub use postgres::DESTROY;
-pub use sqlite::{SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES};
+pub use sqlite::{SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES};
 
 /// One destroy, as requested.
 #[derive(Clone, Debug)]
@@ -71,8 +70,8 @@ pub(super) enum RowOutcome {
     Replayed,
     NotOwner,
     NotFound,
-    /// Another call has the row, perhaps one of the same batch: run it again.
-    Overtaken,
+    /// Another call took the row, perhaps one of the same batch: run it again.
+    Conflict,
 }
 
 impl RowOutcome {
@@ -81,7 +80,7 @@ impl RowOutcome {
         match letter {
             b'd' => Some(Self::Destroyed),
             b'r' => Some(Self::Replayed),
-            b'o' => Some(Self::Overtaken),
+            b'c' => Some(Self::Conflict),
             b'f' => Some(Self::NotOwner),
             b'n' => Some(Self::NotFound),
             _ => None,
@@ -95,7 +94,7 @@ impl RowOutcome {
             Self::Replayed => Some(Ok(Destroyed::Before)),
             Self::NotOwner => Some(Err(Failed::unexplained(DestroyError::NotOwner))),
             Self::NotFound => Some(Err(Failed::unexplained(DestroyError::NotFound))),
-            Self::Overtaken => None,
+            Self::Conflict => None,
         }
     }
 }

@@ -4,12 +4,13 @@ mod m20261123_000001_initial;
 mod m20261127_000002_destroy_function;
 
 use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait,
 };
 use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
 
-use super::{StateError, Store};
+use super::{StateError, Store, failure::Failure};
+use crate::config::store;
 
 struct Migrator;
 
@@ -62,9 +63,22 @@ impl Store {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                 ..Default::default()
             };
-            return Ok(self.db.begin_with_options(immediate).await?);
+            // Another process may be migrating.
+            let mut attempts = 0;
+            loop {
+                match self.db.begin_with_options(immediate).await {
+                    Err(error)
+                        if Failure::from(&error) == Failure::Unavailable
+                            && attempts < store::MIGRATION_ATTEMPTS =>
+                    {
+                        attempts += 1;
+                    }
+                    begun => return Ok(begun?),
+                }
+            }
         }
-        let transaction = self.db.begin().await?;
+        // Whatever the database's default: what is read after the lock must be what the process before committed.
+        let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
         // A role's defaults may bound statements; a migration waits for its turn, and may have to rewrite a table.
         transaction.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
         transaction.execute_unprepared(LOCK).await?;

@@ -15,8 +15,8 @@ use super::{
     failure::sqlx_error,
 };
 
-/// Connections that are compared. Each may lead to another one of several poolers, which have no session in common. With the
-/// pool's own, they are no more than the fewest that `--database-connections` accepts.
+/// Connections that are compared, at the start and after a lost statement. Each may lead to another one of several poolers,
+/// which have no session in common.
 const CONNECTIONS: usize = 3;
 
 /// How often each connection is asked, twice in turn: a pooler that hands out the session that was used last gives it to the

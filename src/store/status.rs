@@ -1,4 +1,4 @@
-//! What the destroys tell the check of the database.
+//! Failures of statements, reported to the check of the database.
 
 use std::sync::{
     Arc,

@@ -22,7 +22,7 @@ pub type Outcome = Result<Destroyed, DestroyError>;
 
 pub const UUIDS: [&str; 2] = ["7c9e6679-7425-40de-944b-e07fc1f90ae7", "0f14d0ab-9605-4a62-a9e4-5ed26688389b"];
 
-/// Of the owner, for as long as anybody waits.
+/// Of the owner, with a deadline that no test reaches.
 pub fn asked(id: i64) -> Destroy {
     Destroy {
         id: CollectionId::new(id).unwrap(),
@@ -109,7 +109,7 @@ async fn everyone_is_told_the_truth(backend: Backend) {
         .contains(&shared),
         "{shared:?}"
     );
-    // A stranger beside the owner came before or after.
+    // Another user's call in the same batch came before or after the owner's.
     assert!([Err(NotOwner), Err(NotFound)].contains(&outcomes[10]), "{:?}", outcomes[10]);
     assert_eq!(outcomes[11], Ok(Now));
     assert!([Err(NotOwner), Err(NotFound)].contains(&outcomes[12]), "{:?}", outcomes[12]);
@@ -119,10 +119,9 @@ async fn everyone_is_told_the_truth(backend: Backend) {
 }
 
 pub async fn tombstones(ground: &Ground) -> i64 {
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let count = "SELECT count(*) AS n FROM destroyed_collections WHERE owner_id > 0";
-    let row =
-        beside.query_one_raw(Statement::from_string(beside.get_database_backend(), count)).await.unwrap();
+    let row = admin.query_one_raw(Statement::from_string(admin.get_database_backend(), count)).await.unwrap();
     row.unwrap().try_get("", "n").unwrap()
 }
 
@@ -142,7 +141,7 @@ async fn one_bad_row_fails_alone(backend: Backend, refuse: &str) {
     for id in 1..=500 {
         ground.put(id, OWNER).await;
     }
-    ground.beside().await.execute_unprepared(refuse).await.unwrap();
+    ground.connection().await.execute_unprepared(refuse).await.unwrap();
     let outcomes = together(&ground.store, (1..=500).map(asked)).await;
     for (id, outcome) in (1..).zip(outcomes) {
         let expected = if id == 13 { Err(DestroyError::Internal) } else { Ok(Destroyed::Now) };
@@ -164,14 +163,14 @@ async fn one_bad_row_fails_alone_on_postgres() {
         .await;
 }
 
-/// Somebody keeps a row locked, an operator in the middle of something say.
+/// Another transaction keeps a row locked.
 #[tokio::test]
-async fn a_locked_row_holds_up_nobody_else() {
+async fn a_locked_row_delays_its_own_destroy_alone() {
     let ground = Ground::new(Backend::Postgres).await;
     for id in 1..=20 {
         ground.put(id, OWNER).await;
     }
-    let rival = ground.beside().await.begin().await.unwrap();
+    let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("SELECT id FROM collections WHERE id = 13 FOR UPDATE").await.unwrap();
     let (store, begun) = (ground.store.clone(), Instant::now());
     let locked = tokio::spawn({
@@ -186,16 +185,16 @@ async fn a_locked_row_holds_up_nobody_else() {
     assert_eq!(locked.await.unwrap(), Ok(Destroyed::Now));
 }
 
-/// Where each transaction keeps its first snapshot, a row that somebody else destroys makes the whole batch start anew.
+/// Where each transaction keeps its first snapshot, a row that another transaction deletes makes the whole batch start anew.
 #[tokio::test]
-async fn a_conflict_undoes_a_batch_and_nobody_hears_of_it() {
+async fn a_batch_is_run_again_after_a_conflict() {
     let url = fresh_postgres().await;
     let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
     let ground = Ground::on(Some(strict)).await;
     for id in 1..=20 {
         ground.put(id, OWNER).await;
     }
-    let (watcher, rival) = (ground.beside().await, ground.beside().await.begin().await.unwrap());
+    let (watcher, rival) = (ground.connection().await, ground.connection().await.begin().await.unwrap());
     rival.execute_unprepared("DELETE FROM collections WHERE id = 13").await.unwrap();
     let end = async {
         wait_for(&watcher, BLOCKED).await;
@@ -217,30 +216,30 @@ async fn a_batch_that_is_cut_is_run_again() {
     for id in 1..=20 {
         ground.put(id, OWNER).await;
     }
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     // Long enough to be cut in the middle.
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF new.id = 13 AND NOT EXISTS (SELECT FROM cut)
         THEN PERFORM pg_sleep(10); END IF; RETURN new; END $$;
         CREATE TABLE cut (n int);
         CREATE TRIGGER slow BEFORE INSERT ON destroyed_collections FOR EACH ROW EXECUTE FUNCTION slow()";
-    beside.execute_unprepared(slow).await.unwrap();
+    admin.execute_unprepared(slow).await.unwrap();
     let cut = async {
         const SLEEPING: &str = "SELECT pid FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event = 'PgSleep'";
-        wait_for(&beside, SLEEPING).await;
-        beside.execute_unprepared("INSERT INTO cut VALUES (1)").await.unwrap();
+        wait_for(&admin, SLEEPING).await;
+        admin.execute_unprepared("INSERT INTO cut VALUES (1)").await.unwrap();
         let terminate = SLEEPING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)");
-        beside.execute_unprepared(&terminate).await.unwrap();
+        admin.execute_unprepared(&terminate).await.unwrap();
     };
     let (outcomes, ()) = tokio::join!(together(&ground.store, (1..=20).map(asked)), cut);
     assert_eq!(outcomes, [Ok(Destroyed::Now); 20]);
     assert_eq!(tombstones(&ground).await, 20);
 }
 
-/// In the queue a destroy is unsent: it goes no further when its time is over, or when nobody waits for it any more.
+/// In the queue a destroy is unsent: it is dropped when its deadline passes or its caller disconnects.
 #[tokio::test]
-async fn who_leaves_the_queue_is_not_served() {
+async fn a_destroy_without_a_caller_leaves_the_queue() {
     let mut cluster = Cluster::start().await;
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
     for id in 1..=5 {
@@ -360,7 +359,7 @@ async fn a_bad_row_is_found_in_few_statements() {
         ground.put(id, OWNER).await;
     }
     let refuse = "ALTER TABLE destroyed_collections ADD CHECK (id <> 13)";
-    ground.beside().await.execute_unprepared(refuse).await.unwrap();
+    ground.connection().await.execute_unprepared(refuse).await.unwrap();
     let ((listener, through, server), sent) = (front(&ground.url).await, Sent::default());
     tokio::spawn(relay(listener, server, sent.clone()));
     let store = connect(&through, Capacity::of(4), &ground.clock).await;

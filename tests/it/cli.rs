@@ -145,10 +145,10 @@ async fn a_schema_is_made_once_and_checked() {
         );
         let serve = ["serve", "--rest-addr", "off", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
         // A version that fails leaves nothing behind that would stop the next try.
-        let beside = sea_orm::Database::connect(&url).await.unwrap();
-        beside.execute_unprepared("CREATE TABLE oauth_access_tokens (x int)").await.unwrap();
+        let admin = sea_orm::Database::connect(&url).await.unwrap();
+        admin.execute_unprepared("CREATE TABLE oauth_access_tokens (x int)").await.unwrap();
         assert_eq!(run(&["migrate", "up"], &with).await.0, 1);
-        beside.execute_unprepared("DROP TABLE oauth_access_tokens").await.unwrap();
+        admin.execute_unprepared("DROP TABLE oauth_access_tokens").await.unwrap();
         let (code, made, errors) = run(&["migrate", "up"], &with).await;
         assert!(
             code == 0 && made.contains("applied  m20") && made.ends_with("the schema is complete\n"),
@@ -158,7 +158,7 @@ async fn a_schema_is_made_once_and_checked() {
         assert_eq!((code, again.as_str()), (0, "already up to date\n"));
         assert_eq!(run(&["migrate", "status"], &with).await.0, 0);
         let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_x', 0)";
-        beside.execute_unprepared(newer).await.unwrap();
+        admin.execute_unprepared(newer).await.unwrap();
         let (code, _, errors) = run(&serve, &with).await;
         assert!(code == 1 && errors.contains("newer"), "{errors}");
     }

@@ -67,6 +67,24 @@ async fn an_ipv6_address_is_understood() {
     assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
 }
 
+/// A socket's folder where a host is expected, as libpq understands it.
+#[tokio::test]
+async fn a_socket_is_understood() {
+    let cluster = Cluster::start().await;
+    let name = fresh_database(&cluster.url()).await.rsplit_once('/').unwrap().1.to_owned();
+    let folder = cluster.socket_folder();
+    let with = [("PGHOST", folder), ("PGUSER", "tests"), ("PGPORT", &cluster.port().to_string())];
+    let url = format!("postgres:///{name}");
+    let variables = [&[("COLLECTIONS_DATABASE_URL", url.as_str())], &with[..]].concat();
+    let (code, output, errors) = run(&["migrate", "up"], &variables).await;
+    assert!(code == 0 && output.contains("applied"), "{output}{errors}");
+    let ground = Ground::new(Backend::Sqlite).await;
+    let key = ground.folder.path().join("key");
+    let create =
+        ["credentials", "create-app", "--name", "x", "--credentials-key-file", key.to_str().unwrap()];
+    assert_eq!(run(&create, &variables).await.0, 0);
+}
+
 /// As libpq does: without a user in the URL, the operating system's.
 #[tokio::test]
 async fn a_url_without_a_user_means_the_operating_systems() {
@@ -82,7 +100,7 @@ async fn a_url_without_a_user_means_the_operating_systems() {
 #[tokio::test]
 async fn a_session_has_the_name_that_it_is_given() {
     let ground = Ground::new(Backend::Postgres).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     for (parameters, name) in [("", "collections-service"), ("?application_name=orders", "orders")] {
         let url = format!("{}{parameters}", ground.url);
         let store = connect(&url, Capacity::of(4), &ground.clock).await;
@@ -90,7 +108,7 @@ async fn a_session_has_the_name_that_it_is_given() {
         let query = format!(
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{name}'"
         );
-        wait_for(&beside, &query).await;
+        wait_for(&admin, &query).await;
     }
 }
 
@@ -104,15 +122,15 @@ async fn texts(connection: &DatabaseConnection, query: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_session_carries_no_state() {
     let ground = Ground::new(Backend::Postgres).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let spy = "CREATE TABLE seen (name text);
         CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
           INSERT INTO seen SELECT name FROM pg_settings WHERE source IN ('client', 'session'); RETURN NULL; END $$;
         CREATE TRIGGER spy AFTER INSERT ON oauth_applications FOR EACH STATEMENT EXECUTE FUNCTION spy()";
-    beside.execute_unprepared(spy).await.unwrap();
+    admin.execute_unprepared(spy).await.unwrap();
     ground.credentials.create_app("one").await.unwrap();
     assert_eq!(
-        texts(&beside, "SELECT name FROM seen ORDER BY name").await,
+        texts(&admin, "SELECT name FROM seen ORDER BY name").await,
         ["DateStyle", "TimeZone", "application_name", "client_encoding"]
     );
     let mut one = ConnectOptions::new(&ground.url);

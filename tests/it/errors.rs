@@ -259,7 +259,7 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
 
     let suspended = credentials.create_app("suspended").await.unwrap();
     let suspend = "UPDATE oauth_applications SET suspended = true WHERE name = 'suspended'";
-    app.ground.beside().await.execute_unprepared(suspend).await.unwrap();
+    app.ground.connection().await.execute_unprepared(suspend).await.unwrap();
     let token = credentials.issue_token(&suspended.consumer_key, user(OWNER), true).await.unwrap();
     let signer = Signer {
         consumer: (suspended.consumer_key, suspended.secret.expose().to_owned()),
@@ -271,7 +271,7 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
 
 /// One call waits for a row that somebody else has locked; there is room for one.
 async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
-    let locked = app.ground.beside().await.begin().await.unwrap();
+    let locked = app.ground.connection().await.begin().await.unwrap();
     locked.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     let waiting = tokio::spawn({
         let app = app.clone();
@@ -285,27 +285,27 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
             app.rpc().destroy(request).await.unwrap_err()
         }
     });
-    let beside = app.ground.beside().await;
-    wait_for(&beside, BLOCKED).await;
+    let admin = app.ground.connection().await;
+    wait_for(&admin, BLOCKED).await;
     grpc.status(&destroy(&mut app.rpc(), OWNER, "custom-3", "").await.unwrap_err(), "OVERLOADED");
     rest.answer(&app.send(signed(app, &Signer::owner(), "custom-3")).await, "OVERLOADED");
     grpc.status(&waiting.await.unwrap(), "DEADLINE_EXCEEDED");
     // Nobody waits for that statement any more; it must not run once the row is free.
-    wait_for(&beside, &format!("SELECT pg_cancel_backend(pid) FROM ({BLOCKED}) AS blocked")).await;
+    wait_for(&admin, &format!("SELECT pg_cancel_backend(pid) FROM ({BLOCKED}) AS blocked")).await;
     locked.rollback().await.unwrap();
 }
 
 /// A database that refuses a row.
 async fn broken(app: &App, grpc: &mut Seen, rest: &mut Seen) {
     app.put(99, OWNER).await;
-    let beside = app.ground.beside().await;
+    let admin = app.ground.connection().await;
     let refuse = "ALTER TABLE destroyed_collections ADD CONSTRAINT refuse CHECK (id <> 99) NOT VALID";
-    beside.execute_unprepared(refuse).await.unwrap();
+    admin.execute_unprepared(refuse).await.unwrap();
     let mut rpc = app.rpc();
     grpc.status(&destroy(&mut rpc, OWNER, "custom-99", "").await.unwrap_err(), "INTERNAL");
     rest.answer(&app.send(signed(app, &Signer::owner(), "custom-99")).await, "INTERNAL");
-    beside.execute_unprepared("ALTER TABLE destroyed_collections DROP CONSTRAINT refuse").await.unwrap();
-    beside.close().await.unwrap();
+    admin.execute_unprepared("ALTER TABLE destroyed_collections DROP CONSTRAINT refuse").await.unwrap();
+    admin.close().await.unwrap();
 }
 
 /// A request whose body does not arrive, and the whole answer to it.

@@ -36,14 +36,14 @@ async fn serialization_failures_are_retried() {
     assert_eq!(codes.iter().filter(|code| **code == Code::NotFound).count(), 63, "{codes:?}");
 }
 
-/// An import beside a destroy in flight, where each transaction keeps its first snapshot unless it says otherwise.
+/// An import during a destroy, where each transaction keeps its first snapshot unless it says otherwise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_in_flight_does_not_return() {
     let url = fresh_postgres().await;
     let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
     let ground = Ground::on(Some(strict)).await;
     ground.put(1, OWNER).await;
-    let rival = ground.beside().await.begin().await.unwrap();
+    let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("DELETE FROM collections").await.unwrap();
     let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
     rival.execute_unprepared(tombstone).await.unwrap();
@@ -55,7 +55,7 @@ async fn an_id_in_flight_does_not_return() {
         entries: vec![1],
     };
     let import = tokio::spawn(async move { store.insert_collection(again).await });
-    wait_for(&ground.beside().await, BLOCKED).await;
+    wait_for(&ground.connection().await, BLOCKED).await;
     rival.commit().await.unwrap();
     assert!(!import.await.unwrap().unwrap());
     assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
@@ -76,9 +76,9 @@ async fn silent_connections_are_replaced() {
         (1..CONNECTIONS).map(|id| tokio::spawn(call(app.rpc(), id))).collect()
     };
     // A lock sends each of them alone, so that it holds a connection of its own, or nearly: one may still meet a silent one.
-    let beside = Database::connect(&url).await.unwrap();
+    let admin = Database::connect(&url).await.unwrap();
     let locked = async || {
-        let lock = beside.begin().await.unwrap();
+        let lock = admin.begin().await.unwrap();
         lock.execute_unprepared("LOCK TABLE collections").await.unwrap();
         lock
     };
@@ -140,23 +140,23 @@ async fn a_deadlock_is_retried() {
     let app = App::start_with(Ground::on(Some(url)).await, |_| ()).await;
     app.put(1, OWNER).await;
     // This session never gives way; the destroy takes the row first, then wants the tombstone.
-    let rival = app.ground.beside().await.begin().await.unwrap();
+    let rival = app.ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("SET LOCAL deadlock_timeout = '30s'").await.unwrap();
     let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
     rival.execute_unprepared(tombstone).await.unwrap();
     let mut rpc = app.rpc();
     let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
-    let beside = app.ground.beside().await;
+    let admin = app.ground.connection().await;
     // In a batch it would give up before the deadlock is noticed; alone it waits. PostgreSQL looks for a deadlock once in
     // each wait, so that this one has to be young.
     tokio::time::sleep(2 * BATCH_LOCK_TIMEOUT).await;
     let waits =
         "SELECT pid FROM pg_locks WHERE NOT granted AND waitstart > clock_timestamp() - interval '50 ms'";
-    wait_for(&beside, waits).await;
+    wait_for(&admin, waits).await;
     rival.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     rival.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);
-    wait_for(&beside, "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0")
+    wait_for(&admin, "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0")
         .await;
 }
 
@@ -250,7 +250,7 @@ async fn locked_rows_do_not_take_health_with_them() {
     for id in 1..=locked + 1 {
         app.put(id, OWNER).await;
     }
-    let lock = app.ground.beside().await.begin().await.unwrap();
+    let lock = app.ground.connection().await.begin().await.unwrap();
     let rows = format!("SELECT id FROM collections WHERE id <= {locked} FOR UPDATE");
     lock.execute_unprepared(&rows).await.unwrap();
     let call = |id: i64| {
@@ -258,8 +258,8 @@ async fn locked_rows_do_not_take_health_with_them() {
         tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await })
     };
     let stuck: Vec<_> = (1..=locked).map(call).collect();
-    let beside = app.ground.beside().await;
-    wait_for(&beside, &format!("{BLOCKED} OFFSET 3")).await;
+    let admin = app.ground.connection().await;
+    wait_for(&admin, &format!("{BLOCKED} OFFSET 3")).await;
     let begun = Instant::now();
     call(locked + 1).await.unwrap().unwrap();
     app.ground.store.check_schema().await.unwrap();
@@ -317,7 +317,7 @@ async fn a_late_destroy_is_not_sent() {
 
     let ground = Ground::new(Backend::Sqlite).await;
     ground.put(1, OWNER).await;
-    let rival = ground.beside().await.begin().await.unwrap();
+    let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
     let store = ground.store.clone();
     let call = tokio::spawn(async move { store.destroy(late()).await });

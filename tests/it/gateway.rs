@@ -67,7 +67,7 @@ async fn it_speaks_for_its_users_as_a_trusted_peer() {
     assert_answer(&send(&gateway.rest, form_now(&gateway.rest, "custom-1")).await, 200, DESTROYED);
     assert_eq!(send(&gateway.rest, form_now(&gateway.rest, "custom-1")).await.0, 404);
     let query = Statement::from_string(DbBackend::Postgres, "SELECT caller FROM destroyed_collections");
-    let row = ground.beside().await.query_one_raw(query).await.unwrap().unwrap();
+    let row = ground.connection().await.query_one_raw(query).await.unwrap().unwrap();
     assert_eq!(row.try_get::<String>("", "caller").unwrap(), format!("mtls:{GATEWAY}"));
 
     // A new certificate, which is used for the next connection.

@@ -190,7 +190,8 @@ async fn a_token_destroys_over_rest() {
     assert_eq!(app.send(form(PATH, &format!("bearer  {token}"), "id=custom-2")).await.0, 200);
     assert_eq!(app.send(bearer(&token, "custom-4")).await.0, 403);
     let query = "SELECT caller FROM destroyed_collections WHERE id = 1";
-    let row = app.ground.beside().await.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await;
+    let row =
+        app.ground.connection().await.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await;
     assert_eq!(row.unwrap().unwrap().try_get_by_index::<String>(0).unwrap(), format!("jwt:{CLIENT}"));
 
     // Two credentials at once are none, whichever of them is good.

@@ -17,7 +17,7 @@ use super::{
 
 /// Locks these rows until the transaction ends.
 async fn lock(ground: &Ground, rows: &str) -> DatabaseTransaction {
-    let rival = ground.beside().await.begin().await.unwrap();
+    let rival = ground.connection().await.begin().await.unwrap();
     let lock = format!("SELECT id FROM collections WHERE {rows} FOR UPDATE");
     rival.execute_unprepared(&lock).await.unwrap();
     rival
@@ -30,7 +30,7 @@ fn until(limit: Duration, destroy: Destroy) -> Destroy {
 /// Twenty locked rows in the batches of others: none of the others is refused, and those that are locked are destroyed once
 /// their locks are gone.
 #[tokio::test]
-async fn nobody_is_refused_because_of_locked_rows() {
+async fn locked_rows_refuse_no_other_destroys() {
     let ground = Ground::new(Backend::Postgres).await;
     for id in 1..=200 {
         ground.put(id, OWNER).await;
@@ -67,7 +67,7 @@ async fn a_locked_row_delays_one_batch() {
         tokio::spawn(async move { store.destroy(until(limit, asked(13))).await })
     };
     let first = again(Duration::from_secs(20));
-    wait_for(&ground.beside().await, BLOCKED).await;
+    wait_for(&ground.connection().await, BLOCKED).await;
     sleep(Duration::from_millis(100)).await;
     // PostgreSQL counts waits that ended in lock_timeout in its log alone, so that the time has to tell.
     let begun = Instant::now();
@@ -85,6 +85,24 @@ async fn a_locked_row_delays_one_batch() {
     }
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Ok(Destroyed::Now)).count(), 1, "{outcomes:?}");
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::NotFound)).count(), 39);
+}
+
+/// A table that is locked as a whole, by a migration or a VACUUM FULL: its batch waits, and is not taken apart.
+#[tokio::test]
+async fn a_locked_table_is_waited_for() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=300 {
+        ground.put(id, OWNER).await;
+    }
+    let rival = ground.connection().await.begin().await.unwrap();
+    rival.execute_unprepared("LOCK TABLE collections").await.unwrap();
+    let release = async {
+        wait_for(&ground.connection().await, BLOCKED).await;
+        sleep(Duration::from_secs(2)).await;
+        rival.rollback().await.unwrap();
+    };
+    let (outcomes, ()) = tokio::join!(together(&ground.store, (1..=300).map(asked)), release);
+    assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
 }
 
 /// So many destroys wait for locked rows; more are refused. A caller's deadline ends its wait.

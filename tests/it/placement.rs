@@ -16,14 +16,14 @@ use super::{
 #[tokio::test]
 async fn the_hash_is_postgresqls() {
     let ground = Ground::new(Backend::Postgres).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let random = (0..10_000).map(|_| i64::from_be_bytes(Entropy::default().bytes()));
     let numbers: Vec<i64> = random.chain([0, 1, -1, i64::MIN, i64::MAX, 388_061_495_298_244_609]).collect();
     let list = numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let ask = format!(
         "SELECT hashint8(n) AS hash FROM unnest('{{{list}}}'::bigint[]) WITH ORDINALITY AS t(n, place) ORDER BY place"
     );
-    let rows = beside.query_all_raw(Statement::from_string(DbBackend::Postgres, ask)).await.unwrap();
+    let rows = admin.query_all_raw(Statement::from_string(DbBackend::Postgres, ask)).await.unwrap();
     let hashes: Vec<i32> = rows.iter().map(|row| row.try_get("", "hash").unwrap()).collect();
     assert_eq!(hashes, numbers.iter().map(|number| hashint8(*number)).collect::<Vec<_>>());
 }
@@ -49,8 +49,8 @@ CREATE TRIGGER note BEFORE INSERT ON destroyed_collections FOR EACH ROW WHEN (ne
 async fn a_batch_never_mixes_groups() {
     let url = fresh_postgres().await;
     let ground = Ground::on(Some(url)).await;
-    let beside = ground.beside().await;
-    beside.execute_unprepared(CATALOGS).await.unwrap();
+    let admin = ground.connection().await;
+    admin.execute_unprepared(CATALOGS).await.unwrap();
     ground.store.check().run().await.unwrap();
     for id in 1..=400 {
         ground.put(id, OWNER).await;
@@ -62,7 +62,7 @@ async fn a_batch_never_mixes_groups() {
         "SELECT transaction::text AS transaction, id FROM transactions",
     );
     let mut groups: BTreeMap<String, [u32; 2]> = BTreeMap::new();
-    for row in beside.query_all_raw(all).await.unwrap() {
+    for row in admin.query_all_raw(all).await.unwrap() {
         let (transaction, id): (String, i64) =
             (row.try_get("", "transaction").unwrap(), row.try_get("", "id").unwrap());
         let range = (i64::from(hashint8(id)) + 2_147_483_648) / 1_073_741_824;
@@ -76,13 +76,13 @@ async fn a_batch_never_mixes_groups() {
 #[tokio::test]
 async fn every_node_has_to_be_durable() {
     let ground = Ground::on(Some(fresh_postgres().await)).await;
-    let beside = ground.beside().await;
-    beside.execute_unprepared(CATALOGS).await.unwrap();
+    let admin = ground.connection().await;
+    admin.execute_unprepared(CATALOGS).await.unwrap();
     let mut check = ground.store.check();
     check.run().await.unwrap();
     let off = "CREATE OR REPLACE FUNCTION run_command_on_all_nodes(text) RETURNS TABLE (nodeid int, success bool, result text)
         LANGUAGE sql AS $$ SELECT 7, true, 'synchronous_commit=off fsync=on' $$";
-    beside.execute_unprepared(off).await.unwrap();
+    admin.execute_unprepared(off).await.unwrap();
     let mut check = ground.store.check();
     let error = check.run().await.unwrap_err();
     assert!(

@@ -1,7 +1,7 @@
 //! The destroy finds every row by its key, whatever the database knows of the tables.
 
 use collections_service::store::{
-    SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES,
+    SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES,
 };
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, TransactionTrait,
@@ -35,7 +35,7 @@ async fn fill(session: &DatabaseConnection, from: i64, to: i64) {
     session.execute_unprepared(&queue).await.unwrap();
 }
 
-/// A call of the function for these ids. Every third of them is asked for by somebody else.
+/// A call of the function for these ids. Every third of them is asked for by another user.
 fn call(ids: &[i64], replays_first: bool) -> String {
     let list = |item: &dyn Fn(i64) -> String| ids.iter().map(|id| item(*id)).collect::<Vec<_>>().join(",");
     let owner = |id: i64| if id % 3 == 0 { 1 } else { OWNER };
@@ -92,29 +92,29 @@ async fn assert_by_key(session: &DatabaseConnection, state: &str, ids: &[i64], e
 #[tokio::test]
 async fn rows_are_found_by_key_on_postgres() {
     let ground = Ground::new(Backend::Postgres).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     for table in ["collections", "destroyed_collections", "purge_queue", "event_outbox"] {
-        // Nobody's statistics but the test's.
+        // The test alone collects statistics.
         let off = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
-        beside.execute_unprepared(&off).await.unwrap();
+        admin.execute_unprepared(&off).await.unwrap();
     }
     let check = async |state: &str, expected: &str| {
         let session = session(&ground.url).await;
         assert_by_key(&session, state, &[1, 2, 3, 4], expected).await;
         session
     };
-    let analyze = async || beside.execute_unprepared("VACUUM ANALYZE").await.unwrap();
+    let analyze = async || admin.execute_unprepared("VACUUM ANALYZE").await.unwrap();
     let since_fresh = check("fresh", "nnnn").await;
     analyze().await;
     let since_empty = check("known to be empty", "nnnn").await;
-    fill(&beside, 1, 1).await;
+    fill(&admin, 1, 1).await;
     check("one row, believed to be none", "dnnn").await;
     analyze().await;
     let since_one = check("one row", "dnnn").await;
-    fill(&beside, 2, 10).await;
+    fill(&admin, 2, 10).await;
     analyze().await;
     let since_ten = check("ten rows", "ddfd").await;
-    fill(&beside, 11, MANY).await;
+    fill(&admin, 11, MANY).await;
     check("many rows, believed to be ten", "ddfd").await;
     for session in [&since_fresh, &since_empty, &since_one, &since_ten] {
         let ids: Vec<i64> = (1..=99).map(|number| number * 997).collect();
@@ -128,15 +128,15 @@ async fn rows_are_found_by_key_on_postgres() {
 #[tokio::test]
 async fn rows_are_found_by_key_on_sqlite() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let beside = ground.beside().await;
-    for statement in [SQLITE_DELETE, SQLITE_LOOK, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES] {
+    let admin = ground.connection().await;
+    for statement in [SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES] {
         let values = ["[]".into(), "now".into()].into_iter().take(1 + usize::from(statement.contains("?2")));
         let explain = Statement::from_sql_and_values(
             DbBackend::Sqlite,
             format!("EXPLAIN QUERY PLAN {statement}"),
             values.collect::<Vec<sea_orm::Value>>(),
         );
-        let rows = beside.query_all_raw(explain).await.unwrap();
+        let rows = admin.query_all_raw(explain).await.unwrap();
         let plan: Vec<String> = rows.iter().map(|row| row.try_get("", "detail").unwrap()).collect();
         for line in &plan {
             let by_key =

@@ -104,7 +104,7 @@ async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
                 assert!(standing.contains(&id), "custom-{id} was refused and is gone");
                 refused += 1;
             }
-            // The connection went away: then nobody may have taken the call.
+            // The connection was closed: then the call must not have been accepted.
             Err(status) => {
                 assert!(standing.contains(&id), "custom-{id} is gone and was not answered: {status:?}");
                 unanswered += 1;
@@ -154,18 +154,18 @@ impl Held {
         ground.put(1, OWNER).await;
         ground.put(2, OWNER).await;
         let program = Program::serve(ground, &[]).await;
-        let lock = ground.beside().await.begin().await.unwrap();
+        let lock = ground.connection().await.begin().await.unwrap();
         lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
         let mut client = rpc(&program.grpc);
         let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
         let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
         let request = tokio::spawn(async move { send(&rest, request).await });
-        wait_for(&ground.beside().await, &format!("{BLOCKED} OFFSET 1")).await;
+        wait_for(&ground.connection().await, &format!("{BLOCKED} OFFSET 1")).await;
         Self { program, lock, call, request }
     }
 }
 
-/// The signal comes while two calls are in the database, where somebody else's lock holds them up.
+/// The signal comes while two calls are in the database, where another transaction's lock holds them up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_answers_what_was_accepted() {
     let ground = Ground::new(Backend::Postgres).await;
@@ -179,7 +179,7 @@ async fn a_drain_answers_what_was_accepted() {
     assert_eq!(reason(&refused), "OVERLOADED");
     let answer = send(&program.rest, form_now(&program.rest, "custom-3")).await;
     assert_eq!((answer.0, answer.2), (503, super::errors::error_body(130, "Over capacity")));
-    // A body that does not come holds up nobody.
+    // A body that does not arrive does not delay the end.
     let mut slow = TcpStream::connect(program.rest.trim_start_matches("http://")).await.unwrap();
     let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n");
     slow.write_all(head.as_bytes()).await.unwrap();
@@ -276,18 +276,18 @@ async fn a_call_that_was_given_up_leaves_its_line() {
         $$ BEGIN PERFORM pg_sleep(2); RETURN new; END $$;
         CREATE TRIGGER slow BEFORE INSERT ON destroyed_collections FOR EACH ROW WHEN (new.id > 0)
         EXECUTE FUNCTION slow()";
-    let beside = ground.beside().await;
-    beside.execute_unprepared(slow).await.unwrap();
+    let admin = ground.connection().await;
+    admin.execute_unprepared(slow).await.unwrap();
     let program = Program::serve(&ground, &[]).await;
     let mut client = rpc(&program.grpc);
     let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
     wait_for(
-        &beside,
+        &admin,
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'",
     )
     .await;
     call.abort();
-    wait_for(&beside, "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM collections)").await;
+    wait_for(&admin, "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM collections)").await;
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(9)).await;
     let with = |text: &str| log.iter().filter(|line| line.contains(text)).count();
@@ -316,7 +316,7 @@ async fn each_call_leaves_one_line_and_no_secret() {
     assert_eq!(send(&program.rest, late).await.0, 401);
     let authorization = request.headers()["authorization"].to_str().unwrap().to_owned();
     assert_eq!(send(&program.rest, request).await.0, 200);
-    ground.beside().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
+    ground.connection().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
     destroy(&mut rpc, OWNER, "custom-3", "").await.unwrap_err();
     let rest = program.rest.clone();
     program.signal(Signal::SIGTERM);

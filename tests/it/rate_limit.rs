@@ -159,10 +159,10 @@ struct Pair {
 impl Pair {
     async fn new(redis: &Redis, limit: &str) -> Self {
         let ground = Ground::new(Backend::Postgres).await;
-        let beside = connect(&ground.url, Capacity::of(CONNECTIONS), &ground.clock).await;
+        let admin = connect(&ground.url, Capacity::of(CONNECTIONS), &ground.clock).await;
         let second = Ground {
             url: ground.url.clone(),
-            store: beside,
+            store: admin,
             credentials: ground.credentials.clone(),
             keys: ground.keys.clone(),
             clock: ground.clock.clone(),

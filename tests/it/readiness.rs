@@ -1,4 +1,4 @@
-//! Readiness tells the truth about the database: a destroy is rehearsed, and what is wrong is named.
+//! Readiness follows the database: a destroy is rehearsed, and the reason of a failure is logged.
 
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
@@ -32,7 +32,7 @@ impl Load {
             "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
              SELECT id, {OWNER}, '', '', now() FROM generate_series(1000, 200000) AS id"
         );
-        ground.beside().await.execute_unprepared(&fill).await.unwrap();
+        ground.connection().await.execute_unprepared(&fill).await.unwrap();
         let stop = watch::Sender::new(false);
         let callers = (0..8_i64)
             .map(|caller| {
@@ -94,17 +94,17 @@ async fn a_role_without_the_grant_is_not_ready() {
     let mut ground = Ground::new(Backend::Postgres).await;
     ground.put(1, OWNER).await;
     ground.put(2, OWNER).await;
-    let (role, beside) = (format!("r{}", Entropy::default().hex::<8>()), ground.beside().await);
+    let (role, admin) = (format!("r{}", Entropy::default().hex::<8>()), ground.connection().await);
     let read = format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}");
-    execute(&beside, &read).await;
+    execute(&admin, &read).await;
     ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
     let program = Program::serve(&ground, &[]).await;
     soon(&program, NOT_SERVING).await;
     refused(&program, 1).await;
-    execute(&beside, &format!("GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role}")).await;
+    execute(&admin, &format!("GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role}")).await;
     soon(&program, SERVING).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
-    execute(&beside, &format!("REVOKE EXECUTE ON FUNCTION destroy_collections_v1 FROM {role}")).await;
+    execute(&admin, &format!("REVOKE EXECUTE ON FUNCTION destroy_collections_v1 FROM {role}")).await;
     soon(&program, NOT_SERVING).await;
     refused(&program, 2).await;
     let reasons = reasons(program).await;
@@ -120,12 +120,17 @@ async fn a_role_without_the_grant_is_not_ready() {
 async fn the_function_is_not_for_everyone() {
     let ground = Ground::new(Backend::Postgres).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
-    execute(&ground.beside().await, &format!("CREATE ROLE {role} LOGIN")).await;
+    execute(&ground.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
     let stranger = Database::connect(ground.url.replace("//tests@", &format!("//{role}@"))).await.unwrap();
     let call = "SELECT destroy_collections_v1(1, '{1}', '{1}', now(), '{00000000-0000-4000-8000-000000000000}', '{a}',
         false, false, '1s')";
     let error = stranger.execute_unprepared(call).await.unwrap_err();
     assert!(error.to_string().contains("permission denied"), "{error}");
+    // A rehearsal does not serve to delete the traces of a destroy.
+    let mixed = "SELECT destroy_collections_v1(-1, '{-1,5}', '{1,1}', now(),
+        '{00000000-0000-4000-8000-000000000000,00000000-0000-4000-8000-000000000000}', '{a,a}', false, true, '1s')";
+    let error = Database::connect(&ground.url).await.unwrap().execute_unprepared(mixed).await.unwrap_err();
+    assert!(error.to_string().contains("not positive"), "{error}");
     // A table of the caller's own does not take the place of ours.
     let owner = Database::connect(&ground.url).await.unwrap();
     let shadow = "SELECT proconfig::text AS config FROM pg_proc WHERE proname = 'destroy_collections_v1'";
@@ -142,13 +147,13 @@ async fn a_server_without_fsync_is_not_ready() {
     let program = Program::serve(&ground, &[]).await;
     let load = Load::on(&ground, &program).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let beside = ground.beside().await;
-    execute(&beside, "ALTER SYSTEM SET fsync = off").await;
-    execute(&beside, "SELECT pg_reload_conf()").await;
+    let admin = ground.connection().await;
+    execute(&admin, "ALTER SYSTEM SET fsync = off").await;
+    execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, NOT_SERVING).await;
     refused(&program, 1).await;
-    execute(&beside, "ALTER SYSTEM SET fsync = on").await;
-    execute(&beside, "SELECT pg_reload_conf()").await;
+    execute(&admin, "ALTER SYSTEM SET fsync = on").await;
+    execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, SERVING).await;
     assert!(!load.destroyed().await.is_empty());
     let reasons = reasons(program).await;
@@ -160,25 +165,25 @@ async fn a_server_without_fsync_is_not_ready() {
 async fn a_destroy_is_durable_whatever_the_defaults() {
     let cluster = Cluster::start().await;
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     // What the commit does is what holds when the transaction ends.
     let spy = "CREATE TABLE commits (setting text);
         CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
           INSERT INTO commits VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
         CREATE CONSTRAINT TRIGGER spy AFTER INSERT ON destroyed_collections DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION spy()";
-    execute(&beside, spy).await;
-    execute(&beside, "ALTER SYSTEM SET synchronous_commit = off").await;
-    execute(&beside, "ALTER ROLE tests SET synchronous_commit = off").await;
-    execute(&beside, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$")
+    execute(&admin, spy).await;
+    execute(&admin, "ALTER SYSTEM SET synchronous_commit = off").await;
+    execute(&admin, "ALTER ROLE tests SET synchronous_commit = off").await;
+    execute(&admin, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$")
         .await;
-    execute(&beside, "SELECT pg_reload_conf()").await;
+    execute(&admin, "SELECT pg_reload_conf()").await;
     let program = Program::serve(&ground, &[]).await;
     soon(&program, SERVING).await;
     ground.put(1, OWNER).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     let count = "SELECT count(*) AS n FROM commits WHERE setting = 'on'";
-    wait_for(&beside, &format!("{count} HAVING count(*) = (SELECT count(*) FROM commits) AND count(*) >= 2"))
+    wait_for(&admin, &format!("{count} HAVING count(*) = (SELECT count(*) FROM commits) AND count(*) >= 2"))
         .await;
 }
 
@@ -190,22 +195,22 @@ async fn commits_that_hang_do_not_use_up_connections() {
     let program = Program::serve(&ground, &[]).await;
     let load = Load::on(&ground, &program).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let beside = ground.beside().await;
-    execute(&beside, "ALTER SYSTEM SET synchronous_standby_names = 'away'").await;
-    execute(&beside, "SELECT pg_reload_conf()").await;
+    let admin = ground.connection().await;
+    execute(&admin, "ALTER SYSTEM SET synchronous_standby_names = 'away'").await;
+    execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, NOT_SERVING).await;
     let mut most = 0;
     for _ in 0..30 {
         let count =
             "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'collections-service'";
-        let row = beside.query_one_raw(Statement::from_string(DbBackend::Postgres, count)).await.unwrap();
+        let row = admin.query_one_raw(Statement::from_string(DbBackend::Postgres, count)).await.unwrap();
         most = most.max(row.unwrap().try_get::<i64>("", "n").unwrap());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     // Eight are configured; a check that was given up is terminated by a later one.
     assert!(most <= 12, "{most} sessions");
-    execute(&beside, "ALTER SYSTEM RESET synchronous_standby_names").await;
-    execute(&beside, "SELECT pg_reload_conf()").await;
+    execute(&admin, "ALTER SYSTEM RESET synchronous_standby_names").await;
+    execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, SERVING).await;
     let destroyed = load.destroyed().await;
     let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
@@ -223,14 +228,14 @@ async fn commits_that_hang_do_not_use_up_connections() {
 async fn a_session_that_was_read_only_is_replaced() {
     let ground = Ground::on(Some(fresh_postgres().await)).await;
     ground.put(1, OWNER).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let set = async |what: &str| {
         // In one query, because the next one may go over another connection, which is read-only too.
         let statement = format!(
             "SET transaction_read_only = off;
              DO $$ BEGIN EXECUTE format('ALTER DATABASE %I {what}', current_database()); END $$"
         );
-        execute(&beside, &statement).await;
+        execute(&admin, &statement).await;
     };
     set("SET default_transaction_read_only = on").await;
     let program = Program::serve(&ground, &[]).await;
@@ -335,11 +340,11 @@ async fn an_older_schema_is_waited_for_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_migration_ends_at_a_signal() {
     let ground = Ground::new(Backend::Postgres).await;
-    let other = sea_orm::TransactionTrait::begin(&ground.beside().await).await.unwrap();
+    let other = sea_orm::TransactionTrait::begin(&ground.connection().await).await.unwrap();
     other.execute_unprepared("SELECT pg_advisory_xact_lock(7165064744983032937)").await.unwrap();
     let mut migration = command(&["migrate", "up"]);
     let mut child = migration.env("COLLECTIONS_DATABASE_URL", &ground.url).spawn().unwrap();
-    wait_for(&ground.beside().await, super::support::BLOCKED).await;
+    wait_for(&ground.connection().await, super::support::BLOCKED).await;
     let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let ended: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(child.wait());

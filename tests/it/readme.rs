@@ -58,7 +58,7 @@ async fn its_grants_suffice() {
         "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role};
          GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
     );
-    ground.beside().await.execute_unprepared(&grants).await.unwrap();
+    ground.connection().await.execute_unprepared(&grants).await.unwrap();
     ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
     let program = program::Program::serve(&ground, &[]).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
@@ -79,7 +79,7 @@ async fn its_way_to_a_new_key_works() {
     // What the documentation's application and token are sealed under is called `first` here.
     for table in ["oauth_applications", "oauth_access_tokens"] {
         let renamed = format!("UPDATE {table} SET key_id = 'first'");
-        ground.beside().await.execute_unprepared(&renamed).await.unwrap();
+        ground.connection().await.execute_unprepared(&renamed).await.unwrap();
     }
     std::fs::remove_file(file("key")).unwrap();
     std::os::unix::fs::symlink("credentials.key", file("key")).unwrap();

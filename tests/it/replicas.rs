@@ -20,7 +20,7 @@ use super::{
 async fn replicas_do_not_wait_for_each_other() {
     const IDS: i64 = 32;
     let ground = Ground::new(Backend::Postgres).await;
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     // Deadlocks are seen before a batch gives up waiting for a lock. A plan for tables known to be empty goes by the order of
     // the batch, not of the index; autovacuum would change it.
     for statement in [
@@ -28,7 +28,7 @@ async fn replicas_do_not_wait_for_each_other() {
         "ALTER TABLE collections SET (autovacuum_enabled = off)",
         "VACUUM ANALYZE collections",
     ] {
-        beside.execute_unprepared(statement).await.unwrap();
+        admin.execute_unprepared(statement).await.unwrap();
     }
     let connect = || connect(&ground.url, Capacity::of(4), &ground.clock);
     let stores = [connect().await, connect().await];
@@ -39,13 +39,13 @@ async fn replicas_do_not_wait_for_each_other() {
         "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
          SELECT id, {OWNER}, '', '', now() FROM generate_series(1, {IDS}) AS id"
     );
-    beside.execute_unprepared(&fill).await.unwrap();
+    admin.execute_unprepared(&fill).await.unwrap();
     // Each has taken what comes before the middle when it meets the other.
-    let middle = ground.beside().await.begin().await.unwrap();
+    let middle = ground.connection().await.begin().await.unwrap();
     let lock = format!("SELECT id FROM collections WHERE id = {} FOR UPDATE", IDS / 2);
     middle.execute_unprepared(&lock).await.unwrap();
     let meet = async {
-        wait_for(&beside, &format!("{BLOCKED} OFFSET 1")).await;
+        wait_for(&admin, &format!("{BLOCKED} OFFSET 1")).await;
         middle.rollback().await.unwrap();
     };
     let (upwards, downwards, ()) = tokio::join!(
@@ -62,15 +62,15 @@ async fn replicas_do_not_wait_for_each_other() {
     assert_eq!(deadlocks(&ground).await, 0);
 }
 
-/// Once nobody but the test's own sessions is left: a session tells its statistics when it ends, or much later.
+/// Once only the test's own sessions are left: a session reports its statistics when it ends, or much later.
 async fn deadlocks(ground: &Ground) -> i64 {
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let others =
         "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
         AND query LIKE 'SELECT destroy_collections%')";
-    wait_for(&beside, others).await;
+    wait_for(&admin, others).await;
     let count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
-    let row = beside.query_one_raw(Statement::from_string(DbBackend::Postgres, count)).await;
+    let row = admin.query_one_raw(Statement::from_string(DbBackend::Postgres, count)).await;
     row.unwrap().unwrap().try_get("", "deadlocks").unwrap()
 }
 
@@ -79,14 +79,14 @@ async fn deadlocks(ground: &Ground) -> i64 {
 async fn replicas_share_a_database() {
     const IDS: i64 = 2000;
     let ground = Arc::new(Ground::new(Backend::Postgres).await);
-    let beside = ground.beside().await;
+    let admin = ground.connection().await;
     let many = ["--worker-threads", "2", "--batches-in-flight", "2"];
     let programs = [Program::serve(&ground, &[]).await, Program::serve(&ground, &many).await];
     let fill = format!(
         "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
          SELECT id, {OWNER}, '', '', now() FROM generate_series(1, {IDS}) AS id"
     );
-    beside.execute_unprepared(&fill).await.unwrap();
+    admin.execute_unprepared(&fill).await.unwrap();
     let mut callers = Vec::new();
     for (program, backwards) in programs.iter().zip([false, true]) {
         let client = rpc(&program.grpc);

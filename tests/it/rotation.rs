@@ -39,7 +39,7 @@ async fn the_new_key_alone_opens_everything(backend: Backend) {
     assert_eq!(said, format!("re-sealed 0 secrets under key second, 201 were under it already; {claim}"));
     // What a name does to the list is its own line's business.
     let forged = "UPDATE oauth_applications SET name = 'x\ntoken  forged'";
-    operator.ground.beside().await.execute_unprepared(forged).await.unwrap();
+    operator.ground.connection().await.execute_unprepared(forged).await.unwrap();
     let (_, listed, _) = run(&["credentials", "list", "--database-url", &operator.ground.url], &[]).await;
     assert_eq!(listed.lines().count(), 201, "{listed}");
     assert!(listed.lines().all(|line| line.contains("  key second")), "{listed}");
@@ -58,15 +58,15 @@ async fn the_new_key_alone_opens_everything_on_postgres() {
 
 /// Until the rotation stands in the middle, waiting for what this holds.
 async fn hold(operator: &Operator, rotating: &mut Option<Child>) -> DatabaseTransaction {
-    let beside = operator.ground.beside().await;
-    if beside.get_database_backend() == DbBackend::Postgres {
-        let held = beside.begin().await.unwrap();
+    let admin = operator.ground.connection().await;
+    if admin.get_database_backend() == DbBackend::Postgres {
+        let held = admin.begin().await.unwrap();
         let lock = "SELECT 1 FROM oauth_access_tokens WHERE token = \
                     (SELECT token FROM oauth_access_tokens ORDER BY token LIMIT 1 OFFSET 250) FOR UPDATE";
         let row = held.query_all_raw(Statement::from_string(DbBackend::Postgres, lock)).await.unwrap();
         assert_eq!(row.len(), 1);
         *rotating = Some(operator.rotating());
-        wait_for(&operator.ground.beside().await, BLOCKED).await;
+        wait_for(&operator.ground.connection().await, BLOCKED).await;
         return held;
     }
     *rotating = Some(operator.rotating());
@@ -76,7 +76,7 @@ async fn hold(operator: &Operator, rotating: &mut Option<Child>) -> DatabaseTran
     };
     let caught = async {
         loop {
-            let held = beside.begin_with_options(immediate).await.unwrap();
+            let held = admin.begin_with_options(immediate).await.unwrap();
             if count(&held, "second").await > 0 {
                 return held;
             }
@@ -207,20 +207,20 @@ async fn rotations_beside_others_lose_nothing_on_postgres() {
 async fn what_changed_meanwhile_is_not_written_over() {
     let operator = Operator::new(Backend::Postgres, 0).await;
     for change in ["key_id = 'third'", "sealed_secret = '\\x00'"] {
-        let held = operator.ground.beside().await.begin().await.unwrap();
+        let held = operator.ground.connection().await.begin().await.unwrap();
         held.execute_unprepared(&format!("UPDATE oauth_applications SET {change}")).await.unwrap();
         let credentials = operator.credentials("both");
         let rotating = tokio::spawn(async move { credentials.rotate(&Place::default()).await.unwrap() });
-        wait_for(&operator.ground.beside().await, BLOCKED).await;
+        wait_for(&operator.ground.connection().await, BLOCKED).await;
         held.commit().await.unwrap();
         let rotated = rotating.await.unwrap();
         assert_eq!((rotated.resealed, rotated.overtaken, rotated.current), (0, 1, 0));
         let kept = format!("SELECT 1 FROM oauth_applications WHERE {change}");
-        wait_for(&operator.ground.beside().await, &kept).await;
+        wait_for(&operator.ground.connection().await, &kept).await;
         let again = operator.credentials("both").rotate(&Place::default()).await.unwrap();
         assert_eq!((again.resealed, again.unopened.len()), (0, 1));
         let back = "UPDATE oauth_applications SET key_id = 'test'";
-        operator.ground.beside().await.execute_unprepared(back).await.unwrap();
+        operator.ground.connection().await.execute_unprepared(back).await.unwrap();
     }
 }
 
@@ -230,7 +230,7 @@ async fn what_does_not_open_is_named(backend: Backend) {
         let mut tokens = operator.secrets.keys().filter(|token| *token != TOKEN.0);
         (tokens.next().unwrap(), tokens.next_back().unwrap())
     };
-    let beside = operator.ground.beside().await;
+    let admin = operator.ground.connection().await;
     for change in [
         format!("UPDATE oauth_access_tokens SET key_id = 'gone' WHERE token = '{lost}'"),
         format!(
@@ -243,7 +243,7 @@ async fn what_does_not_open_is_named(backend: Backend) {
          FROM oauth_applications"
             .to_owned(),
     ] {
-        beside.execute_unprepared(&change).await.unwrap();
+        admin.execute_unprepared(&change).await.unwrap();
     }
     let (code, said, errors) = operator.rotate().await;
     assert_eq!(code, 1);
@@ -290,7 +290,7 @@ async fn it_needs_no_more_than_the_readme_says() {
         "CREATE ROLE {role} LOGIN; GRANT SELECT ON seaql_migrations TO {role};
          GRANT SELECT, UPDATE ON oauth_applications, oauth_access_tokens TO {role}"
     );
-    operator.ground.beside().await.execute_unprepared(&grants).await.unwrap();
+    operator.ground.connection().await.execute_unprepared(&grants).await.unwrap();
     let owner = std::mem::take(&mut operator.ground.url);
     operator.ground.url = owner.replace("//tests@", &format!("//{role}@"));
     let (code, _, errors) = operator.rotate().await;
@@ -304,13 +304,13 @@ async fn a_failing_database_is_reported() {
     let fail = "CREATE TRIGGER fail BEFORE UPDATE ON oauth_access_tokens WHEN
                 (SELECT count(*) FROM oauth_access_tokens WHERE key_id = 'second') >= 100
                 BEGIN SELECT RAISE(ABORT, 'no more'); END";
-    operator.ground.beside().await.execute_unprepared(fail).await.unwrap();
+    operator.ground.connection().await.execute_unprepared(fail).await.unwrap();
     let (code, said, errors) = operator.rotate().await;
     assert_eq!((code, said.as_str()), (1, ""));
     let told = "; 101 secrets were re-sealed and stay so; run rotate-key again\n";
     assert!(errors.starts_with("error: the database failed: ") && errors.ends_with(told), "{errors}");
     assert_eq!(operator.under("second").await, 100);
-    operator.ground.beside().await.execute_unprepared("DROP TRIGGER fail").await.unwrap();
+    operator.ground.connection().await.execute_unprepared("DROP TRIGGER fail").await.unwrap();
     assert_eq!(operator.rotate().await.0, 0);
     operator.assert_all_open("new").await;
 }
@@ -319,12 +319,12 @@ async fn a_failing_database_is_reported() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_behind_a_pass_is_found() {
     let operator = Operator::new(Backend::Sqlite, 5).await;
-    let beside = operator.ground.beside().await;
+    let admin = operator.ground.connection().await;
     let insert = "CREATE TRIGGER sneak AFTER UPDATE ON oauth_access_tokens
                   WHEN (SELECT count(*) FROM oauth_access_tokens WHERE token = '0') = 0
                   BEGIN INSERT INTO oauth_access_tokens SELECT '0', consumer_key, user_id, 'test', x'00',
                   write_access, created_at, expires_at, revoked_at FROM oauth_access_tokens LIMIT 1; END";
-    beside.execute_unprepared(insert).await.unwrap();
+    admin.execute_unprepared(insert).await.unwrap();
     let (code, said, errors) = operator.rotate().await;
     assert_eq!((code, said.as_str()), (1, "re-sealed 7 secrets under key second, 0 were under it already\n"));
     assert!(errors.starts_with("error: 1 secrets do not open") && errors.contains("token 0, "), "{errors}");
@@ -334,7 +334,7 @@ async fn what_comes_behind_a_pass_is_found() {
                    CREATE TRIGGER back AFTER UPDATE ON oauth_applications BEGIN
                    UPDATE oauth_applications SET key_id = 'third'; END;
                    UPDATE oauth_applications SET key_id = 'second'";
-    beside.execute_unprepared(restore).await.unwrap();
+    admin.execute_unprepared(restore).await.unwrap();
     let third = operator.new.replace("second:", "third:");
     write_private(&operator.file("both"), &format!("{}{third}", operator.new));
     let (code, said, errors) = operator.rotate().await;

@@ -116,8 +116,8 @@ impl Ground {
         ids.into_iter().map(CollectionId::get).collect()
     }
 
-    /// A connection beside the service's own.
-    pub async fn beside(&self) -> DatabaseConnection {
+    /// A connection of the test's own to the service's database.
+    pub async fn connection(&self) -> DatabaseConnection {
         Database::connect(&self.url).await.unwrap()
     }
 }

@@ -65,7 +65,7 @@ async fn a_trusted_peer_is_believed_and_written_down() {
         let mut rpc = tls_rpc(&app.grpc, &authority, Some(&leaf));
         destroy(&mut rpc, OWNER, &format!("custom-{id}")).await.unwrap();
         let query = format!("SELECT caller FROM destroyed_collections WHERE id = {id}");
-        let row = app.ground.beside().await;
+        let row = app.ground.connection().await;
         let row = row.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await.unwrap().unwrap();
         assert_eq!(row.try_get::<String>("", "caller").unwrap(), caller);
     }
@@ -177,14 +177,14 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     let program = Program::serve_strictly(&ground, &flags).await;
 
     let before = shown(&program.grpc, &authority).await;
-    let lock = ground.beside().await.begin().await.unwrap();
+    let lock = ground.connection().await.begin().await.unwrap();
     lock.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     let mut rpc = tls_rpc(&program.grpc, &authority, Some(&leaf));
     let call = tokio::spawn({
         let mut rpc = rpc.clone();
         async move { destroy(&mut rpc, OWNER, "custom-1").await }
     });
-    wait_for(&ground.beside().await, BLOCKED).await;
+    wait_for(&ground.connection().await, BLOCKED).await;
 
     authority.server().write(&folder, "server");
     assert!(changed(&program.grpc, &authority, &before).await, "the new certificate is not served");

@@ -26,20 +26,25 @@ mod cases {
             ground.put(id, OWNER).await;
         }
         assert_eq!(all(0).await, [Ok(Destroyed::Now); 40]);
-        let beside = ground.beside().await;
+        let admin = ground.connection().await;
         let back = [3, 17, 18, 40];
         for id in back {
             let columns = "id, owner_id, name, timeline_order, created_at";
             let put_back = format!(
                 "INSERT INTO collections ({columns}) VALUES ({id}, {OWNER}, '', '', CURRENT_TIMESTAMP)"
             );
-            beside.execute_unprepared(&put_back).await.unwrap();
+            admin.execute_unprepared(&put_back).await.unwrap();
         }
         assert_eq!(all(0).await, [Ok(Destroyed::Before); 40]);
         assert_eq!(ground.store.destroy(repeatable(40, 0)).await, Ok(Destroyed::Before));
         assert_eq!(ground.owned_by(OWNER).await, back);
+        // Old and new requests in one batch: each is answered by what it asks for.
+        let mixed = back.iter().flat_map(|id| [repeatable(*id, 0), repeatable(*id, 1)]);
+        let outcomes = together(&ground.store, mixed).await;
+        assert_eq!(outcomes, [Ok(Destroyed::Before), Ok(Destroyed::Now)].repeat(back.len()));
         for (id, outcome) in (1..).zip(all(1).await) {
-            let expected = if back.contains(&id) { Ok(Destroyed::Now) } else { Err(DestroyError::NotFound) };
+            let expected =
+                if back.contains(&id) { Ok(Destroyed::Before) } else { Err(DestroyError::NotFound) };
             assert_eq!(outcome, expected, "custom-{id}");
         }
         assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
@@ -57,13 +62,13 @@ mod cases {
         for id in 1..=3 {
             ground.put(id, if id == 2 { OTHER } else { OWNER }).await;
         }
-        let nobody = Destroy { caller: None, ..repeatable(3, 1) };
-        let outcomes = together(&ground.store, [nobody, repeatable(1, 0), of_other(2)]).await;
+        let unnamed = Destroy { caller: None, ..repeatable(3, 1) };
+        let outcomes = together(&ground.store, [unnamed, repeatable(1, 0), of_other(2)]).await;
         assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
-        let beside = ground.beside().await;
+        let admin = ground.connection().await;
         let all = "SELECT id, owner_id, request_id, caller FROM destroyed_collections ORDER BY id";
         let rows =
-            beside.query_all_raw(Statement::from_string(beside.get_database_backend(), all)).await.unwrap();
+            admin.query_all_raw(Statement::from_string(admin.get_database_backend(), all)).await.unwrap();
         type Row = (i64, i64, Option<uuid::Uuid>, Option<String>);
         let row = |row: &sea_orm::QueryResult| -> Row {
             let of = |name| row.try_get("", name).unwrap();

@@ -3,15 +3,14 @@
 
 use std::{
     any::Any,
+    future::poll_fn,
     panic::AssertUnwindSafe,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::Poll,
 };
 
-use futures_util::{
-    FutureExt,
-    stream::{FuturesUnordered, StreamExt},
-};
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -69,7 +68,7 @@ impl Batcher {
         if capacity.batches_in_flight == 0 {
             batcher.close();
         }
-        let singles = SingleExecutor::new(database, capacity.single(), shared);
+        let singles = SingleExecutor::new(database, capacity.locked_rows(), shared);
         let workers =
             WorkerSettings { database: database.clone(), capacity, shared: shared.clone(), singles };
         let driver = BatchDriver { batcher: Arc::downgrade(&batcher), queues, workers };
@@ -114,11 +113,6 @@ impl Batcher {
         groups.queues.iter().for_each(|queue| queue.close());
     }
 
-    /// Whether it accepts nothing more.
-    pub fn is_closed(&self) -> bool {
-        self.groups().added.is_none()
-    }
-
     /// Nothing panics while it is held, so it is never left half-changed.
     fn groups(&self) -> MutexGuard<'_, Groups> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
@@ -133,19 +127,26 @@ impl Drop for Batcher {
 
 impl BatchDriver {
     /// Runs the batches until the store is closed and its queues are empty.
+    ///
+    /// All workers are polled whenever one is woken: there are few, and `FuturesUnordered` would wake this task once more after
+    /// each poll, which costs a lone call a turn of the runtime.
     pub async fn run(mut self) {
-        let mut workers = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                Some(queue) = self.queues.recv() => {
-                    for _ in 0..self.workers.capacity.batches_in_flight {
-                        workers.push(serve(queue.clone(), self.workers.clone()));
-                    }
-                }
-                Some(()) = workers.next() => {}
-                else => return,
+        let mut workers: Vec<BoxFuture<'static, ()>> = Vec::new();
+        let mut is_closed = false;
+        poll_fn(|context| {
+            while !is_closed && let Poll::Ready(added) = self.queues.poll_recv(context) {
+                let Some(queue) = added else {
+                    is_closed = true;
+                    break;
+                };
+                let more = (0..self.workers.capacity.batches_in_flight)
+                    .map(|_| serve(queue.clone(), self.workers.clone()).boxed());
+                workers.extend(more);
             }
-        }
+            workers.retain_mut(|worker| worker.as_mut().poll(context).is_pending());
+            if is_closed && workers.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Runs the batches in the same task as `main`, ahead of it, until `main` has ended; then closes the store.

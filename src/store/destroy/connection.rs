@@ -1,6 +1,6 @@
-//! The connection that batches are sent over. The only part of the store that runs statements by sqlx itself: sea-orm takes
-//! a connection from its pool within the call that sends the statement, and between the two the deadlines have to be
-//! checked. The statement and its values are sea-orm's.
+//! The connection that batches are sent over. Destroys are sent by sqlx itself: sea-orm takes a connection from its pool
+//! within the call that sends the statement, and between the two the deadlines have to be checked. The statement and its
+//! values are sea-orm's.
 
 use std::fmt;
 
@@ -125,8 +125,7 @@ impl Held {
 }
 
 impl Ready<'_> {
-    /// Runs the destroys: the outcome of each, in their order. Whether they took effect where there is an error instead,
-    /// `Failure` tells.
+    /// Runs the destroys: the outcome of each, in their order. `Failure` of an error says whether they may have taken effect.
     pub async fn destroy(
         self,
         destroys: &[&Destroy],
@@ -165,10 +164,16 @@ impl Ready<'_> {
     /// Commits a destroy that leaves no trace. `id` is negative.
     pub async fn rehearse(self, id: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
         match self {
-            Self::Postgres(connection) => match scalar(connection, postgres::rehearsal(id, now)).await? {
-                done if done == "d" => Ok(()),
-                other => Err(DbErr::Type(format!("the rehearsal was answered {other:?}"))),
-            },
+            Self::Postgres(connection) => {
+                // Every branch of the function.
+                for replays_first in [false, true] {
+                    let outcomes = scalar(connection, postgres::rehearsal(id, replays_first, now)).await?;
+                    if !matches!(outcomes.as_str(), "dr" | "rd") {
+                        return Err(DbErr::Type(format!("the rehearsal returned {outcomes:?}")));
+                    }
+                }
+                Ok(())
+            }
             Self::Sqlite(transaction, file) => {
                 file.check()?;
                 sqlite::rehearse(transaction).await

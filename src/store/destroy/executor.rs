@@ -17,6 +17,9 @@ use crate::{
     store::{failure::Failure, status::StoreStatus},
 };
 
+/// Of a probe for a locked table. Whether a collection has it makes no difference.
+const PROBED_ID: i64 = 1;
+
 /// Runs batches over one connection, one after the other.
 pub struct Executor {
     pub connection: BatchConnection,
@@ -95,8 +98,14 @@ impl Executor {
                 (vec![batch], Vec::new())
             }
             Failure::Locked if batch.pending.len() == 1 => (Vec::new(), batch.pending),
+            // Once for each batch: its parts wait for less.
+            Failure::Locked
+                if batch.attempt.lock_timeout > store::SPLIT_LOCK_TIMEOUT && self.is_table_locked().await =>
+            {
+                (retry_later(batch, &error).await, Vec::new())
+            }
             Failure::Locked => {
-                batch.attempt.lock_timeout = store::SPLIT_LOCK_TIMEOUT.min(batch.attempt.lock_timeout);
+                batch.attempt.lock_timeout = store::SPLIT_LOCK_TIMEOUT;
                 (halves(batch), Vec::new())
             }
             Failure::Duplicate | Failure::Rejected if batch.pending.len() > 1 => {
@@ -125,23 +134,36 @@ impl Executor {
         }
     }
 
+    /// Whether not a row is locked but a table: then no destroy of any row could be run.
+    async fn is_table_locked(&mut self) -> bool {
+        let now = self.shared.clock.now();
+        let probed = async { self.connection.ready().await?.probe(PROBED_ID, now).await };
+        let probed = timeout(store::STATEMENT_BOUND, probed).await;
+        matches!(probed, Ok(Err(error)) if Failure::from(&error) == Failure::Locked)
+    }
+
     /// Whether the statement took effect may be unknown. It is run again over another connection, with the same request ids,
     /// until its callers' deadlines.
-    async fn retry_unknown(&mut self, mut batch: Batch, error: &DbErr) -> Vec<Batch> {
+    async fn retry_unknown(&mut self, batch: Batch, error: &DbErr) -> Vec<Batch> {
         self.connection.discard();
         self.shared.status.report_failure();
-        let again = Instant::now() + batch.pause;
-        let (over, left): (Vec<_>, _) =
-            batch.pending.into_iter().partition(|pending| pending.destroy.deadline <= again);
-        fail(over, DestroyError::StoreUnavailable, error);
-        if left.is_empty() {
-            return Vec::new();
-        }
-        batch.pending = left;
-        sleep(batch.pause).await;
-        batch.pause = (2 * batch.pause).min(store::LONGEST_RETRY_PAUSE);
-        vec![batch]
+        retry_later(batch, error).await
     }
+}
+
+/// Runs a batch again after a pause, for those whose deadline is later.
+async fn retry_later(mut batch: Batch, error: &DbErr) -> Vec<Batch> {
+    let again = Instant::now() + batch.pause;
+    let (over, left): (Vec<_>, _) =
+        batch.pending.into_iter().partition(|pending| pending.destroy.deadline <= again);
+    fail(over, DestroyError::StoreUnavailable, error);
+    if left.is_empty() {
+        return Vec::new();
+    }
+    batch.pending = left;
+    sleep(batch.pause).await;
+    batch.pause = (2 * batch.pause).min(store::LONGEST_RETRY_PAUSE);
+    vec![batch]
 }
 
 /// A destroy without a request id gets one, so that running it again after an unknown outcome finds out what happened.
@@ -169,8 +191,10 @@ async fn send(
         return Ok(Vec::new());
     }
     let no_answer = || DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
+    let ready = ready.map_err(|_elapsed| no_answer())??;
+    batch.pending.iter_mut().for_each(|pending| pending.is_sent = true);
     let destroys: Vec<&Destroy> = batch.pending.iter().map(|pending| &pending.destroy).collect();
-    let statement = ready.map_err(|_elapsed| no_answer())??.destroy(&destroys, batch.attempt, clock.now());
+    let statement = ready.destroy(&destroys, batch.attempt, clock.now());
     timeout(store::STATEMENT_BOUND, statement).await.map_err(|_elapsed| no_answer())?
 }
 

@@ -8,7 +8,7 @@ use super::{Attempt, Destroy};
 use crate::{config::store, domain::RequestId};
 
 /// `migrations/destroy_collections_v1.sql` describes the parameters.
-pub const DESTROY: &str = "SELECT destroy_collections_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+const DESTROY: &str = "SELECT destroy_collections_v1($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
 /// How the check of the database calls it.
 const CHECK: Attempt =
@@ -48,10 +48,11 @@ pub fn probe(id: i64, now: DateTime<Utc>) -> Statement {
     call(id, &[row], CHECK, now)
 }
 
-/// Destroys a row that the function makes for it, and leaves no trace. `id` is negative, so that no collection has it.
-pub fn rehearsal(id: i64, now: DateTime<Utc>) -> Statement {
-    let row = Row { id, owner: 1, request_id: Uuid::nil(), caller: "" };
-    call(id, &[row], CHECK, now)
+/// Destroys a row that the function creates for it, twice in one call, so that the second is a replay of the first; leaves no
+/// trace. `id` is negative. The result has one `d` and one `r`.
+pub fn rehearsal(id: i64, replays_first: bool, now: DateTime<Utc>) -> Statement {
+    let row = || Row { id, owner: 1, request_id: Uuid::nil(), caller: "" };
+    call(id, &[row(), row()], Attempt { replays_first, ..CHECK }, now)
 }
 
 fn call(anchor: i64, rows: &[Row<'_>], attempt: Attempt, now: DateTime<Utc>) -> Statement {

@@ -20,6 +20,8 @@ pub struct Pending {
     pub destroy: Destroy,
     /// Whether the request id was made by the service: a replay is then its own.
     pub has_own_request_id: bool,
+    /// Whether a statement with it was sent: without an answer, its outcome is unknown.
+    pub is_sent: bool,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -40,7 +42,7 @@ impl Pending {
     /// The destroy, and where its outcome will be received.
     pub fn new(destroy: Destroy) -> (Self, oneshot::Receiver<Outcome>) {
         let (reply, outcome) = oneshot::channel();
-        (Self { destroy, has_own_request_id: false, reply }, outcome)
+        (Self { destroy, has_own_request_id: false, is_sent: false, reply }, outcome)
     }
 
     /// Sends the outcome to the caller. Where the caller has disconnected, the outcome is logged.
@@ -66,6 +68,10 @@ impl Pending {
     /// Itself, if its caller is still connected and its deadline has not passed. Where it has, the call is completed.
     pub fn in_time(self, now: Instant) -> Option<Self> {
         if self.reply.is_closed() {
+            if self.is_sent {
+                let (id, user) = (self.destroy.id, self.destroy.user);
+                tracing::info!(collection.id = %id, enduser.id = %user, "outcome unknown after the caller disconnected");
+            }
             return None;
         }
         if now < self.destroy.deadline {

@@ -79,8 +79,8 @@ impl SingleExecutor {
                 // Whatever happens, the id does not count as locked for ever.
                 if AssertUnwindSafe(executor.serve(id)).catch_unwind().await.is_err() {
                     tracing::error!(collection.id = %id, "a destroy on its own panicked");
+                    executor.locked().remove(&id);
                 }
-                executor.locked().remove(&id);
             });
         }
     }

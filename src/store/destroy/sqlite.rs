@@ -10,7 +10,7 @@ use super::Destroy;
 
 /// One text with a letter for each: what will become of it. `?1` holds what is asked for, as JSON: `[[id, owner, request
 /// id in hex, caller or null], …]`. One text, because each row would go through a channel of its own.
-pub const SQLITE_LOOK: &str = "\
+pub const SQLITE_CLASSIFY: &str = "\
 SELECT coalesce(group_concat(CASE
   WHEN EXISTS (SELECT 1 FROM destroyed_collections AS tombstone WHERE tombstone.id = value ->> 0
     AND tombstone.owner_id = value ->> 1 AND tombstone.request_id = unhex(value ->> 2)) THEN 'r'
@@ -54,12 +54,12 @@ pub async fn destroy(
     publish: bool,
     now: DateTime<Utc>,
 ) -> Result<String, DbErr> {
-    let row = transaction.query_one_raw(statement(SQLITE_LOOK, [json(destroys).into()])).await?;
+    let row = transaction.query_one_raw(statement(SQLITE_CLASSIFY, [json(destroys).into()])).await?;
     let seen: String = row.ok_or_else(|| misread("no row"))?.try_get("", "outcomes")?;
-    // A collection goes to the first who asks for it; the others are asked again.
+    // A collection goes to the first who asks for it; the others are run again.
     let mut taken = HashSet::new();
     let letters = destroys.iter().zip(seen.chars()).map(|(destroy, letter)| match letter {
-        'd' if !taken.insert(destroy.id) => 'o',
+        'd' if !taken.insert(destroy.id) => 'c',
         letter => letter,
     });
     let letters: String = letters.collect();

@@ -10,9 +10,9 @@
 --   lock_wait      the longest wait for a locked row, a lock_timeout
 --
 -- Returns one letter for each destroy: d destroyed, r replayed (an earlier call of this owner with this request id did it),
--- f another owner's, n not found, o overtaken (another call has the row; ask again).
+-- f another owner's, n not found, c conflict (another call took the row; run it again).
 --
--- Negative ids are a rehearsal: their rows are made, destroyed, and every trace is deleted.
+-- Negative ids, which no collection has, are a rehearsal: their rows are created and destroyed, and every trace is deleted.
 CREATE FUNCTION destroy_collections_v1(
   anchor bigint, ids bigint[], owners bigint[], destroyed_at timestamptz, request_ids uuid[], callers text[],
   publish boolean, replays_first boolean, lock_wait text
@@ -30,7 +30,7 @@ SET enable_mergejoin = off
 SET jit = off
 AS $$
 DECLARE
-  is_rehearsal boolean := ids[1] < 0;
+  is_rehearsal boolean := cardinality(ids) > 0 AND 0 > ALL (ids);
   candidates bigint[] := owners;  -- NULL where the row must not be deleted
   places bigint[];                -- of the destroys that deleted their row
   tombstone_ids bigint[]; tombstone_owners bigint[]; tombstone_requests uuid[];
@@ -49,7 +49,10 @@ BEGIN
 
   IF is_rehearsal THEN
     INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
-      SELECT id, owner_id, '', '', destroyed_at FROM unnest(ids, owners) AS rehearsed (id, owner_id);
+      SELECT DISTINCT id, owner_id, '', '', destroyed_at FROM unnest(ids, owners) AS rehearsed (id, owner_id);
+  ELSIF 0 >= ANY (ids) THEN
+    -- Or the traces of a destroy could be deleted with those of a rehearsal.
+    RAISE EXCEPTION 'an id is not positive' USING ERRCODE = 'invalid_parameter_value';
   END IF;
 
   IF replays_first THEN
@@ -103,12 +106,7 @@ BEGIN
       INSERT INTO event_outbox (id, since)
         SELECT ids[place], destroyed_at FROM unnest(places) AS place ON CONFLICT (id) DO NOTHING;
     END IF;
-    IF is_rehearsal THEN
-      DELETE FROM destroyed_collections WHERE id = ANY (ids);
-      DELETE FROM purge_queue WHERE id = ANY (ids);
-      DELETE FROM event_outbox WHERE id = ANY (ids);
-    END IF;
-    IF cardinality(places) = cardinality(ids) THEN
+    IF cardinality(places) = cardinality(ids) AND NOT is_rehearsal THEN
       RETURN repeat('d', cardinality(ids));
     END IF;
   END IF;
@@ -121,14 +119,19 @@ BEGIN
   outcomes := (
     SELECT string_agg(CASE
       WHEN place = ANY (places) THEN 'd'
-      WHEN tombstone.known THEN 'r'
-      WHEN existing.owner_id = asked.owner_id THEN 'o'
+      WHEN tombstone.known OR candidates[place] IS NULL THEN 'r'
+      WHEN existing.owner_id = asked.owner_id THEN 'c'
       WHEN existing.owner_id IS NOT NULL THEN 'f'
       ELSE 'n' END, '' ORDER BY place)
     FROM unnest(ids, owners, request_ids) WITH ORDINALITY AS asked (id, owner_id, request_id, place)
     LEFT JOIN (SELECT *, true FROM unnest(tombstone_ids, tombstone_owners, tombstone_requests))
       AS tombstone (id, owner_id, request_id, known) USING (id, owner_id, request_id)
     LEFT JOIN unnest(row_ids, row_owners) AS existing (id, owner_id) ON existing.id = asked.id);
+  IF is_rehearsal THEN
+    DELETE FROM destroyed_collections WHERE id = ANY (ids);
+    DELETE FROM purge_queue WHERE id = ANY (ids);
+    DELETE FROM event_outbox WHERE id = ANY (ids);
+  END IF;
   IF outcomes LIKE '%r%' THEN
     -- A replay is answered once what it repeats is as durable as the first answer would have been: something has to be
     -- committed for that, or nothing is flushed and no standby waited for.

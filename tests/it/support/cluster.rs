@@ -88,6 +88,11 @@ impl Cluster {
         self.port
     }
 
+    /// Where its socket is.
+    pub fn socket_folder(&self) -> &str {
+        self.folder.path().to_str().unwrap()
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://tests@127.0.0.1:{}", self.port)
     }

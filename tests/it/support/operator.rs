@@ -82,7 +82,7 @@ impl Operator {
     }
 
     pub async fn under(&self, key_id: &str) -> usize {
-        count(&self.ground.beside().await, key_id).await
+        count(&self.ground.connection().await, key_id).await
     }
 }
 

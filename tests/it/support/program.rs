@@ -27,7 +27,7 @@ pub struct Program {
     pub admin: String,
 }
 
-/// The binary, blind to the variables of whoever runs the tests. A file that may not grow fails it, and does not kill it.
+/// The binary, without the `COLLECTIONS_` variables of the environment. A file that may not grow fails it, and does not kill it.
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_collections-service")]);
@@ -122,7 +122,7 @@ impl Program {
         self.log = tokio::spawn(async { Vec::new() });
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits until the process has ended.
     pub async fn ended(mut self, bound: Duration) -> (ExitStatus, Vec<String>) {
         let status = tokio::time::timeout(bound, self.child.wait()).await.expect("it does not end").unwrap();
         (status, self.log.await.unwrap())
