@@ -33,6 +33,7 @@ DECLARE
   is_rehearsal boolean := cardinality(ids) > 0 AND 0 > ALL (ids);
   candidates bigint[] := owners;  -- NULL where the row must not be deleted
   places bigint[];                -- of the destroys that deleted their row
+  all_deleted boolean;
   tombstone_ids bigint[]; tombstone_owners bigint[]; tombstone_requests uuid[];
   row_ids bigint[]; row_owners bigint[];
   outcomes text;
@@ -82,6 +83,7 @@ BEGIN
     ) SELECT array_agg(place) INTO places FROM deleted;
   END IF;
 
+  all_deleted := cardinality(places) = cardinality(ids);
   IF places IS NOT NULL THEN
     IF replays_first THEN
       INSERT INTO destroyed_collections (id, owner_id, destroyed_at, request_id, caller)
@@ -99,14 +101,15 @@ BEGIN
       INSERT INTO destroyed_collections (id, owner_id, destroyed_at, request_id, caller)
         SELECT id, owner_id, destroyed_at, request_id, nullif(caller, '')
         FROM unnest(ids, owners, request_ids, callers) WITH ORDINALITY AS asked (id, owner_id, request_id, caller, place)
-        WHERE place = ANY (places);
+        -- Without a search where all are there, as they usually are.
+        WHERE all_deleted OR place = ANY (places);
       INSERT INTO purge_queue (id, since) SELECT ids[place], destroyed_at FROM unnest(places) AS place;
     END IF;
     IF publish THEN
       INSERT INTO event_outbox (id, since)
         SELECT ids[place], destroyed_at FROM unnest(places) AS place ON CONFLICT (id) DO NOTHING;
     END IF;
-    IF cardinality(places) = cardinality(ids) AND NOT is_rehearsal THEN
+    IF all_deleted AND NOT is_rehearsal THEN
       RETURN repeat('d', cardinality(ids));
     END IF;
   END IF;
