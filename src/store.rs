@@ -12,6 +12,7 @@ mod pooler;
 mod rotation;
 mod sealing;
 mod seed;
+mod sqlite_file;
 mod status;
 
 use std::{fmt, sync::Arc};

@@ -15,8 +15,15 @@ pub struct Admission {
     places: Arc<Semaphore>,
     /// Whether calls may take a place.
     is_open: Arc<AtomicBool>,
-    /// Since the log was last told.
-    refused: Arc<AtomicU64>,
+    /// Since the last line in the log.
+    refused: Arc<Refused>,
+}
+
+/// Refused calls that are not logged yet, by reason.
+#[derive(Debug, Default)]
+struct Refused {
+    overloaded: AtomicU64,
+    unavailable: AtomicU64,
 }
 
 impl Admission {
@@ -55,8 +62,12 @@ impl Admission {
 
     /// Counts a refused call. It has no line of its own in the log: when calls come faster than they can be served, that
     /// line would cost more than the refusal, and be missing where it is needed, at the calls that are served.
-    pub fn count_refusal(&self) {
-        if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
+    pub fn count_refusal(&self, error: DestroyError) {
+        let count = match error {
+            DestroyError::Overloaded => &self.refused.overloaded,
+            _ => &self.refused.unavailable,
+        };
+        if count.fetch_add(1, Ordering::Relaxed) == 0 {
             let admission = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(config::REFUSALS_INTERVAL).await;
@@ -65,15 +76,16 @@ impl Admission {
         }
     }
 
-    /// One line for all that were refused since the last one.
+    /// One line for each reason with the number of calls that were refused since the last one.
     pub fn log_refusals(&self) {
-        let calls = self.refused.swap(0, Ordering::Relaxed);
-        if calls > 0 {
-            let outcome = match self.is_open.load(Ordering::Relaxed) {
-                true => DestroyError::Overloaded,
-                false => DestroyError::StoreUnavailable,
-            };
-            tracing::warn!(outcome = outcome.row().reason, calls, "calls were refused");
+        for (error, count) in [
+            (DestroyError::Overloaded, &self.refused.overloaded),
+            (DestroyError::StoreUnavailable, &self.refused.unavailable),
+        ] {
+            let calls = count.swap(0, Ordering::Relaxed);
+            if calls > 0 {
+                tracing::warn!(outcome = error.row().reason, calls, "calls were refused");
+            }
         }
     }
 }
@@ -84,22 +96,22 @@ mod tests {
 
     use tokio::time::sleep;
 
-    use super::Admission;
+    use super::{Admission, DestroyError};
 
     #[tokio::test(start_paused = true)]
-    async fn refusals_are_told_once_a_second() {
+    async fn refusals_are_logged_once_a_second() {
         let admission = Admission::new(1);
         assert!(admission.enter().is_err());
         admission.open();
         let place = admission.enter();
         assert!(place.is_ok() && admission.enter().is_err());
         for _ in 0..2 {
-            admission.count_refusal();
-            admission.count_refusal();
+            admission.count_refusal(DestroyError::Overloaded);
+            admission.count_refusal(DestroyError::Overloaded);
             sleep(Duration::from_millis(900)).await;
-            assert_eq!(admission.refused.load(Ordering::Relaxed), 2);
+            assert_eq!(admission.refused.overloaded.load(Ordering::Relaxed), 2);
             sleep(Duration::from_millis(200)).await;
-            assert_eq!(admission.refused.load(Ordering::Relaxed), 0);
+            assert_eq!(admission.refused.overloaded.load(Ordering::Relaxed), 0);
         }
         drop(place);
         assert!(admission.enter().is_ok());

@@ -60,7 +60,7 @@ where
             Ok(place) => place,
             Err(error) => {
                 if !in_process {
-                    self.admission.count_refusal();
+                    self.admission.count_refusal(error);
                 }
                 return Box::pin(future::ready(Ok(refused(error))));
             }

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::{join, join_all};
-use sea_orm::{DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, FromQueryResult, Statement};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Store,
     connect::Engine,
     destroy::{BatchConnection, Kind, Placement},
-    failure::{Failure, sqlstate, sqlx_error},
+    failure::{Failure, message, sqlstate, sqlx_error},
     pooler,
 };
 use crate::config::store;
@@ -32,12 +32,12 @@ pub enum StateError {
     Pooler,
     #[error("node {node} of the database acknowledges commits before they are durable: {settings}")]
     NotDurable { node: String, settings: String },
-    #[error("the database takes no writes (is it a standby?): {0}")]
+    #[error("the database takes no writes (is it a standby, or read-only by default?): {}", message(.0))]
     ReadOnly(DbErr),
     /// A destroy would fail until an operator acts.
-    #[error("the database refuses to destroy: {0}")]
+    #[error("the database refuses: {}", message(.0))]
     Refused(DbErr),
-    #[error("the database failed: {0}")]
+    #[error("the database failed: {}", message(.0))]
     Database(DbErr),
     #[error(
         "the database did not answer in time: is it up, has it a connection left, and is its address right?"
@@ -107,14 +107,14 @@ struct Node {
     settings: String,
 }
 
-/// Of this role's destroys and credential look-ups, of this process or another. Destroys that wait for a standby at their
+/// The destroys and credential look-ups of this role under this application name, of this process or another. Destroys that wait for a standby at their
 /// commit hold their locks.
 /// Materialized: in one WHERE the sessions of others could be terminated before the conditions are evaluated.
 const TERMINATE: &str = "\
 WITH stuck AS MATERIALIZED (
   SELECT pid, concat_ws(':', wait_event_type, wait_event) AS wait
   FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()
-    AND state = 'active'
+    AND application_name = current_setting('application_name') AND state = 'active'
     AND (query LIKE 'SELECT destroy\\_collections\\_v%' OR query LIKE 'SELECT \"oauth\\_%')
     AND clock_timestamp() - query_start > $1 * interval '1 millisecond'
 ) SELECT wait FROM stuck WHERE pg_terminate_backend(pid)";
@@ -134,14 +134,26 @@ impl Store {
         let missing = async {
             // First, as all that follows is run by statements that may be lost.
             pooler::check(&self.database, false).await?;
-            let versions = self.schema().await?;
-            Ok(versions.into_iter().find(|version| !version.applied))
+            let missing = self.schema().await?.into_iter().find(|version| !version.applied);
+            if missing.is_some() && self.backend() == DbBackend::Postgres {
+                self.check_schema_is_readable().await?;
+            }
+            Ok(missing)
         };
         match timeout(store::STATEMENT_BOUND, missing).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(missing))) => Err(StateError::Older(missing.name)),
             Ok(Err(error)) => Err(error),
             Err(_elapsed) => Err(StateError::Timeout),
+        }
+    }
+
+    /// To a role that may not read it, the table of versions looks as if it did not exist.
+    async fn check_schema_is_readable(&self) -> Result<(), StateError> {
+        match self.db.execute_unprepared("SELECT version FROM seaql_migrations LIMIT 1").await {
+            // undefined_table
+            Err(error) if sqlstate(&error).as_deref() != Some("42P01") => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

@@ -1,14 +1,9 @@
 //! Opens the database that a URL names, without ever showing the URL: it may hold a password.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
+    io,
     str::FromStr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -27,6 +22,7 @@ use sea_orm::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
+use super::sqlite_file::SqliteFile;
 use crate::config::{DatabaseUrl, store};
 
 /// Why the database could not be opened. The text may be shown to an operator, never to a client.
@@ -92,16 +88,6 @@ pub struct Connector {
     must_write: bool,
 }
 
-/// The file behind the SQLite connection.
-#[derive(Default)]
-pub struct SqliteFile {
-    path: PathBuf,
-    /// Device and inode of the file that the connection has open.
-    opened: Mutex<Option<(u64, u64)>>,
-    /// The connection is to be replaced before it is used again.
-    discarded: AtomicBool,
-}
-
 /// Opens a pool of this many connections. PostgreSQL's are made when they are first used; with `must_write`, of several
 /// servers one is used that takes writes.
 pub async fn open(url: &DatabaseUrl, connections: u32, must_write: bool) -> Result<Database, ConnectError> {
@@ -132,7 +118,7 @@ async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, Co
     let path = SqliteConnectOptions::from_str(url.expose()).map(|options| options.get_filename().to_owned());
     let path =
         path.map_err(|error| ConnectError::Sqlite(DbErr::Conn(RuntimeErr::SqlxError(error.into()))))?;
-    let file = Arc::new(SqliteFile { path, ..SqliteFile::default() });
+    let file = Arc::new(SqliteFile::new(path));
     let mut options = shared_options(url.expose(), connections);
     let (opened, checked) = (file.clone(), file.clone());
     options
@@ -147,7 +133,7 @@ async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, Co
         .map_sqlx_sqlite_before_acquire(move |connection, _idle| {
             // A commit that fails, on a full disk say, is undone by SQLite itself, and sqlx goes on counting a
             // transaction: the next one would be a savepoint in it, and its commit keep nothing.
-            let usable = !connection.is_in_transaction() && !checked.discarded.swap(false, Ordering::Relaxed);
+            let usable = !connection.is_in_transaction() && !checked.take_discarded();
             Box::pin(async move { Ok(usable) })
         })
         .map_sqlx_sqlite_opts(|sqlite| {
@@ -356,35 +342,6 @@ async fn connect_to(
     let connected = timeout(store::CONNECT_TIMEOUT, connected).await;
     let timed_out = |_elapsed| Err(io::Error::from(io::ErrorKind::TimedOut).into());
     Ok((connected.unwrap_or_else(timed_out)?, target))
-}
-
-impl SqliteFile {
-    fn note_opened(&self) {
-        let identity = self.identity().ok();
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = identity;
-    }
-
-    fn identity(&self) -> io::Result<(u64, u64)> {
-        fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()))
-    }
-
-    /// Fails where the path no longer leads to the open file: what is committed then would be lost with it.
-    pub fn check(&self) -> Result<(), DbErr> {
-        let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.identity() {
-            Ok(identity) if opened.is_none_or(|opened| opened == identity) => Ok(()),
-            Ok(_replaced) => {
-                self.discard();
-                Err(DbErr::Custom("the database file was replaced under the open connection".to_owned()))
-            }
-            Err(error) => Err(DbErr::Custom(format!("the database file is gone: {error}"))),
-        }
-    }
-
-    /// Closes the connection before its next use.
-    pub fn discard(&self) {
-        self.discarded.store(true, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

@@ -88,10 +88,11 @@ pub enum CredentialError {
 }
 
 impl CredentialError {
-    /// Whether the database is only away, so that asking again may help.
+    /// Whether the database is away, or refuses until an operator acts: the credentials themselves may be right.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Database(error) if Failure::from(error) == Failure::Unavailable)
+        let Self::Database(error) = self else { return false };
+        matches!(Failure::from(error), Failure::Unavailable | Failure::Unusable)
     }
 
     fn is_lost_statement(&self) -> bool {
@@ -198,6 +199,8 @@ impl Credentials {
         for model in newest.await? {
             self.open(&model.key_id, &model.sealed_secret, &app_row(&model.consumer_key))?;
         }
+        // Whether tokens can be read at all.
+        let _any = token::Entity::find().one(&self.store.db).await?;
         Ok(())
     }
 

@@ -58,6 +58,23 @@ pub fn sqlstate(error: &DbErr) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }
 
+/// The database's own message, without what sea-orm and sqlx put around it.
+pub fn message(error: &DbErr) -> String {
+    let (DbErr::Conn(RuntimeErr::SqlxError(sqlx))
+    | DbErr::Exec(RuntimeErr::SqlxError(sqlx))
+    | DbErr::Query(RuntimeErr::SqlxError(sqlx))) = error
+    else {
+        return error.to_string();
+    };
+    match sqlx.as_database_error() {
+        Some(database) => match database.code() {
+            Some(code) => format!("{} (code {code})", database.message()),
+            None => database.message().to_owned(),
+        },
+        None => sqlx.to_string(),
+    }
+}
+
 fn of_sqlx(error: &sqlx::Error) -> Failure {
     match error {
         sqlx::Error::Database(database) => {

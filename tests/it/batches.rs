@@ -163,6 +163,31 @@ async fn one_bad_row_fails_alone_on_postgres() {
         .await;
 }
 
+/// A row that the database cannot read (58030, io_error) fails alone, when its caller's deadline has passed.
+#[tokio::test]
+async fn an_unreadable_row_fails_alone() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=100 {
+        ground.put(id, OWNER).await;
+    }
+    let unreadable = "CREATE FUNCTION unreadable() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not read block' USING ERRCODE = 'io_error'; END $$;
+        CREATE TRIGGER unreadable BEFORE DELETE ON collections FOR EACH ROW WHEN (old.id = 13)
+        EXECUTE FUNCTION unreadable()";
+    ground.connection().await.execute_unprepared(unreadable).await.unwrap();
+    let begun = Instant::now();
+    let others = (1..=100).map(|id| {
+        let limit = Duration::from_secs(if id == 13 { 8 } else { 5 });
+        Destroy { deadline: Instant::now() + limit, ..asked(id) }
+    });
+    let outcomes = together(&ground.store, others).await;
+    for (id, outcome) in (1..).zip(outcomes) {
+        let expected = if id == 13 { Err(DestroyError::StoreUnavailable) } else { Ok(Destroyed::Now) };
+        assert_eq!(outcome, expected, "custom-{id}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+}
+
 /// Another transaction keeps a row locked.
 #[tokio::test]
 async fn a_locked_row_delays_its_own_destroy_alone() {

@@ -88,14 +88,13 @@ async fn a_locked_row_delays_one_batch() {
 }
 
 /// A table that is locked as a whole, by a migration or a VACUUM FULL: its batch waits, and is not taken apart.
-#[tokio::test]
-async fn a_locked_table_is_waited_for() {
+async fn a_locked_table_is_waited_for(table: &str) {
     let ground = Ground::new(Backend::Postgres).await;
     for id in 1..=300 {
         ground.put(id, OWNER).await;
     }
     let rival = ground.connection().await.begin().await.unwrap();
-    rival.execute_unprepared("LOCK TABLE collections").await.unwrap();
+    rival.execute_unprepared(&format!("LOCK TABLE {table}")).await.unwrap();
     let release = async {
         wait_for(&ground.connection().await, BLOCKED).await;
         sleep(Duration::from_secs(2)).await;
@@ -103,6 +102,16 @@ async fn a_locked_table_is_waited_for() {
     };
     let (outcomes, ()) = tokio::join!(together(&ground.store, (1..=300).map(asked)), release);
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_locked_table_of_collections_is_waited_for() {
+    a_locked_table_is_waited_for("collections").await;
+}
+
+#[tokio::test]
+async fn a_locked_table_of_tombstones_is_waited_for() {
+    a_locked_table_is_waited_for("destroyed_collections").await;
 }
 
 /// So many destroys wait for locked rows; more are refused. A caller's deadline ends its wait.

@@ -317,7 +317,7 @@ async fn a_stuck_destroy_is_terminated() {
     pooled.assert_counts(0, 2).await;
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(9)).await;
-    assert!(log.iter().any(|line| line.contains("terminated a destroy")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("terminated a statement")), "{log:?}");
 }
 
 /// The pooler's mode changes under a running service: no destroy is half done or answered wrongly, and from the first lost

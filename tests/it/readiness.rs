@@ -218,7 +218,7 @@ async fn commits_that_hang_do_not_use_up_connections() {
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(30)).await;
     assert!(
-        log.iter().any(|line| line.contains("terminated a destroy") && line.contains("SyncRep")),
+        log.iter().any(|line| line.contains("terminated a statement") && line.contains("SyncRep")),
         "{log:?}"
     );
 }

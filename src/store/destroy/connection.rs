@@ -16,8 +16,9 @@ use super::{Attempt, Destroy, RowOutcome, postgres, sqlite};
 use crate::{
     config::store,
     store::{
-        connect::{Connector, Database, Engine, SqliteFile, answers},
+        connect::{Connector, Database, Engine, answers},
         failure::sqlx_error,
+        sqlite_file::SqliteFile,
     },
 };
 
@@ -63,6 +64,7 @@ impl BatchConnection {
         let Self { database, kind, held, answered_at } = self;
         match &database.engine {
             Engine::Sqlite(file) => {
+                file.check_exists()?;
                 let immediate = TransactionOptions {
                     sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
                     ..Default::default()

@@ -14,11 +14,11 @@ use super::{
 use crate::{
     config::store,
     domain::{Clock, DestroyError, Entropy, RequestId},
-    store::{failure::Failure, status::StoreStatus},
+    store::{
+        failure::{Failure, sqlstate},
+        status::StoreStatus,
+    },
 };
-
-/// Of a probe for a locked table. Whether a collection has it makes no difference.
-const PROBED_ID: i64 = 1;
 
 /// Runs batches over one connection, one after the other.
 pub struct Executor {
@@ -41,13 +41,22 @@ struct Batch {
     attempt: Attempt,
     /// Conflicts so far.
     conflicts: u32,
+    /// Answers so far that one row alone may have caused.
+    suspicions: u32,
     /// Before the next attempt after an unknown outcome.
     pause: Duration,
 }
 
 impl Batch {
     fn new(pending: Vec<Pending>, attempt: Attempt) -> Self {
-        Self { pending, attempt, conflicts: 0, pause: store::RETRY_PAUSE }
+        Self { pending, attempt, conflicts: 0, suspicions: 0, pause: store::RETRY_PAUSE }
+    }
+}
+
+impl Batch {
+    /// Whether one of its rows is suspected to fail the others. On its own already, a destroy is run again until its deadline.
+    fn is_to_be_split(&self) -> bool {
+        self.suspicions >= store::SUSPICIONS && self.attempt.lock_timeout < store::SINGLE_LOCK_TIMEOUT
     }
 }
 
@@ -116,7 +125,19 @@ impl Executor {
                 fail(batch.pending, DestroyError::Internal, &error);
                 nothing
             }
-            Failure::Unavailable => (self.retry_unknown(batch, &error).await, Vec::new()),
+            // An I/O error of one page, say. If it is not one row's, the others fail in their parts, and are run again. A lone
+            // destroy leaves the batches' connection to them.
+            Failure::Unavailable if may_be_of_one_row(&error) && batch.is_to_be_split() => {
+                self.connection.discard();
+                match batch.pending.len() {
+                    1 => (Vec::new(), batch.pending),
+                    _ => (halves(batch), Vec::new()),
+                }
+            }
+            Failure::Unavailable => {
+                batch.suspicions += u32::from(may_be_of_one_row(&error));
+                (self.retry_unknown(batch, &error).await, Vec::new())
+            }
             failure @ (Failure::Unusable | Failure::Unprepared) => {
                 self.connection.discard();
                 if failure == Failure::Unprepared {
@@ -137,9 +158,10 @@ impl Executor {
     /// Whether not a row is locked but a table: then no destroy of any row could be run.
     async fn is_table_locked(&mut self) -> bool {
         let now = self.shared.clock.now();
-        let probed = async { self.connection.ready().await?.probe(PROBED_ID, now).await };
-        let probed = timeout(store::STATEMENT_BOUND, probed).await;
-        matches!(probed, Ok(Err(error)) if Failure::from(&error) == Failure::Locked)
+        let id = -i64::from(u32::from_be_bytes(self.shared.entropy.bytes())) - 1;
+        let rehearsed = async { self.connection.ready().await?.rehearse(id, now).await };
+        let rehearsed = timeout(store::STATEMENT_BOUND, rehearsed).await;
+        matches!(rehearsed, Ok(Err(error)) if Failure::from(&error) == Failure::Locked)
     }
 
     /// Whether the statement took effect may be unknown. It is run again over another connection, with the same request ids,
@@ -209,7 +231,8 @@ async fn retry_conflict(mut batch: Batch, cause: &impl fmt::Display) -> Vec<Batc
         return Vec::new();
     }
     sleep(Duration::from_millis(1 << batch.conflicts)).await;
-    vec![batch]
+    // One row may be the cause each time.
+    if batch.conflicts > store::CONFLICT_ATTEMPTS / 2 { halves(batch) } else { vec![batch] }
 }
 
 /// Completes each destroy; returns those that have to be run again.
@@ -233,8 +256,18 @@ fn fail(batch: Vec<Pending>, error: DestroyError, cause: &impl fmt::Display) {
     batch.into_iter().for_each(|pending| pending.complete(Err(failed.clone())));
 }
 
+/// The two parts of a batch, the first one last; with what is known of it. The part of a lone destroy is itself.
 fn halves(mut batch: Batch) -> Vec<Batch> {
+    if batch.pending.len() < 2 {
+        return vec![batch];
+    }
     let second = batch.pending.split_off(batch.pending.len() / 2);
-    let attempt = batch.attempt;
-    vec![Batch::new(second, attempt), Batch::new(batch.pending, attempt)]
+    let (attempt, conflicts, suspicions) = (batch.attempt, batch.conflicts, batch.suspicions);
+    let second = Batch { conflicts, suspicions, ..Batch::new(second, attempt) };
+    vec![second, batch]
+}
+
+/// Whether the database gave up on the statement for a reason that one row may have: a cancellation, an I/O error.
+fn may_be_of_one_row(error: &DbErr) -> bool {
+    sqlstate(error).is_some_and(|code| code == "57014" || code.starts_with("58"))
 }

@@ -131,6 +131,7 @@ BEGIN
       AS tombstone (id, owner_id, request_id, known) USING (id, owner_id, request_id)
     LEFT JOIN unnest(row_ids, row_owners) AS existing (id, owner_id) ON existing.id = asked.id);
   IF is_rehearsal THEN
+    DELETE FROM collections WHERE id = ANY (ids);
     DELETE FROM destroyed_collections WHERE id = ANY (ids);
     DELETE FROM purge_queue WHERE id = ANY (ids);
     DELETE FROM event_outbox WHERE id = ANY (ids);
