@@ -67,7 +67,7 @@ pub const LOCKED_MEMORY: Duration = Duration::from_secs(1);
 /// How often one destroy is run again after a conflict (SQLSTATE 40001, 40P01).
 pub const CONFLICT_ATTEMPTS: u32 = 6;
 /// How often a batch is run again as a whole after an error that one row may have caused.
-pub const SUSPICIONS: u32 = 2;
+pub const ROW_ERROR_ATTEMPTS: u32 = 2;
 /// The pause before a statement whose outcome is unknown is run again, doubled each time up to the longest.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(10);
 pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);

@@ -50,7 +50,7 @@ impl SqliteFile {
         }
     }
 
-    /// Fails where the path leads nowhere, before a connection is opened that would say so less clearly.
+    /// Fails where there is no file. The error of a connection that cannot be opened would be less clear.
     pub fn check_exists(&self) -> Result<(), DbErr> {
         self.identity().map(|_found| ()).map_err(gone)
     }

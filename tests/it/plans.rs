@@ -108,14 +108,14 @@ async fn rows_are_found_by_key_on_postgres() {
     analyze().await;
     let since_empty = check("known to be empty", "nnnn").await;
     fill(&admin, 1, 1).await;
-    check("one row, believed to be none", "dnnn").await;
+    check("one row, none in the statistics", "dnnn").await;
     analyze().await;
     let since_one = check("one row", "dnnn").await;
     fill(&admin, 2, 10).await;
     analyze().await;
     let since_ten = check("ten rows", "ddfd").await;
     fill(&admin, 11, MANY).await;
-    check("many rows, believed to be ten", "ddfd").await;
+    check("many rows, ten in the statistics", "ddfd").await;
     for session in [&since_fresh, &since_empty, &since_one, &since_ten] {
         let ids: Vec<i64> = (1..=99).map(|number| number * 997).collect();
         let expected = "ddf".repeat(33);

@@ -41,22 +41,22 @@ struct Batch {
     attempt: Attempt,
     /// Conflicts so far.
     conflicts: u32,
-    /// Answers so far that one row alone may have caused.
-    suspicions: u32,
+    /// Errors so far that one row alone may have caused.
+    row_errors: u32,
     /// Before the next attempt after an unknown outcome.
     pause: Duration,
 }
 
 impl Batch {
     fn new(pending: Vec<Pending>, attempt: Attempt) -> Self {
-        Self { pending, attempt, conflicts: 0, suspicions: 0, pause: store::RETRY_PAUSE }
+        Self { pending, attempt, conflicts: 0, row_errors: 0, pause: store::RETRY_PAUSE }
     }
 }
 
 impl Batch {
-    /// Whether one of its rows is suspected to fail the others. On its own already, a destroy is run again until its deadline.
-    fn is_to_be_split(&self) -> bool {
-        self.suspicions >= store::SUSPICIONS && self.attempt.lock_timeout < store::SINGLE_LOCK_TIMEOUT
+    /// Whether its parts are run apart, because one row may fail the others. A destroy on its own is run again until its deadline.
+    fn should_split(&self) -> bool {
+        self.row_errors >= store::ROW_ERROR_ATTEMPTS && self.attempt.lock_timeout < store::SINGLE_LOCK_TIMEOUT
     }
 }
 
@@ -125,9 +125,9 @@ impl Executor {
                 fail(batch.pending, DestroyError::Internal, &error);
                 nothing
             }
-            // An I/O error of one page, say. If it is not one row's, the others fail in their parts, and are run again. A lone
+            // If it is not the error of one row, the parts fail too, and are run again. A lone
             // destroy leaves the batches' connection to them.
-            Failure::Unavailable if may_be_of_one_row(&error) && batch.is_to_be_split() => {
+            Failure::Unavailable if is_possible_row_error(&error) && batch.should_split() => {
                 self.connection.discard();
                 match batch.pending.len() {
                     1 => (Vec::new(), batch.pending),
@@ -135,7 +135,7 @@ impl Executor {
                 }
             }
             Failure::Unavailable => {
-                batch.suspicions += u32::from(may_be_of_one_row(&error));
+                batch.row_errors += u32::from(is_possible_row_error(&error));
                 (self.retry_unknown(batch, &error).await, Vec::new())
             }
             failure @ (Failure::Unusable | Failure::Unprepared) => {
@@ -262,12 +262,12 @@ fn halves(mut batch: Batch) -> Vec<Batch> {
         return vec![batch];
     }
     let second = batch.pending.split_off(batch.pending.len() / 2);
-    let (attempt, conflicts, suspicions) = (batch.attempt, batch.conflicts, batch.suspicions);
-    let second = Batch { conflicts, suspicions, ..Batch::new(second, attempt) };
+    let (attempt, conflicts, row_errors) = (batch.attempt, batch.conflicts, batch.row_errors);
+    let second = Batch { conflicts, row_errors, ..Batch::new(second, attempt) };
     vec![second, batch]
 }
 
 /// Whether the database gave up on the statement for a reason that one row may have: a cancellation, an I/O error.
-fn may_be_of_one_row(error: &DbErr) -> bool {
+fn is_possible_row_error(error: &DbErr) -> bool {
     sqlstate(error).is_some_and(|code| code == "57014" || code.starts_with("58"))
 }
