@@ -163,6 +163,23 @@ async fn one_bad_row_fails_alone_on_postgres() {
         .await;
 }
 
+/// The same where the error is of a kind that usually meets every statement.
+#[tokio::test]
+async fn a_row_whose_trigger_fails_fails_alone() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=100 {
+        ground.put(id, OWNER).await;
+    }
+    let broken = "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM * FROM missing; RETURN old; END $$;
+        CREATE TRIGGER broken BEFORE DELETE ON collections FOR EACH ROW WHEN (old.id = 13) EXECUTE FUNCTION broken()";
+    ground.connection().await.execute_unprepared(broken).await.unwrap();
+    for (id, outcome) in (1..).zip(together(&ground.store, (1..=100).map(asked)).await) {
+        let expected = if id == 13 { Err(DestroyError::StoreUnavailable) } else { Ok(Destroyed::Now) };
+        assert_eq!(outcome, expected, "custom-{id}");
+    }
+}
+
 /// A row that the database cannot read (58030, io_error) fails alone, when its caller's deadline has passed.
 #[tokio::test]
 async fn an_unreadable_row_fails_alone() {

@@ -138,6 +138,11 @@ impl Executor {
                 batch.row_errors += u32::from(is_possible_row_error(&error));
                 (self.retry_unknown(batch, &error).await, Vec::new())
             }
+            // A trigger that fails for one row, say.
+            Failure::Unusable if batch.pending.len() > 1 && self.rehearse().await.is_ok() => {
+                tracing::warn!(%error, destroys = batch.pending.len(), "batch rejected; running its halves");
+                (halves(batch), Vec::new())
+            }
             failure @ (Failure::Unusable | Failure::Unprepared) => {
                 self.connection.discard();
                 if failure == Failure::Unprepared {
@@ -157,11 +162,15 @@ impl Executor {
 
     /// Whether not a row is locked but a table: then no destroy of any row could be run.
     async fn is_table_locked(&mut self) -> bool {
+        matches!(self.rehearse().await, Err(error) if Failure::from(&error) == Failure::Locked)
+    }
+
+    /// Destroys a row that no collection is: where that fails, so would every destroy.
+    async fn rehearse(&mut self) -> Result<(), DbErr> {
         let now = self.shared.clock.now();
         let id = -i64::from(u32::from_be_bytes(self.shared.entropy.bytes())) - 1;
         let rehearsed = async { self.connection.ready().await?.rehearse(id, now).await };
-        let rehearsed = timeout(store::STATEMENT_BOUND, rehearsed).await;
-        matches!(rehearsed, Ok(Err(error)) if Failure::from(&error) == Failure::Locked)
+        timeout(store::STATEMENT_BOUND, rehearsed).await.map_err(|_elapsed| no_answer())?
     }
 
     /// Whether the statement took effect may be unknown. It is run again over another connection, with the same request ids,
@@ -212,7 +221,6 @@ async fn send(
     if batch.pending.is_empty() {
         return Ok(Vec::new());
     }
-    let no_answer = || DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
     let ready = ready.map_err(|_elapsed| no_answer())??;
     batch.pending.iter_mut().for_each(|pending| pending.is_sent = true);
     let destroys: Vec<&Destroy> = batch.pending.iter().map(|pending| &pending.destroy).collect();
@@ -265,6 +273,10 @@ fn halves(mut batch: Batch) -> Vec<Batch> {
     let (attempt, conflicts, row_errors) = (batch.attempt, batch.conflicts, batch.row_errors);
     let second = Batch { conflicts, row_errors, ..Batch::new(second, attempt) };
     vec![second, batch]
+}
+
+fn no_answer() -> DbErr {
+    DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)
 }
 
 /// Whether the database gave up on the statement for a reason that one row may have: a cancellation, an I/O error.
