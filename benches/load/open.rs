@@ -22,7 +22,7 @@ const STREAMS: usize = 100;
 /// timer is no finer than a millisecond.
 const TICK: Duration = Duration::from_micros(250);
 /// How long the last answers may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What an open loop found out.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -222,9 +222,9 @@ fn ticks(pause: Duration) -> Arc<Notify> {
 
 /// Waits for the last answers.
 async fn finish(connections: &[Rc<RefCell<Sender>>]) -> Result<()> {
-    let patience = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while connections.iter().any(|connection| connection.borrow().in_flight() > 0) {
-        if Instant::now() > patience {
+        if Instant::now() > deadline {
             return Err("some calls were never answered".into());
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -21,7 +21,7 @@ use crate::{
 /// More threads take CPU time from PostgreSQL, fewer serve many clients late.
 const THREADS: usize = 2;
 /// How long all clients together may take to their first transaction.
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Destroys one collection: deletes the row, writes its tombstone and returns the outcome, in one round trip. A variable of
 /// pgbench cannot be NULL, which `request_id` is. `PURGE` stands for [`PURGE`] or nothing.
@@ -60,7 +60,7 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
     let folder = tempfile::tempdir()?;
     let (file, log) = (folder.path().join("script"), folder.path().join("log"));
     fs::write(&file, script(spread, data.has_table("purge_queue").await?))?;
-    let longest = (PATIENCE + warm_up + measured).as_secs() + 10;
+    let longest = (START_TIMEOUT + warm_up + measured).as_secs() + 10;
     let mut command = std::process::Command::new(cluster.program("pgbench"));
     command
         .args(["-M", "prepared", "-n", "-l", "--log-prefix"])
@@ -79,9 +79,9 @@ pub async fn run(cluster: &Cluster, data: &Data, spread: Spread, window: Window)
     let generator = child.id().ok_or("pgbench has ended")?;
     let processes = Processes { generator, service: None, database: Some(cluster.pid()), data: data.clone() };
     let watched = async {
-        let patience = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         // Each session has to learn the tables and the statement first: with a thousand of them, that takes seconds.
-        while data.callers().await? < spread.callers && Instant::now() < patience {
+        while data.callers().await? < spread.callers && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         tokio::time::sleep(warm_up).await;

@@ -5,14 +5,15 @@ use std::time::Duration;
 use collections_service::{
     config::store::LOCKED_CAPACITY,
     domain::DestroyError,
-    store::{Destroy, Destroyed},
+    store::{Capacity, Destroy, Destroyed},
 };
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 use tokio::time::{Instant, sleep};
 
 use super::{
     batches::{asked, together},
-    support::{BLOCKED, Backend, Ground, OWNER, wait_for},
+    faults::{Sent, front, relay},
+    support::{BLOCKED, Backend, Ground, OWNER, connect, wait_for},
 };
 
 /// Locks these rows until the transaction ends.
@@ -95,13 +96,19 @@ async fn a_locked_table_is_waited_for(table: &str) {
     }
     let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared(&format!("LOCK TABLE {table}")).await.unwrap();
+    let ((listener, through, server), sent) = (front(&ground.url).await, Sent::default());
+    tokio::spawn(relay(listener, server, sent.clone()));
+    let store = connect(&through, Capacity::of(4), &ground.clock).await;
     let release = async {
         wait_for(&ground.connection().await, BLOCKED).await;
         sleep(Duration::from_secs(2)).await;
         rival.rollback().await.unwrap();
     };
-    let (outcomes, ()) = tokio::join!(together(&ground.store, (1..=300).map(asked)), release);
+    let (outcomes, ()) = tokio::join!(together(&store, (1..=300).map(asked)), release);
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
+    // Taken apart, it would be one for each destroy.
+    let statements = sent.lock().unwrap().iter().filter(|kind| **kind == b'E').count();
+    assert!(statements < 25, "{statements} statements");
 }
 
 #[tokio::test]
