@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
-use collections_service::domain::Entropy;
+use collections_service::{domain::Entropy, store::Capacity};
 use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -113,6 +113,18 @@ async fn a_role_without_the_grant_is_not_ready() {
         "{reasons:?}"
     );
     assert_eq!(ground.owned_by(OWNER).await, [2]);
+}
+
+/// Without the grant on the table of versions the schema looks as if it were missing.
+#[tokio::test]
+async fn an_unreadable_schema_is_not_an_old_one() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let role = format!("r{}", Entropy::default().hex::<8>());
+    execute(&ground.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
+    let url = ground.url.replace("//tests@", &format!("//{role}@"));
+    let store = super::support::connect(&url, Capacity::of(4), &ground.clock).await;
+    let error = store.check_schema().await.unwrap_err().to_string();
+    assert!(error.contains("permission denied for table seaql_migrations"), "{error}");
 }
 
 /// The function has the tables' rights, and no one else may call it.
