@@ -1,6 +1,7 @@
 //! The command line, one file a subcommand.
 
 mod credentials;
+mod database;
 mod dev;
 mod edge;
 mod environment;

@@ -2,12 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{Exit, print, signal::Stop};
-use crate::{
-    config::DatabaseUrl,
-    domain::{Clock, Entropy},
-    store::Store,
-};
+use super::{Exit, database::DatabaseArgs, print, signal::Stop};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -18,16 +13,9 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Apply every missing version, oldest first. Of several at one time, one works and the others wait
-    Up(Database),
+    Up(DatabaseArgs),
     /// List the versions. Exit 1 when one is missing
-    Status(Database),
-}
-
-#[derive(Debug, clap::Args)]
-struct Database {
-    /// sqlite:<path>?mode=rwc or postgres://<user>@<host>/<database>
-    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
-    database_url: DatabaseUrl,
+    Status(DatabaseArgs),
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
@@ -35,8 +23,8 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
     let command = async {
         match args.command {
-            Command::Up(database) => up(&database.database_url).await,
-            Command::Status(database) => status(&database.database_url).await,
+            Command::Up(database) => up(&database).await,
+            Command::Status(database) => status(&database).await,
         }
     };
     tokio::select! {
@@ -47,8 +35,8 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     }
 }
 
-async fn up(url: &DatabaseUrl) -> Result<(), Exit> {
-    let store = connect(url).await?;
+async fn up(database: &DatabaseArgs) -> Result<(), Exit> {
+    let store = database.open().await?;
     let applied = store.migrate().await.map_err(Exit::failed)?;
     for name in &applied {
         print(format_args!("applied  {name}"))?;
@@ -56,8 +44,8 @@ async fn up(url: &DatabaseUrl) -> Result<(), Exit> {
     print(if applied.is_empty() { "already up to date" } else { "the schema is complete" })
 }
 
-async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
-    let versions = connect(url).await?.schema().await.map_err(Exit::failed)?;
+async fn status(database: &DatabaseArgs) -> Result<(), Exit> {
+    let versions = database.open().await?.schema().await.map_err(Exit::failed)?;
     for version in &versions {
         print(format_args!("{}  {}", if version.applied { "applied" } else { "missing" }, version.name))?;
     }
@@ -66,8 +54,4 @@ async fn status(url: &DatabaseUrl) -> Result<(), Exit> {
     } else {
         Err(Exit::Failed("the schema is incomplete: run `collections-service migrate up`".to_owned()))
     }
-}
-
-async fn connect(url: &DatabaseUrl) -> Result<Store, Exit> {
-    Store::open(url, Clock::System, Entropy::default()).await.map_err(Exit::database_url)
 }

@@ -28,7 +28,7 @@ enum Cut {
 /// Passes until one finds nothing to do: only that one has seen that nothing needs another key.
 pub async fn run(credentials: &Credentials, key_id: &str) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let mut progress = Progress::begin();
+    let mut progress = Progress::begin(None);
     let mut resealed = 0;
     for number in 1..=config::ROTATION_PASSES {
         let passed = pass(number, credentials, &mut resealed, &mut stop, &mut progress).await;
@@ -69,7 +69,7 @@ async fn pass(
         pass.named.extend(rotated.unopened.into_iter().take(more));
         place = rotated.next;
         let seen = pass.current + pass.changed + pass.unopened;
-        progress.say(format_args!("pass {number}: {seen} secrets looked at, {resealed} re-sealed"));
+        progress.report(seen, format_args!("pass {number}: {seen} secrets checked, {resealed} re-sealed"));
         if place.is_some() && stop.is_requested().await {
             return Err(Cut::Asked);
         }
