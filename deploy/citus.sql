@@ -65,6 +65,18 @@ BEGIN
     RAISE EXCEPTION 'destroy_collections_vN is not installed: run `collections-service migrate up` first';
   END IF;
 END $$;
+
+-- The purge stays a function of the coordinator: each of its statements is for one id.
+DO $$
+DECLARE
+  purging regprocedure;
+BEGIN
+  FOR purging IN
+    SELECT oid FROM pg_proc WHERE proname ~ '^purge_collections_v\d+$' AND pronamespace = current_schema()::regnamespace
+  LOOP
+    EXECUTE format('ALTER FUNCTION %s RESET plan_cache_mode', purging);
+  END LOOP;
+END $$;
 COMMIT;
 
 -- The limit that the function sets for its waits for locked rows holds on the node that runs it alone. A batch that spans

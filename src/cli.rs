@@ -10,6 +10,7 @@ mod healthcheck;
 mod jwt;
 mod migrate;
 mod progress;
+mod purge;
 mod rate_limit;
 mod serve;
 mod signal;
@@ -61,6 +62,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Manage OAuth applications and access tokens
     Credentials(credentials::Args),
+    /// Erase the entries of destroyed collections
+    Purge(purge::Args),
     /// Ask a running service for its health: exit 0 serving, 1 arguments, 2 connection, 3 RPC, 4 not serving
     Healthcheck(healthcheck::Args),
 }
@@ -162,6 +165,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
             Command::Gateway(args) => gateway::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Credentials(args) => credentials::run(args).await,
+            Command::Purge(args) => purge::run(args).await,
             Command::Healthcheck(args) => healthcheck::run(args).await,
         }
     });

@@ -26,6 +26,7 @@ pub mod config;
 pub mod domain;
 pub mod grpc;
 pub mod identity;
+pub mod jobs;
 pub mod proto;
 pub mod rate_limit;
 pub mod rest;

@@ -41,6 +41,7 @@ use crate::{
         Callers, TrustedPeers,
         oauth1::{Origin, Verifier},
     },
+    jobs::purge::{self, PurgeSettings},
     rate_limit::RateLimit,
     rest::{self, Edge, Surroundings},
     store::{CredentialCache, Credentials, KeyRing, KeyRingError, Store},
@@ -56,6 +57,8 @@ pub struct Settings {
     /// Whose bearer tokens are believed, on either side.
     pub jwt: Option<Jwt>,
     pub admin: SocketAddr,
+    /// Whether this process erases the entries of destroyed collections, and how fast.
+    pub purge: Option<PurgeSettings>,
     /// Calls in flight; more are refused at once.
     pub max_in_flight: usize,
     /// The longest wait for accepted calls after a signal to stop.
@@ -216,6 +219,10 @@ impl Running {
             lifecycle,
             drain: settings.drain,
         };
+        if let Some(settings) = settings.purge {
+            let purger = running.store.purger(settings.batch, false);
+            running.background.spawn(purge::run(purger, settings));
+        }
         if let Some((listener, tls, rest, credentials)) = rest {
             if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
                 shared.look().await;
@@ -239,7 +246,7 @@ impl Running {
 
     /// Stops: health turns NOT_SERVING, new calls are refused, accepted ones are finished and answered, all within the
     /// drain's bound. Says whether everything was finished in time.
-    pub async fn drain(self) -> bool {
+    pub async fn drain(mut self) -> bool {
         let deadline = Instant::now() + self.drain;
         // First of all the readiness loop, or it could say SERVING once more.
         self.readiness.abort();
@@ -249,6 +256,8 @@ impl Running {
         self.health.set_draining().await;
         let finished = self.lifecycle.drain(deadline).await;
         self.admission.log_refusals();
+        // What is cut short is rolled back, and its connection is free for the store to close.
+        self.background.shutdown().await;
         finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
 }

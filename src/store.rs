@@ -4,11 +4,13 @@ mod check;
 mod columns;
 mod connect;
 mod credentials;
+mod deletion;
 mod destroy;
 mod entities;
 mod failure;
 mod migrations;
 mod pooler;
+mod purge;
 mod rotation;
 mod sealing;
 mod seed;
@@ -32,11 +34,13 @@ pub use connect::ConnectError;
 pub use credentials::{
     AppView, CredentialCache, CredentialError, Credentials, IssuedToken, NewApplication, TokenView,
 };
+pub use deletion::{DELETION_RULES, DeletionRule, TableRule};
 pub use destroy::{
     BatchDriver, Destroy, Destroyed, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE,
     SQLITE_TOMBSTONES, hashint8,
 };
 pub use migrations::MigrationState;
+pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};

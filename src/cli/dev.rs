@@ -14,12 +14,13 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
 use super::{Exit, credentials::read_keys, print, serve::drain, signal::Stop};
 use crate::{
-    config::DatabaseUrl,
+    config::{self, DatabaseUrl},
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
     identity::{
         TrustedPeers,
         oauth1::{self, Origin, Parameters},
     },
+    jobs::purge::PurgeSettings,
     rate_limit::{Counter, Memory, RateLimit, Rule},
     rest::{self, Surroundings},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
@@ -108,6 +109,7 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
         }),
         jwt: None,
         admin: args.admin_addr,
+        purge: Some(PurgeSettings { batch: config::PURGE_BATCH, pause: config::PURGE_PAUSE }),
         max_in_flight: 1024,
         drain: Duration::from_secs(3),
         metrics: Metrics::new(),

@@ -88,6 +88,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         rest: Some(args.edge.rest(args.rest_addr, keys, args.rate_limit.limit(&metrics)?)?),
         jwt: args.jwt.settings()?,
         admin: args.admin_addr,
+        purge: None,
         max_in_flight: config::REST_IN_FLIGHT,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,

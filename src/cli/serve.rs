@@ -7,6 +7,7 @@ use super::{
     credentials::read_keys,
     edge::{Edge, GrpcTls},
     jwt::JwtArgs,
+    purge::PaceArgs,
     rate_limit::RateLimitArgs,
     signal::Stop,
 };
@@ -33,6 +34,11 @@ pub struct Args {
     /// Statements at one time. More of them make smaller batches; SQLite has one
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64))]
     batches_in_flight: u32,
+    /// Whether this process erases the entries of destroyed collections. Some process has to
+    #[arg(long, value_enum, default_value_t = Switch::On, env = "COLLECTIONS_PURGE")]
+    purge: Switch,
+    #[command(flatten)]
+    purge_pace: PaceArgs,
     /// Where gRPC is served
     #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
     grpc_addr: SocketAddr,
@@ -65,6 +71,12 @@ pub struct Args {
     /// Seconds that accepted calls have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// An address, or none.
@@ -218,6 +230,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         rest,
         jwt,
         admin: args.admin_addr,
+        purge: matches!(args.purge, Switch::On).then(|| args.purge_pace.settings()),
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,

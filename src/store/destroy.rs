@@ -19,7 +19,7 @@ use super::Store;
 use crate::domain::{CollectionId, DestroyError, RequestId, UserId};
 
 pub use batcher::{BatchDriver, Batcher};
-pub use connection::{BatchConnection, Kind};
+pub use connection::{BatchConnection, Kind, Ready};
 pub use executor::Shared;
 pub use placement::{Placement, hashint8};
 pub use sqlite::{SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES};

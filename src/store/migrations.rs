@@ -2,6 +2,7 @@
 
 mod m20261123_000001_initial;
 mod m20261127_000002_destroy_function;
+mod m20261127_000004_purge_function;
 
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode,
@@ -19,12 +20,25 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261123_000001_initial::Migration),
             Box::new(m20261127_000002_destroy_function::Migration),
+            Box::new(m20261127_000004_purge_function::Migration),
         ]
     }
 }
 
 /// Held until the end of the transaction, so that it works behind a pooler too. The key is `collecti` in ASCII.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7165064744983032937)";
+
+/// Makes a function with the rights of its owner (`SECURITY DEFINER`) safe to grant. The schema is known when it is created,
+/// and not by whom it will be called: a `search_path` of the caller's could put other tables in place of ours. `pg_temp` is
+/// searched first unless it is named. Without the REVOKE everyone who can connect could call it.
+fn secure_function(name: &str) -> String {
+    format!(
+        "DO $$ BEGIN
+           EXECUTE format('ALTER FUNCTION {name} SET search_path = %I, pg_temp', current_schema());
+           REVOKE ALL ON FUNCTION {name} FROM PUBLIC;
+         END $$"
+    )
+}
 
 /// One version of the schema and whether the database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]

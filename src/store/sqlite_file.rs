@@ -55,6 +55,11 @@ impl SqliteFile {
         self.identity().map(|_found| ()).map_err(gone)
     }
 
+    /// In bytes, without the write-ahead log.
+    pub fn size(&self) -> Result<u64, DbErr> {
+        fs::metadata(&self.path).map(|metadata| metadata.len()).map_err(gone)
+    }
+
     /// Whether the connection is to be replaced. It is, after this.
     pub fn take_discarded(&self) -> bool {
         self.discarded.swap(false, Ordering::Relaxed)

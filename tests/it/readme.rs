@@ -10,14 +10,14 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, Database};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::Command,
 };
 
 use super::support::{
-    Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send, write_private,
+    Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send, wait_for, write_private,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -55,14 +55,17 @@ async fn its_grants_suffice() {
     ground.put(2, OWNER).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
     let grants = format!(
-        "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role};
-         GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
+        "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1, purge_collections_v1 TO {role};
+         GRANT SELECT ON purge_queue, oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
     );
     ground.connection().await.execute_unprepared(&grants).await.unwrap();
+    let admin_url = ground.url.clone();
     ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
     let program = program::Program::serve(&ground, &[]).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-2")).await.0, 200);
+    let admin = Database::connect(admin_url).await.unwrap();
+    wait_for(&admin, "SELECT 1 WHERE NOT EXISTS (SELECT FROM collection_entries)").await;
 }
 
 /// The change of the key as written, by somebody who waits for a service that runs all the while.

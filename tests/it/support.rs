@@ -146,6 +146,7 @@ impl App {
             }),
             jwt: None,
             admin: free(),
+            purge: None,
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
             metrics: Metrics::new(),

@@ -4,17 +4,10 @@
 use sea_orm::DbBackend;
 use sea_orm_migration::{prelude::*, schema};
 
+use super::secure_function;
+
 #[derive(DeriveMigrationName)]
 pub struct Migration;
-
-/// The schema is known when the function is created, and not by whom it will be called: a `search_path` of the caller's
-/// could put other tables in place of ours. `pg_temp` is searched first unless it is named. Without the REVOKE everyone
-/// who can connect could destroy everything.
-const SECURE: &str = "\
-DO $$ BEGIN
-  EXECUTE format('ALTER FUNCTION destroy_collections_v1 SET search_path = %I, pg_temp', current_schema());
-  REVOKE ALL ON FUNCTION destroy_collections_v1 FROM PUBLIC;
-END $$";
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
@@ -31,7 +24,7 @@ impl MigrationTrait for Migration {
         }
         if manager.get_database_backend() == DbBackend::Postgres {
             connection.execute_unprepared(include_str!("destroy_collections_v1.sql")).await?;
-            connection.execute_unprepared(SECURE).await?;
+            connection.execute_unprepared(&secure_function("destroy_collections_v1")).await?;
         }
         Ok(())
     }

@@ -1,0 +1,95 @@
+//! Erases the entries of destroyed collections, and gives way to destroys: after each step it pauses for a multiple of the
+//! time that the step took, so that it slows down with the database.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    config,
+    store::{PurgeError, PurgeWait, Purged, Purger},
+};
+
+/// How much a purge does.
+#[derive(Clone, Copy, Debug)]
+pub struct PurgeSettings {
+    /// Entries that are erased in one step.
+    pub batch: u32,
+    /// The shortest pause between two steps.
+    pub pause: Duration,
+}
+
+impl PurgeSettings {
+    /// The pause after a step that took this long.
+    #[must_use]
+    pub fn pause_after(&self, step: Duration) -> Duration {
+        self.pause.max(step * config::PURGE_PAUSE_FACTOR)
+    }
+}
+
+/// Purges for ever.
+pub async fn run(mut purger: Purger, settings: PurgeSettings) {
+    let mut log = StateLog::default();
+    loop {
+        let begun = Instant::now();
+        let purged = purger.step().await;
+        log.record(&purged);
+        let pause = match purged {
+            Ok(Purged { is_pass_complete: false, .. }) => settings.pause_after(begun.elapsed()),
+            Ok(_) | Err(_) => config::PURGE_IDLE_INTERVAL.max(settings.pause),
+        };
+        sleep(pause).await;
+    }
+}
+
+/// Logs a state when it begins and when it ends.
+#[derive(Debug, Default)]
+struct StateLog {
+    error: Option<String>,
+    wait: Option<PurgeWait>,
+}
+
+impl StateLog {
+    fn record(&mut self, purged: &Result<Purged, PurgeError>) {
+        match purged {
+            Err(error) => {
+                let error = error.to_string();
+                if self.error.as_ref() != Some(&error) {
+                    tracing::error!(
+                        error,
+                        "purge failed; entries of destroyed collections are kept until it succeeds"
+                    );
+                    self.error = Some(error);
+                }
+            }
+            Ok(purged) => {
+                if self.error.take().is_some() {
+                    tracing::info!("purge succeeds again");
+                }
+                self.record_wait(purged);
+            }
+        }
+    }
+    fn record_wait(&mut self, purged: &Purged) {
+        let wait = match purged.wait {
+            // The rows that left the queue had to wait for nothing.
+            None if purged.collections > 0 => None,
+            None | Some(PurgeWait::Interval) => return,
+            wait => wait,
+        };
+        if wait == self.wait {
+            return;
+        }
+        match wait {
+            Some(PurgeWait::TooLarge) => tracing::warn!(
+                "the SQLite file is too large to be rewritten while destroys wait; run `collections-service purge --once` to clear \
+                 what was erased from it"
+            ),
+            Some(_) => tracing::warn!(
+                "another process uses the SQLite file; what was erased is cleared from it, and the purge queue emptied, when it ends"
+            ),
+            None => tracing::info!("what was erased is cleared from the SQLite file"),
+        }
+        self.wait = wait;
+    }
+}

@@ -1,0 +1,49 @@
+//! The purge on PostgreSQL: one call of the function that the migration installed.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    DbErr,
+    sqlx::{self, PgConnection},
+};
+
+use super::{Candidate, Chunk};
+use crate::{config::store, store::failure::sqlx_error};
+
+const QUEUE: &str = "\
+SELECT id, since FROM purge_queue WHERE $1::timestamptz IS NULL OR (since, id) > ($1, $2) ORDER BY since, id LIMIT $3";
+
+/// `migrations/purge_collections_v1.sql` describes the parameters and the result.
+const ERASE: &str = "\
+SELECT purged_id, purged_position, erased, is_finished FROM purge_collections_v1($1, $2, $3)";
+
+/// The next rows of the queue, oldest first.
+pub async fn read_queue(
+    connection: &mut PgConnection,
+    cursor: Option<(DateTime<Utc>, i64)>,
+) -> Result<Vec<(i64, DateTime<Utc>)>, DbErr> {
+    let (since, id) = cursor.unzip();
+    let rows = sqlx::query_as(QUEUE).bind(since).bind(id).bind(store::PURGE_CANDIDATES);
+    rows.fetch_all(connection).await.map_err(sqlx_error)
+}
+
+/// Erases up to `most` entries of these collections.
+pub async fn erase(
+    connection: &mut PgConnection,
+    candidates: &[Candidate],
+    most: u32,
+) -> Result<Chunk, DbErr> {
+    let (ids, positions): (Vec<i64>, Vec<i64>) =
+        candidates.iter().map(|candidate| (candidate.id, candidate.position)).unzip();
+    let rows = sqlx::query_as(ERASE).bind(ids).bind(positions).bind(i64::from(most)).fetch_all(connection);
+    let rows: Vec<(i64, i64, i64, bool)> = rows.await.map_err(sqlx_error)?;
+    let mut chunk = Chunk::default();
+    for (id, position, entries, is_finished) in rows {
+        chunk.entries += entries.cast_unsigned();
+        if is_finished {
+            chunk.finished += 1;
+        } else {
+            chunk.unfinished.push(Candidate { id, position });
+        }
+    }
+    Ok(chunk)
+}

@@ -1,0 +1,264 @@
+//! The entries of destroyed collections are erased, each once, and no others.
+
+use collections_service::{
+    domain::CollectionId,
+    store::{Capacity, NewCollection, PurgeWait, Purged, Purger},
+};
+use nix::sys::signal::Signal;
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+
+use super::{
+    batches::{repeatable, together},
+    destroy::on_both,
+    support::{
+        Backend, CONNECTIONS, Ground, OWNER, connect, destroy,
+        program::{Program, run},
+        rpc, user,
+    },
+};
+
+on_both!(
+    entries_of_destroyed_collections_are_erased,
+    a_large_collection_is_erased_in_chunks,
+    nothing_is_erased_for_an_id_that_is_not_destroyed,
+    purgers_share_the_queue,
+    once_erases_everything,
+    a_service_erases_what_it_destroys,
+);
+
+/// Puts a collection in that has so many entries.
+pub async fn put_with_entries(ground: &Ground, number: i64, entries: i64) {
+    let id = CollectionId::new(number).unwrap();
+    let new = NewCollection {
+        id,
+        owner: user(OWNER),
+        name: format!("collection {number}"),
+        entries: (1..=entries).collect(),
+    };
+    assert!(ground.store.insert_collection(new).await.unwrap());
+}
+
+/// The number in the first row.
+pub async fn count(connection: &DatabaseConnection, from: &str) -> i64 {
+    let query = format!("SELECT count(*) AS number FROM {from}");
+    let query = Statement::from_string(connection.get_database_backend(), query);
+    connection.query_one_raw(query).await.unwrap().unwrap().try_get("", "number").unwrap()
+}
+
+/// Steps until the end of the queue.
+async fn pass(purger: &mut Purger) -> Purged {
+    let mut total = Purged::default();
+    while !total.is_pass_complete {
+        let purged = purger.step().await.unwrap();
+        total.entries += purged.entries;
+        total.collections += purged.collections;
+        total.is_pass_complete = purged.is_pass_complete;
+        total.wait = total.wait.or(purged.wait);
+    }
+    total
+}
+
+const fn complete(entries: u64, collections: u64) -> Purged {
+    Purged { entries, collections, is_pass_complete: true, wait: None }
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn entries_of_destroyed_collections_are_erased(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=40 {
+            put_with_entries(&ground, id, id % 4).await;
+        }
+        let connection = ground.connection().await;
+        let before = count(&connection, "collection_entries WHERE collection_id > 20").await;
+        let erased = count(&connection, "collection_entries WHERE collection_id <= 20").await;
+        together(&ground.store, (1..=20).map(|id| repeatable(id, 0))).await;
+        let purged = pass(&mut ground.store.purger(7, true)).await;
+        assert_eq!(purged, complete(erased.cast_unsigned(), 20));
+        assert_eq!(count(&connection, "purge_queue").await, 0);
+        assert_eq!(count(&connection, "destroyed_collections").await, 20);
+        assert_eq!(count(&connection, "collection_entries WHERE collection_id <= 20").await, 0);
+        assert_eq!(count(&connection, "collection_entries").await, before);
+    }
+
+    pub async fn a_large_collection_is_erased_in_chunks(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for (id, entries) in [(1, 3), (2, 95), (3, 10), (4, 0)] {
+            put_with_entries(&ground, id, entries).await;
+        }
+        together(&ground.store, (1..=4).map(|id| repeatable(id, 0))).await;
+        let mut purger = ground.store.purger(10, true);
+        let mut total = Purged::default();
+        loop {
+            let purged = purger.step().await.unwrap();
+            assert!(purged.entries <= 10, "{purged:?}");
+            total.entries += purged.entries;
+            total.collections += purged.collections;
+            if purged.is_pass_complete {
+                break;
+            }
+        }
+        assert_eq!((total.entries, total.collections), (108, 4));
+        assert_eq!(count(&ground.connection().await, "collection_entries").await, 0);
+    }
+
+    pub async fn nothing_is_erased_for_an_id_that_is_not_destroyed(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=6 {
+            put_with_entries(&ground, id, 2).await;
+        }
+        let connection = ground.connection().await;
+        // 1 and 2 are live, and are queued before what is destroyed. 3 is put back after its destroy.
+        for id in [1, 2] {
+            let queued =
+                format!("INSERT INTO purge_queue (id, since) VALUES ({id}, '2020-01-01 00:00:00+00:00')");
+            connection.execute_unprepared(&queued).await.unwrap();
+        }
+        together(&ground.store, (3..=5).map(|id| repeatable(id, 0))).await;
+        let put_back = format!(
+            "INSERT INTO collections (id, owner_id, name, timeline_order, created_at) \
+             VALUES (3, {OWNER}, '', '', CURRENT_TIMESTAMP)"
+        );
+        connection.execute_unprepared(&put_back).await.unwrap();
+        // One collection in each step: those that are skipped do not stop it.
+        let mut purger = ground.store.purger(1, true);
+        assert_eq!(pass(&mut purger).await, complete(4, 2));
+        assert_eq!(pass(&mut purger).await, complete(0, 0));
+        assert_eq!(count(&connection, "purge_queue WHERE id IN (1, 2, 3)").await, 3);
+        assert_eq!(count(&connection, "purge_queue").await, 3);
+        assert_eq!(count(&connection, "collection_entries WHERE collection_id IN (1, 2, 3, 6)").await, 8);
+        let backlog = ground.store.purge_backlog().await.unwrap();
+        assert_eq!((backlog.purgeable, backlog.blocked), (0, 3));
+    }
+
+    /// Each over a connection of its own, as in several replicas.
+    pub async fn purgers_share_the_queue(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=60 {
+            put_with_entries(&ground, id, if id == 1 { 300 } else { 5 }).await;
+        }
+        together(&ground.store, (1..=60).map(|id| repeatable(id, 0))).await;
+        let purgers = (0..4).map(|number| {
+            let (url, clock) = (ground.url.clone(), ground.clock.clone());
+            tokio::spawn(async move {
+                let store = connect(&url, Capacity::of(CONNECTIONS), &clock).await;
+                let mut purger = store.purger(10 + number, true);
+                let mut erased = Purged::default();
+                // Rows that another one has locked are found with the next pass.
+                while store.purge_backlog().await.unwrap().purgeable > 0 {
+                    let purged = purger.step().await.unwrap();
+                    erased.entries += purged.entries;
+                    erased.collections += purged.collections;
+                }
+                erased
+            })
+        });
+        let mut total = (0, 0);
+        for purger in purgers.collect::<Vec<_>>() {
+            let erased = purger.await.unwrap();
+            total = (total.0 + erased.entries, total.1 + erased.collections);
+        }
+        assert_eq!(total, (300 + 59 * 5, 60));
+        assert_eq!(count(&ground.connection().await, "collection_entries").await, 0);
+    }
+
+    pub async fn once_erases_everything(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let once = async || run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+        assert_eq!(once().await.1, "erased 0 entries of 0 collections; the purge queue is empty\n");
+        for id in 1..=30 {
+            put_with_entries(&ground, id, 4).await;
+        }
+        together(&ground.store, (1..=29).map(|id| repeatable(id, 0))).await;
+        let (code, output, _) = once().await;
+        assert_eq!(
+            (code, output.as_str()),
+            (0, "erased 116 entries of 29 collections; the purge queue is empty\n")
+        );
+        let connection = ground.connection().await;
+        assert_eq!(count(&connection, "collection_entries").await, 4);
+        let queued = "INSERT INTO purge_queue (id, since) VALUES (30, CURRENT_TIMESTAMP)";
+        connection.execute_unprepared(queued).await.unwrap();
+        let (code, _, error) = once().await;
+        assert_eq!(code, 1);
+        assert!(error.contains("1 rows of the purge queue are of ids that are not destroyed"), "{error}");
+        assert_eq!(count(&connection, "collection_entries").await, 4);
+        assert_eq!(run(&["purge"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await.0, 2);
+    }
+
+    pub async fn a_service_erases_what_it_destroys(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=20 {
+            put_with_entries(&ground, id, 3).await;
+        }
+        let without = Program::serve(&ground, &["--purge", "off"]).await;
+        destroy(&mut rpc(&without.grpc), OWNER, "custom-1", "").await.unwrap();
+        without.signal(Signal::SIGTERM);
+        without.ended(std::time::Duration::from_secs(25)).await;
+        let connection = ground.connection().await;
+        assert_eq!(count(&connection, "purge_queue").await, 1);
+        assert_eq!(count(&connection, "collection_entries").await, 60);
+
+        let program = Program::serve(&ground, &["--purge-batch", "2", "--purge-pause", "1"]).await;
+        for id in 2..=10 {
+            destroy(&mut rpc(&program.grpc), OWNER, &format!("custom-{id}"), "").await.unwrap();
+        }
+        let purged = async {
+            while count(&connection, "purge_queue").await > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), purged)
+            .await
+            .expect("the queue is not emptied");
+        assert_eq!(count(&connection, "collection_entries").await, 30);
+        program.signal(Signal::SIGTERM);
+        let (status, log) = program.ended(std::time::Duration::from_secs(25)).await;
+        assert!(status.success(), "{log:?}");
+        assert!(!log.iter().any(|line| line.contains("purge")), "{log:?}");
+    }
+}
+
+/// The service's role may not erase: that is logged once, and destroys go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_without_grants_is_logged_once() {
+    let mut ground = Ground::new(Backend::Postgres).await;
+    put_with_entries(&ground, 1, 3).await;
+    let role = format!("r{}", collections_service::domain::Entropy::default().hex::<8>());
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role};
+         GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
+    );
+    ground.connection().await.execute_unprepared(&grants).await.unwrap();
+    ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
+    let program = Program::serve(&ground, &[]).await;
+    destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    program.signal(Signal::SIGTERM);
+    let (_, log) = program.ended(std::time::Duration::from_secs(25)).await;
+    let failed: Vec<_> = log.iter().filter(|line| line.contains("purge failed")).collect();
+    assert_eq!(failed.len(), 1, "{log:?}");
+    assert!(failed[0].contains("permission denied for table purge_queue"), "{failed:?}");
+}
+
+/// A reader in another process keeps the write-ahead log, and with it what was erased: the queue keeps the row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_keeps_the_queue_while_the_log_is_held() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    put_with_entries(&ground, 1, 3).await;
+    let reader = ground.connection().await;
+    // One connection, so that the transaction and its snapshot stay open.
+    let reading = sea_orm::TransactionTrait::begin(&reader).await.unwrap();
+    let read = Statement::from_string(reading.get_database_backend(), "SELECT * FROM collection_entries");
+    assert_eq!(reading.query_all_raw(read).await.unwrap().len(), 3);
+    together(&ground.store, [repeatable(1, 0)]).await;
+    let mut purger = ground.store.purger(10, true);
+    let held = pass(&mut purger).await;
+    assert_eq!(held, Purged { wait: Some(PurgeWait::Busy), ..complete(3, 0) });
+    let connection = ground.connection().await;
+    assert_eq!(count(&connection, "purge_queue").await, 1);
+    reading.rollback().await.unwrap();
+    assert_eq!(pass(&mut purger).await, complete(0, 1));
+    assert_eq!(count(&connection, "purge_queue").await, 0);
+}
