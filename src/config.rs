@@ -1,6 +1,7 @@
 //! Configuration as plain data, and every limit by name.
 
 pub mod store;
+pub mod tombstones;
 
 use std::{fmt, time::Duration};
 

@@ -16,6 +16,7 @@ mod sealing;
 mod seed;
 mod sqlite_file;
 mod status;
+mod tombstones;
 
 use std::{fmt, sync::Arc};
 
@@ -44,6 +45,7 @@ pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
+pub use tombstones::{Applied, Foreign, Tombstone, TombstoneError};
 
 /// The database behind the service. Cheap to clone.
 #[derive(Clone)]
