@@ -14,6 +14,7 @@ mod purge;
 mod rate_limit;
 mod serve;
 mod signal;
+mod tombstones;
 
 use std::{
     fmt,
@@ -64,6 +65,8 @@ enum Command {
     Credentials(credentials::Args),
     /// Erase the entries of destroyed collections
     Purge(purge::Args),
+    /// Save the record of what was destroyed, and apply it to a restored database
+    Tombstones(tombstones::Args),
     /// Ask a running service for its health: exit 0 serving, 1 arguments, 2 connection, 3 RPC, 4 not serving
     Healthcheck(healthcheck::Args),
 }
@@ -166,6 +169,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Credentials(args) => credentials::run(args).await,
             Command::Purge(args) => purge::run(args).await,
+            Command::Tombstones(args) => tombstones::run(args).await,
             Command::Healthcheck(args) => healthcheck::run(args).await,
         }
     });

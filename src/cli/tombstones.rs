@@ -1,0 +1,50 @@
+//! `tombstones export|apply`: the record of what was destroyed, out of the database and back into a restored one.
+
+mod apply;
+mod export;
+mod file;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::{Exit, database::DatabaseArgs};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write the tombstones of all destroyed collections as lines of JSON. What is destroyed during the export may be
+    /// missing from it
+    Export {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// Where to write them. The file is replaced when the export is complete. Without it, standard output
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Destroy again what an export names, after a database was restored from a backup. Nothing is applied unless the whole
+    /// file is valid
+    Apply {
+        #[command(flatten)]
+        database: DatabaseArgs,
+        /// The file that `tombstones export` wrote
+        file: PathBuf,
+        /// Also apply a file without its last line, or with one that does not fit
+        #[arg(long)]
+        allow_incomplete: bool,
+    },
+}
+
+pub async fn run(args: Args) -> Result<(), Exit> {
+    match args.command {
+        Command::Export { database, output } => export::run(&database, output.as_deref()).await,
+        Command::Apply { database, file, allow_incomplete } => {
+            apply::run(&database, &file, allow_incomplete).await
+        }
+    }
+}
