@@ -288,3 +288,46 @@ impl fmt::Display for End {
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Contents, End, FileError, Reader};
+
+    /// Two tombstones and their last line.
+    const FILE: &str = "\
+{\"id\":\"custom-1\",\"owner_id\":\"7\",\"destroyed_at\":\"2026-11-27T10:00:00Z\",\"request_id\":null,\"caller\":null}
+{\"id\":\"custom-20\",\"owner_id\":\"8\",\"destroyed_at\":\"2026-11-27T10:00:00.000001Z\",\"request_id\":null,\"caller\":\"jwt:x\"}
+{\"count\":2,\"sha256\":\"cd8509bcb9f308643664aaeaf217059039fa8c2c935048fc69be59cec4e86a6b\"}
+";
+
+    fn read(bytes: &[u8]) -> Result<Contents, FileError> {
+        let mut reader = Reader::new(bytes);
+        while reader.next()?.is_some() {}
+        Ok(reader.contents())
+    }
+
+    fn is_complete(bytes: &[u8]) -> bool {
+        read(bytes).is_ok_and(|contents| contents.end == End::Complete)
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_changed_anywhere_is_not_complete() {
+        let file = FILE.as_bytes();
+        assert!(is_complete(file), "{:?}", read(file));
+        // Without the last line break nothing is missing.
+        for length in 0..file.len() - 1 {
+            assert!(!is_complete(file.get(..length).unwrap_or_default()), "cut after {length} bytes");
+        }
+        let mut changed = file.to_vec();
+        for position in 0..file.len() {
+            for bit in 0..8 {
+                let flip = |bytes: &mut Vec<u8>| {
+                    bytes.get_mut(position).into_iter().for_each(|byte| *byte ^= 1 << bit);
+                };
+                flip(&mut changed);
+                assert!(!is_complete(&changed), "bit {bit} of byte {position} changed");
+                flip(&mut changed);
+            }
+        }
+    }
+}

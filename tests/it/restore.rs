@@ -1,0 +1,107 @@
+//! The restore drill: the commands of deploy/RESTORE.md, run as written.
+
+use std::{path::Path, time::Duration};
+
+use nix::sys::signal::Signal;
+use tonic::Code;
+
+use super::{
+    batches::tombstones,
+    support::{Backend, Ground, OTHER, OWNER, destroy, program::Program, rpc},
+};
+
+const DOCUMENT: &str = include_str!("../../deploy/RESTORE.md");
+
+/// REMOVE when these commands exist: lines of the document that the test leaves out until then.
+const NOT_BUILT: [&str; 2] = ["collections-service purge", "collections-service verify"];
+
+/// Runs the document's block of commands that has this one.
+async fn run_block(ground: &Ground, command: &str) -> String {
+    let blocks: Vec<&str> =
+        DOCUMENT.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let matching: Vec<_> = blocks.iter().filter(|block| block.contains(command)).collect();
+    assert_eq!(matching.len(), 1, "{command}");
+    let database = ground.url.rsplit('/').next().unwrap();
+    let lines = [blocks[0], matching[0]].concat();
+    let lines: Vec<_> =
+        lines.lines().filter(|line| !NOT_BUILT.iter().any(|name| line.contains(name))).collect();
+    let script = lines.join("\n");
+    let script = script
+        .replace("postgres://collections@127.0.0.1/collections", &ground.url)
+        .replace("postgres://postgres@127.0.0.1/postgres", &ground.url.replace(database, "postgres"))
+        .replace("DATABASE collections ", &format!("DATABASE {database} "))
+        .replace("EXISTS collections ", &format!("EXISTS {database} "))
+        .replace("OWNER collections", "OWNER tests");
+    assert!(!script.contains("@127.0.0.1/"), "{script}");
+    let binary = Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
+    let postgres = std::env::var("TEST_POSTGRES_BIN").expect("no PostgreSQL: start the tests with tests/run");
+    let path = format!("{}:{postgres}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let output = tokio::process::Command::new("bash")
+        .args(["-euc", &script])
+        .current_dir(ground.folder.path())
+        .env("PATH", path)
+        .output()
+        .await
+        .unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{script}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
+}
+
+fn request_id(id: i64) -> String {
+    uuid::Uuid::from_u128(id.cast_unsigned().into()).to_string()
+}
+
+async fn destroy_all(program: &Program, ids: impl IntoIterator<Item = i64>) {
+    for id in ids {
+        destroy(&mut rpc(&program.grpc), OWNER, &format!("custom-{id}"), &request_id(id)).await.unwrap();
+    }
+}
+
+async fn stop(program: Program) {
+    program.signal(Signal::SIGTERM);
+    assert!(program.ended(Duration::from_secs(25)).await.0.success());
+}
+
+/// Tombstones from before the backup, of collections in the backup, and of one that the backup does not have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_database_does_not_bring_destroyed_collections_back() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=20 {
+        ground.put(id, OWNER).await;
+    }
+    ground.put(30, OTHER).await;
+    let program = Program::serve(&ground, &[]).await;
+    program.wait_until_ready().await;
+    destroy_all(&program, 1..=3).await;
+    run_block(&ground, "pg_dump").await;
+    ground.put(21, OWNER).await;
+    destroy_all(&program, (4..=10).chain([21])).await;
+    let exported = run_block(&ground, "tombstones export").await;
+    assert_eq!(exported, "exported 11 tombstones to tombstones.ndjson\n");
+    stop(program).await;
+
+    run_block(&ground, "pg_restore").await;
+    assert_eq!(ground.owned_by(OWNER).await, (4..=20).collect::<Vec<_>>(), "the backup is of another time");
+    let applied = run_block(&ground, "tombstones apply").await;
+    assert_eq!(
+        applied.lines().last().unwrap(),
+        "applied 11 tombstones: 7 collections destroyed again, 1 tombstones of absent collections added, \
+         3 tombstones were there already; 8 purges queued"
+    );
+    run_block(&ground, "purge --once").await;
+
+    assert_eq!(ground.owned_by(OWNER).await, (11..=20).collect::<Vec<_>>());
+    assert_eq!(ground.owned_by(OTHER).await, [30]);
+    assert_eq!(tombstones(&ground).await, 11);
+    let program = Program::serve(&ground, &[]).await;
+    program.wait_until_ready().await;
+    destroy_all(&program, (1..=10).chain([21])).await;
+    for id in (1..=10).chain([21]) {
+        let id = format!("custom-{id}");
+        let refused = destroy(&mut rpc(&program.grpc), OWNER, &id, "").await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{id}");
+    }
+    destroy_all(&program, [11]).await;
+    stop(program).await;
+}

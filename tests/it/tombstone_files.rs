@@ -1,0 +1,509 @@
+//! `tombstones export` and `tombstones apply` as an operator runs them: complete, cut, again, interrupted, and while the
+//! service destroys.
+
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Stdio, time::Duration,
+};
+
+use collections_service::{
+    domain::{CollectionId, DestroyError},
+    store::{Destroyed, NewCollection},
+};
+use nix::sys::signal::Signal;
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait,
+};
+use sha2::{Digest, Sha256};
+use tokio::process::Child;
+
+use super::{
+    batches::{UUIDS, asked, of_other, repeatable, together, tombstones},
+    destroy::on_both,
+    support::{
+        BLOCKED, Backend, Ground, OTHER, OWNER,
+        operator::signal,
+        program::{command, path, run},
+        user, wait_for,
+    },
+};
+
+on_both!(
+    an_export_is_ordered_and_counted_and_hashed,
+    what_is_applied_is_what_was_exported,
+    what_is_live_is_destroyed_again_and_its_retries_replay,
+    ids_of_other_owners_are_left_alone,
+    tombstones_that_stand_are_not_changed,
+    entries_without_a_purge_are_queued,
+    nothing_is_applied_of_a_file_that_is_not_valid,
+    what_is_destroyed_meanwhile_is_destroyed_once,
+    a_stopped_application_is_run_again,
+    a_killed_application_is_run_again,
+);
+
+/// Runs a `tombstones` command on this database.
+async fn tombstones_command(ground: &Ground, arguments: &[&str]) -> (i32, String, String) {
+    run(&[&["tombstones"], arguments].concat(), &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await
+}
+
+async fn apply(ground: &Ground, file: &str) -> (i32, String, String) {
+    tombstones_command(ground, &["apply", file]).await
+}
+
+async fn export(ground: &Ground) -> String {
+    let (code, exported, errors) = tombstones_command(ground, &["export"]).await;
+    assert_eq!((code, errors.as_str()), (0, ""));
+    exported
+}
+
+/// The line of the owner's tombstone, with a request.
+fn line(id: i64) -> String {
+    let request = UUIDS[0];
+    format!(
+        "{{\"id\":\"custom-{id}\",\"owner_id\":\"{OWNER}\",\"destroyed_at\":\"2026-11-27T10:00:00.123456Z\",\
+         \"request_id\":\"{request}\",\"caller\":\"mtls:orders\"}}\n"
+    )
+}
+
+/// These lines with the last one that fits them.
+fn complete(lines: &str) -> String {
+    let hash: String = Sha256::digest(lines).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{lines}{{\"count\":{},\"sha256\":\"{hash}\"}}\n", lines.lines().count())
+}
+
+fn write(ground: &Ground, text: &str) -> String {
+    let file = ground.folder.path().join("tombstones.ndjson");
+    fs::write(&file, text).unwrap();
+    path(&file).to_owned()
+}
+
+/// Every row of a table, as a text that shows what is stored.
+async fn rows(ground: &Ground, table: &str) -> Vec<String> {
+    let admin = ground.connection().await;
+    let (is_sqlite, backend) = (ground.url.starts_with("sqlite"), admin.get_database_backend());
+    let query = match table {
+        "destroyed_collections" if is_sqlite => {
+            "id || ' ' || owner_id || ' ' || destroyed_at || ' ' || lower(hex(request_id)) || ' ' || coalesce(caller, '-')"
+        }
+        "destroyed_collections" => {
+            "id || ' ' || owner_id || ' ' || destroyed_at || ' ' || coalesce(request_id::text, '') || ' ' || \
+             coalesce(caller, '-')"
+        }
+        "collections" => "id || ' ' || owner_id",
+        _ => "id || ' ' || since",
+    };
+    let query = format!("SELECT {query} AS line FROM {table} WHERE id > 0 ORDER BY id");
+    let rows = admin.query_all_raw(Statement::from_string(backend, query)).await.unwrap();
+    rows.iter().map(|row| row.try_get("", "line").unwrap()).collect()
+}
+
+async fn execute(ground: &Ground, statement: &str) {
+    ground.connection().await.execute_unprepared(statement).await.unwrap();
+}
+
+/// Collections without entries, in one transaction.
+async fn put_many(ground: &Ground, ids: impl Iterator<Item = i64>) {
+    let values: Vec<_> =
+        ids.map(|id| format!("({id}, {OWNER}, '', '', '2026-11-27T10:00:00+00:00')")).collect();
+    let columns = "id, owner_id, name, timeline_order, created_at";
+    execute(ground, &format!("INSERT INTO collections ({columns}) VALUES {}", values.join(", "))).await;
+}
+
+fn summary(destroyed: usize, recorded: usize, standing: usize, queued: usize) -> String {
+    format!(
+        "applied {} tombstones: {destroyed} collections destroyed again, {recorded} tombstones of absent collections \
+         added, {standing} tombstones were there already; {queued} purges queued\n",
+        destroyed + recorded + standing
+    )
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn an_export_is_ordered_and_counted_and_hashed(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        assert_eq!(export(&ground).await, complete(""));
+        for id in [100, 9, 20] {
+            ground.put(id, if id == 20 { OTHER } else { OWNER }).await;
+        }
+        ground.put(1, OWNER).await;
+        let nameless = collections_service::store::Destroy { caller: None, ..repeatable(9, 1) };
+        let outcomes = together(&ground.store, [repeatable(100, 0), nameless, of_other(20)]).await;
+        assert_eq!(outcomes, [Ok(Destroyed::Now); 3]);
+        execute(
+            &ground,
+            "UPDATE destroyed_collections SET destroyed_at = '2026-11-27T10:00:00.123456+00:00' WHERE id <> 9",
+        )
+        .await;
+        execute(&ground, "UPDATE destroyed_collections SET request_id = NULL WHERE id = 20").await;
+        let exported = export(&ground).await;
+        let nine = format!(
+            "{{\"id\":\"custom-9\",\"owner_id\":\"{OWNER}\",\"destroyed_at\":\"2026-11-23T19:18:20Z\",\
+             \"request_id\":\"{}\",\"caller\":null}}\n",
+            UUIDS[1]
+        );
+        let twenty = line(20)
+            .replace(&OWNER.to_string(), &OTHER.to_string())
+            .replace(&format!("\"{}\"", UUIDS[0]), "null");
+        assert_eq!(exported, complete(&[nine, twenty, line(100)].concat()));
+
+        let folder = ground.folder.path().join("kept");
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("tombstones.ndjson");
+        // What an interrupted export left behind, longer than what is written now.
+        fs::write(folder.join("tombstones.ndjson.partial"), "x".repeat(10_000)).unwrap();
+        let (code, printed, errors) = tombstones_command(&ground, &["export", "--output", path(&file)]).await;
+        assert_eq!((code, errors.as_str()), (0, ""));
+        assert_eq!(printed, format!("exported 3 tombstones to {}\n", file.display()));
+        assert_eq!(fs::read_to_string(&file).unwrap(), exported);
+        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["tombstones.ndjson"]);
+    }
+
+    /// Into an empty database: every column comes back as it was, and a second application changes nothing.
+    pub async fn what_is_applied_is_what_was_exported(backend: Backend) {
+        let (lost, restored) = (Ground::new(backend).await, Ground::new(backend).await);
+        for id in 1..=4 {
+            lost.put(id, OWNER).await;
+        }
+        let nameless = collections_service::store::Destroy { caller: None, ..asked(4) };
+        let calls = [repeatable(1, 0), repeatable(2, 1), asked(3), nameless];
+        assert_eq!(together(&lost.store, calls).await, [Ok(Destroyed::Now); 4]);
+        // As precise as the database can be: PostgreSQL has microseconds.
+        let digits = if matches!(backend, Backend::Sqlite) { ".123456789" } else { ".123456" };
+        for (id, time) in [(1, digits), (2, ".120"), (3, ".000001")] {
+            let time = format!("2026-11-27T10:00:00{time}+00:00");
+            execute(
+                &lost,
+                &format!("UPDATE destroyed_collections SET destroyed_at = '{time}' WHERE id = {id}"),
+            )
+            .await;
+        }
+        execute(
+            &lost,
+            "UPDATE destroyed_collections SET caller = 'jwt:a \"quote\", a \\ and a line\u{b}ü' WHERE id = 2",
+        )
+        .await;
+        execute(&lost, "UPDATE destroyed_collections SET request_id = NULL WHERE id = 3").await;
+        let exported = export(&lost).await;
+        let file = write(&restored, &exported);
+        assert_eq!(apply(&restored, &file).await, (0, summary(0, 4, 0, 4), String::new()));
+        assert_eq!(
+            rows(&restored, "destroyed_collections").await,
+            rows(&lost, "destroyed_collections").await
+        );
+        let queue: Vec<_> = rows(&restored, "purge_queue").await;
+        for (queued, tombstone) in queue.iter().zip(rows(&restored, "destroyed_collections").await) {
+            let (id, since) = queued.split_once(' ').unwrap();
+            assert!(tombstone.starts_with(&format!("{id} {OWNER} {since} ")), "{queued}: {tombstone}");
+        }
+        assert_eq!(queue.len(), 4);
+        assert_eq!(export(&restored).await, exported);
+
+        assert_eq!(apply(&restored, &file).await, (0, summary(0, 0, 4, 0), String::new()));
+        assert_eq!(export(&restored).await, exported);
+        assert_eq!(rows(&restored, "purge_queue").await, queue);
+        assert_eq!(rows(&restored, "event_outbox").await, [] as [&str; 0]);
+    }
+
+    /// In more than one batch.
+    pub async fn what_is_live_is_destroyed_again_and_its_retries_replay(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        put_many(&ground, 1..=1500).await;
+        let lines: String = (1..=1500).filter(|id| id % 3 != 0).map(line).collect();
+        let file = write(&ground, &complete(&lines));
+        assert_eq!(apply(&ground, &file).await, (0, summary(1000, 0, 0, 1000), String::new()));
+        let live: Vec<_> = (1..=1500).filter(|id| id % 3 == 0).collect();
+        assert_eq!(ground.owned_by(OWNER).await, live);
+        assert_eq!(rows(&ground, "event_outbox").await, [] as [&str; 0]);
+        let retried = together(&ground.store, [1, 1499].map(|id| repeatable(id, 0))).await;
+        assert_eq!(retried, [Ok(Destroyed::Before); 2]);
+        let renewed = together(&ground.store, [1, 1499].map(|id| repeatable(id, 1))).await;
+        assert_eq!(renewed, [Err(DestroyError::NotFound); 2]);
+        assert_eq!(apply(&ground, &file).await, (0, summary(0, 0, 1000, 0), String::new()));
+    }
+
+    pub async fn ids_of_other_owners_are_left_alone(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=200 {
+            ground.put(id, OTHER).await;
+        }
+        ground.put(201, OWNER).await;
+        assert_eq!(together(&ground.store, [of_other(200)]).await, [Ok(Destroyed::Now)]);
+        let before = rows(&ground, "destroyed_collections").await;
+        let file = write(&ground, &complete(&(1..=201).map(line).collect::<String>()));
+        let (code, printed, errors) = apply(&ground, &file).await;
+        assert_eq!((code, printed), (1, summary(1, 0, 0, 1)), "{errors}");
+        assert!(errors.starts_with("error: 200 ids belong to another owner in this database"), "{errors}");
+        assert!(errors.contains(&format!("custom-100: of {OWNER} in the file, of {OTHER} in the database")));
+        assert!(errors.ends_with("and 100 more\n") && !errors.contains("custom-101:"), "{errors}");
+        assert_eq!(ground.owned_by(OTHER).await, (1..=199).collect::<Vec<_>>());
+        let mut after = rows(&ground, "destroyed_collections").await;
+        assert!(after.pop().unwrap().starts_with("201 "));
+        assert_eq!(after, before);
+        let file = write(&ground, &complete(&line(200)));
+        let (code, _, errors) = apply(&ground, &file).await;
+        assert!(code == 1 && errors.contains("custom-200: of"), "{errors}");
+    }
+
+    /// Also where the collection was put back by hand after its destroy.
+    pub async fn tombstones_that_stand_are_not_changed(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        put_many(&ground, 1..=2).await;
+        assert_eq!(
+            together(&ground.store, (1..=2).map(|id| repeatable(id, 1))).await,
+            [Ok(Destroyed::Now); 2]
+        );
+        execute(&ground, "DELETE FROM purge_queue WHERE id = 2").await;
+        put_many(&ground, 2..=2).await;
+        let tombstones = rows(&ground, "destroyed_collections").await;
+        let queue = rows(&ground, "purge_queue").await;
+        let file = write(&ground, &complete(&[line(1), line(2)].concat()));
+        assert_eq!(apply(&ground, &file).await, (0, summary(1, 0, 1, 1), String::new()));
+        assert_eq!(rows(&ground, "destroyed_collections").await, tombstones);
+        assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+        assert_eq!(rows(&ground, "purge_queue").await[..1], queue);
+    }
+
+    /// Tombstones that stand, and entries that a restore brought back under them.
+    pub async fn entries_without_a_purge_are_queued(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=3 {
+            ground.put(id, OWNER).await;
+        }
+        assert_eq!(
+            together(&ground.store, (1..=3).map(|id| repeatable(id, 0))).await,
+            [Ok(Destroyed::Now); 3]
+        );
+        execute(&ground, "DELETE FROM purge_queue WHERE id > 1").await;
+        execute(&ground, "DELETE FROM collection_entries WHERE collection_id = 3").await;
+        let queue = rows(&ground, "purge_queue").await;
+        let file = write(&ground, &complete(&(1..=3).map(line).collect::<String>()));
+        assert_eq!(apply(&ground, &file).await, (0, summary(0, 0, 3, 1), String::new()));
+        let now = rows(&ground, "purge_queue").await;
+        assert!(now[0] == queue[0] && now[1].starts_with("2 2026-11-27") && now.len() == 2, "{now:?}");
+    }
+
+    pub async fn nothing_is_applied_of_a_file_that_is_not_valid(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        put_many(&ground, 1..=3).await;
+        let lines: String = (1..=3).map(line).collect();
+        let whole = complete(&lines);
+        let swapped = [line(1), line(3), line(2)].concat();
+        let last = whole.lines().last().unwrap();
+        for (text, said) in [
+            (String::new(), "the file has no last line"),
+            (lines.clone(), "the file has no last line"),
+            (lines[..lines.len() - 5].to_owned(), "the file was cut within line 3"),
+            (whole[..whole.len() - 5].to_owned(), "the file was cut within line 4"),
+            (whole.replace("123456", "123457"), "the last line states another hash"),
+            (whole.replace(":3,", ":4,"), "the last line states 4 tombstones, and the file has 3"),
+            (complete(&swapped), "line 3: its id is not greater than the one before"),
+            (complete(&[line(1), line(1)].concat()), "line 2: its id is not greater"),
+            (complete(&format!("{}x\n", line(1))), "line 2: no JSON object of a tombstone"),
+            (complete(&format!("{}\n", line(1))), "line 2: no JSON object of a tombstone"),
+            (complete(&line(1).replace("custom-", "")), "line 1: id `1`: "),
+            (complete(&line(1).replace(&OWNER.to_string(), "0")), "line 1: owner_id `0`: "),
+            (complete(&line(1).replace("T10", "T30")), "line 1: destroyed_at `2026-11-27T30"),
+            (complete(&line(1).replace(UUIDS[0], "x")), "line 1: request_id `x`: "),
+            (complete(&line(1).replace("orders", "\\u0000")), "line 1: caller `mtls:\\0`"),
+            (complete(&line(1).replace("caller", "client")), "unknown field `client`"),
+            (complete(&line(1).replace("mtls", &"m".repeat(70_000))), "line 1: longer than 65536 bytes"),
+            (format!("{whole}{}", line(4)), "line 5: it stands after the last line"),
+            (format!("{whole}{last}\n"), "line 5: it stands after the last line"),
+        ] {
+            let file = write(&ground, &text);
+            let (code, printed, errors) = apply(&ground, &file).await;
+            assert_eq!((code, printed.as_str()), (1, ""), "{text}");
+            assert!(errors.contains(said) && errors.contains("nothing was applied"), "{said}: {errors}");
+        }
+        assert_eq!(ground.owned_by(OWNER).await, [1, 2, 3]);
+        assert_eq!(tombstones(&ground).await, 0);
+
+        let allowed = async |text: &str| {
+            tombstones_command(&ground, &["apply", &write(&ground, text), "--allow-incomplete"]).await
+        };
+        let (code, _, errors) = allowed(&complete(&format!("{}x\n", line(1)))).await;
+        assert!(code == 1 && errors.contains("line 2: no JSON"), "{errors}");
+        assert_eq!(tombstones(&ground).await, 0);
+        let (code, printed, errors) = allowed(&lines[..lines.len() - 5]).await;
+        assert_eq!(code, 0, "{errors}");
+        let expected = format!("{}; the file was cut within line 3\n", summary(2, 0, 0, 2).trim_end());
+        assert_eq!(printed, expected);
+        assert_eq!(ground.owned_by(OWNER).await, [3]);
+        // Without the last line break nothing is missing.
+        let file = write(&ground, whole.trim_end());
+        assert_eq!(apply(&ground, &file).await, (0, summary(1, 0, 2, 1), String::new()));
+        for (file, said) in [("/nowhere", "No such file"), ("/dev/null", "not a regular file")] {
+            let (code, _, errors) = apply(&ground, file).await;
+            assert!(code == 2 && errors.contains(said), "{errors}");
+        }
+    }
+
+    /// The service destroys what the file names, under the same and under other requests, and more.
+    pub async fn what_is_destroyed_meanwhile_is_destroyed_once(backend: Backend) {
+        const MOST: i64 = 6000;
+        let ground = Ground::new(backend).await;
+        put_many(&ground, 1..=MOST).await;
+        let file =
+            write(&ground, &complete(&(1..=MOST).filter(|id| id % 3 != 0).map(line).collect::<String>()));
+        let applying = tokio::spawn({
+            let url = ground.url.clone();
+            async move { run(&["tombstones", "apply", &file], &[("COLLECTIONS_DATABASE_URL", &url)]).await }
+        });
+        // Against the order of the file, so that they meet.
+        let mut destroyed = 0;
+        let mut ids: Vec<i64> = (1..=MOST).collect();
+        while let Some(from) = ids.len().checked_sub(50) {
+            let batch = ids.split_off(from);
+            let calls = batch.iter().map(|id| repeatable(*id, usize::from(id % 2 == 0)));
+            for (id, outcome) in batch.iter().zip(together(&ground.store, calls).await) {
+                match outcome {
+                    Ok(Destroyed::Now) => destroyed += 1,
+                    Ok(Destroyed::Before) => assert!(id % 2 != 0 && id % 3 != 0, "{id}"),
+                    Err(error) => assert!(error == DestroyError::NotFound && id % 2 == 0, "{id}: {error:?}"),
+                }
+            }
+        }
+        let (code, printed, errors) = applying.await.unwrap();
+        assert_eq!(code, 0, "{printed}{errors}");
+        let applied: usize = printed.split(' ').nth(3).unwrap().parse().unwrap();
+        assert!(applied > 0 && destroyed > 0, "they did not meet: {applied} and {destroyed}");
+        assert_eq!(applied + destroyed, MOST as usize, "{printed}");
+        assert_eq!(tombstones(&ground).await, MOST);
+        assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+        let queued: BTreeSet<_> = rows(&ground, "purge_queue").await.into_iter().collect();
+        assert_eq!(queued.len(), MOST as usize);
+    }
+
+    pub async fn a_stopped_application_is_run_again(backend: Backend) {
+        an_interrupted_application_is_run_again(backend, Signal::SIGTERM).await;
+    }
+
+    pub async fn a_killed_application_is_run_again(backend: Backend) {
+        an_interrupted_application_is_run_again(backend, Signal::SIGKILL).await;
+    }
+}
+
+/// Enough for an application to be caught in its middle, however busy the machine is.
+const MANY: i64 = 30_000;
+
+fn applying(ground: &Ground, file: &str) -> Child {
+    let mut command = command(&["tombstones", "apply", file]);
+    command.env("COLLECTIONS_DATABASE_URL", &ground.url);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Starts the application, and holds what it waits for once it is in the middle.
+async fn hold(ground: &Ground, file: &str) -> (DatabaseTransaction, Child) {
+    let admin = ground.connection().await;
+    if admin.get_database_backend() == DbBackend::Postgres {
+        let held = admin.begin().await.unwrap();
+        held.execute_unprepared("SELECT 1 FROM collections WHERE id = 2500 FOR UPDATE").await.unwrap();
+        let child = applying(ground, file);
+        wait_for(&ground.connection().await, BLOCKED).await;
+        return (held, child);
+    }
+    let child = applying(ground, file);
+    let immediate = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..Default::default()
+    };
+    let caught = async {
+        loop {
+            let held = admin.begin_with_options(immediate).await.unwrap();
+            let any =
+                Statement::from_string(DbBackend::Sqlite, "SELECT id FROM destroyed_collections LIMIT 1");
+            if held.query_one_raw(any).await.unwrap().is_some() {
+                return held;
+            }
+            held.rollback().await.unwrap();
+        }
+    };
+    (tokio::time::timeout(Duration::from_secs(20), caught).await.unwrap(), child)
+}
+
+async fn an_interrupted_application_is_run_again(backend: Backend, with: Signal) {
+    let ground = Ground::new(backend).await;
+    put_many(&ground, (1..=MANY).filter(|id| id % 2 == 0)).await;
+    let file = write(&ground, &complete(&(1..=MANY).map(line).collect::<String>()));
+    let (held, child) = hold(&ground, &file).await;
+    signal(&child, with);
+    if with == Signal::SIGTERM {
+        // The command receives it while it waits.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    held.rollback().await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let done = tombstones(&ground).await;
+    assert!(done > 0 && done < MANY && done % 1000 == 0, "not in the middle: {done}");
+    if with == Signal::SIGTERM {
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        let said = format!("error: stopped; {done} of {MANY} tombstones are done: applied tombstones stay");
+        assert!(errors.starts_with(&said), "{errors}");
+    } else {
+        assert_eq!(output.status.code(), None);
+    }
+    assert_eq!(output.stdout, b"");
+    let (done, rest) = (done as usize, (MANY - done) as usize);
+    assert_eq!(apply(&ground, &file).await, (0, summary(rest / 2, rest / 2, done, rest), String::new()));
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(tombstones(&ground).await, MANY);
+}
+
+/// A destroy of the same collection is in flight, and another transaction holds a row for longer than a batch waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_waits_for_locked_rows() {
+    let ground = Ground::new(Backend::Postgres).await;
+    put_many(&ground, 1..=3).await;
+    let file = write(&ground, &complete(&(1..=3).map(line).collect::<String>()));
+    let held = ground.connection().await.begin().await.unwrap();
+    held.execute_unprepared("SELECT 1 FROM collections WHERE id = 2 FOR UPDATE").await.unwrap();
+    let child = applying(&ground, &file);
+    let watcher = ground.connection().await;
+    let first =
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    wait_for(&watcher, first).await;
+    // Its first wait has ended when it is seen between two of them.
+    wait_for(&watcher, &format!("SELECT 1 WHERE NOT EXISTS ({first})")).await;
+    wait_for(&watcher, first).await;
+    held.rollback().await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), summary(3, 0, 0, 3));
+}
+
+/// An export that cannot be completed leaves the file of the one before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_that_fails_leaves_the_file_as_it_was() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let new = NewCollection {
+        id: CollectionId::new(1).unwrap(),
+        owner: user(OWNER),
+        name: String::new(),
+        entries: Vec::new(),
+    };
+    assert!(ground.store.insert_collection(new).await.unwrap());
+    assert_eq!(together(&ground.store, [asked(1)]).await, [Ok(Destroyed::Now)]);
+    let folder = ground.folder.path().join("kept");
+    fs::create_dir(&folder).unwrap();
+    let file: PathBuf = folder.join("tombstones.ndjson");
+    let export = async || tombstones_command(&ground, &["export", "--output", path(&file)]).await;
+    assert_eq!(export().await.0, 0);
+    let before = fs::read_to_string(&file).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // A caller that no service writes: too long for a line of the file.
+    execute(&ground, &format!("UPDATE destroyed_collections SET caller = '{}'", "x".repeat(70_000))).await;
+    let (code, _, errors) = export().await;
+    assert!(
+        code == 1 && errors.contains("the tombstone of custom-1 has a caller that is too long"),
+        "{errors}"
+    );
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    let other = fs::File::create(folder.join("tombstones.ndjson.partial")).unwrap();
+    other.try_lock().unwrap();
+    let (code, _, errors) = export().await;
+    assert!(code == 1 && errors.contains("another export writes it"), "{errors}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+}
