@@ -65,6 +65,11 @@ fn line(id: i64) -> String {
     )
 }
 
+/// Without its last bytes.
+fn cut(text: &str) -> &str {
+    text.get(..text.len() - 5).unwrap()
+}
+
 /// These lines with the last one that fits them.
 fn complete(lines: &str) -> String {
     let hash: String = Sha256::digest(lines).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -294,8 +299,8 @@ mod cases {
         for (text, said) in [
             (String::new(), "the file has no last line"),
             (lines.clone(), "the file has no last line"),
-            (lines[..lines.len() - 5].to_owned(), "the file was cut within line 3"),
-            (whole[..whole.len() - 5].to_owned(), "the file was cut within line 4"),
+            (cut(&lines).to_owned(), "the file was cut within line 3"),
+            (cut(&whole).to_owned(), "the file was cut within line 4"),
             (whole.replace("123456", "123457"), "the last line states another hash"),
             (whole.replace(":3,", ":4,"), "the last line states 4 tombstones, and the file has 3"),
             (complete(&swapped), "line 3: its id is not greater than the one before"),
@@ -326,7 +331,7 @@ mod cases {
         let (code, _, errors) = allowed(&complete(&format!("{}x\n", line(1)))).await;
         assert!(code == 1 && errors.contains("line 2: no JSON"), "{errors}");
         assert_eq!(tombstones(&ground).await, 0);
-        let (code, printed, errors) = allowed(&lines[..lines.len() - 5]).await;
+        let (code, printed, errors) = allowed(cut(&lines)).await;
         assert_eq!(code, 0, "{errors}");
         let expected = format!("{}; the file was cut within line 3\n", summary(2, 0, 0, 2).trim_end());
         assert_eq!(printed, expected);
