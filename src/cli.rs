@@ -7,6 +7,7 @@ mod edge;
 mod environment;
 mod gateway;
 mod healthcheck;
+mod inspect;
 mod jwt;
 mod migrate;
 mod progress;
@@ -15,6 +16,7 @@ mod rate_limit;
 mod serve;
 mod signal;
 mod tombstones;
+mod verify;
 
 use std::{
     fmt,
@@ -61,6 +63,10 @@ enum Command {
     Gateway(Box<gateway::Args>),
     /// Create or inspect the database schema
     Migrate(migrate::Args),
+    /// Print what the database holds about one id: exit 1 when it has never existed, or its rows contradict each other
+    Inspect(inspect::Args),
+    /// Check the whole database for rows that contradict each other: exit 1 when one is found and not fixed
+    Verify(verify::Args),
     /// Manage OAuth applications and access tokens
     Credentials(credentials::Args),
     /// Erase the entries of destroyed collections
@@ -167,6 +173,8 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
             Command::Serve(args) => serve::run(*args).await,
             Command::Gateway(args) => gateway::run(*args).await,
             Command::Migrate(args) => migrate::run(args).await,
+            Command::Inspect(args) => inspect::run(args).await,
+            Command::Verify(args) => verify::run(args).await,
             Command::Credentials(args) => credentials::run(args).await,
             Command::Purge(args) => purge::run(args).await,
             Command::Tombstones(args) => tombstones::run(args).await,

@@ -2,6 +2,7 @@
 
 pub mod store;
 pub mod tombstones;
+pub mod verify;
 
 use std::{fmt, time::Duration};
 

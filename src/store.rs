@@ -8,6 +8,7 @@ mod deletion;
 mod destroy;
 mod entities;
 mod failure;
+mod inspect;
 mod migrations;
 mod pooler;
 mod purge;
@@ -17,6 +18,7 @@ mod seed;
 mod sqlite_file;
 mod status;
 mod tombstones;
+mod verify;
 
 use std::{fmt, sync::Arc};
 
@@ -40,12 +42,14 @@ pub use destroy::{
     BatchDriver, Destroy, Destroyed, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE,
     SQLITE_TOMBSTONES, hashint8,
 };
+pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
 pub use migrations::MigrationState;
 pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
 pub use tombstones::{Applied, Foreign, Tombstone, TombstoneError};
+pub use verify::{Inconsistency, VerifyChunk, VerifyError, VerifyPhase, VerifyPosition};
 
 /// The database behind the service. Cheap to clone.
 #[derive(Clone)]
