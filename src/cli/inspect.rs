@@ -83,9 +83,9 @@ fn in_text(id: CollectionId, inspected: &Inspected) -> String {
 
 /// Ids are texts: a reader whose numbers are doubles would round them.
 fn in_json(id: CollectionId, inspected: &Inspected) -> String {
-    let live = inspected.live.as_ref().map(|live| {
-        json!({ "owner_id": live.owner.to_string(), "created_at": live.created_at.to_rfc3339() })
-    });
+    let live = inspected.live.as_ref().map(
+        |live| json!({ "owner_id": live.owner.to_string(), "created_at": live.created_at.to_rfc3339() }),
+    );
     let destroyed = inspected.destroyed.as_ref().map(|tombstone| {
         json!({
             "owner_id": tombstone.owner.to_string(),

@@ -102,7 +102,8 @@ impl Store {
         let row = row.map_err(|_elapsed| InspectError::Timeout)??;
         let row = row.ok_or_else(|| DbErr::RecordNotFound("a join has one row".to_owned()))?;
         let row = Row::from_query_result(&row, "")?;
-        let live = row.live_owner.zip(row.created_at).map(|(owner, created_at)| LiveView { owner, created_at });
+        let live =
+            row.live_owner.zip(row.created_at).map(|(owner, created_at)| LiveView { owner, created_at });
         let (request_id, caller) = (row.request_id, row.caller);
         let destroyed = row
             .tombstone_owner

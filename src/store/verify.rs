@@ -200,8 +200,7 @@ impl Store {
         let row = ChunkRow::from_query_result(&row, "")?;
         let is_continued = position.from.is_some() && row.first == Some(id) && tweet > i64::MIN;
         let mut found = Vec::new();
-        for (kind, ids) in
-            [(phase.inconsistency(), &row.found), (Inconsistency::OrphanEntries, &row.orphans)]
+        for (kind, ids) in [(phase.inconsistency(), &row.found), (Inconsistency::OrphanEntries, &row.orphans)]
         {
             if let Some(ids) = ids {
                 let mut ids = ids.split(',').map(str::parse).collect::<Result<Vec<i64>, _>>()?;

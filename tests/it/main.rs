@@ -51,3 +51,4 @@ mod support;
 mod tls;
 mod tombstone_files;
 mod tombstones;
+mod verify;

@@ -1,0 +1,195 @@
+//! `verify` and `inspect`: what is written against the rules is found and repaired, and nothing else is.
+
+mod inspect;
+mod load;
+mod orphans;
+mod steps;
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+use serde_json::{Value, json};
+
+use super::{
+    batches::{asked, repeatable},
+    destroy::on_both,
+    support::{self, Backend, Ground, OWNER, program::run},
+};
+
+on_both!(
+    a_database_that_follows_the_rules_has_no_findings,
+    every_kind_is_found_and_named,
+    fix_repairs_what_it_promises_and_nothing_else,
+    a_fix_of_everything_exits_with_0,
+);
+
+/// Runs the command with these arguments.
+async fn operate(ground: &Ground, arguments: &[&str]) -> (i32, String, String) {
+    run(arguments, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await
+}
+
+/// `verify --json`, with more arguments: exit code, object.
+async fn verify(ground: &Ground, more: &[&str]) -> (i32, Value) {
+    let (code, output, errors) = operate(ground, &[&["verify", "--json"], more].concat()).await;
+    let parsed = serde_json::from_str(&output);
+    (code, parsed.unwrap_or_else(|error| panic!("{error}: {output}{errors}")))
+}
+
+/// The ids of each kind that has any, in the order of the report.
+fn ids(object: &Value) -> Vec<(&str, Vec<&str>)> {
+    let findings = object["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 5);
+    let of = |finding: &Value| finding["found"] != 0;
+    findings
+        .iter()
+        .filter(|finding| of(finding))
+        .map(|finding| {
+            let ids = finding["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap());
+            (finding["kind"].as_str().unwrap(), ids.collect())
+        })
+        .collect()
+}
+
+async fn execute(connection: &DatabaseConnection, statements: &[&str]) {
+    for statement in statements {
+        connection.execute_unprepared(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+}
+
+async fn number(connection: &DatabaseConnection, query: &str) -> i64 {
+    let statement = Statement::from_string(connection.get_database_backend(), query);
+    connection.query_one_raw(statement).await.unwrap().unwrap().try_get_by_index(0).unwrap()
+}
+
+/// What the purge does with one id.
+async fn purge(connection: &DatabaseConnection, id: i64) {
+    use sea_orm::TransactionTrait;
+    let transaction = connection.begin().await.unwrap();
+    for delete in ["collection_entries WHERE collection_id", "purge_queue WHERE id"] {
+        transaction.execute_unprepared(&format!("DELETE FROM {delete} = {id}")).await.unwrap();
+    }
+    transaction.commit().await.unwrap();
+}
+
+/// Rows of each kind that only a hand can write; 1 and 7 are live, 2 and 4 destroyed and purged.
+async fn ground_with_findings(backend: Backend) -> Ground {
+    let ground = Ground::new(backend).await;
+    let admin = ground.connection().await;
+    for id in [1, 2, 4, 7] {
+        ground.put(id, OWNER).await;
+    }
+    for id in [2, 4] {
+        ground.store.destroy(repeatable(id, 0)).await.unwrap();
+        purge(&admin, id).await;
+    }
+    let entry = "INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at) VALUES";
+    let row = "INSERT INTO collections (id, owner_id, name, timeline_order, created_at) VALUES";
+    let queue = "INSERT INTO purge_queue (id, since) VALUES";
+    let outbox = "INSERT INTO event_outbox (id, since) VALUES";
+    execute(
+        &admin,
+        &[
+            &format!("{entry} (2, 9, 1, CURRENT_TIMESTAMP), (3, 8, 1, CURRENT_TIMESTAMP)"),
+            &format!("{entry} (3, 9, 1, CURRENT_TIMESTAMP), (8, 9, 1, CURRENT_TIMESTAMP)"),
+            &format!("{row} (4, {OWNER}, '', '', CURRENT_TIMESTAMP)"),
+            &format!("{queue} (5, CURRENT_TIMESTAMP), (7, CURRENT_TIMESTAMP), (8, CURRENT_TIMESTAMP)"),
+            &format!("{outbox} (6, CURRENT_TIMESTAMP)"),
+        ],
+    )
+    .await;
+    ground
+}
+
+/// What each of those rows is found as.
+fn expected_findings() -> Vec<(&'static str, Vec<&'static str>)> {
+    vec![
+        ("orphan_entries", vec!["custom-3", "custom-8"]),
+        ("purged_with_entries", vec!["custom-2"]),
+        ("live_and_destroyed", vec!["custom-4"]),
+        ("purge_without_tombstone", vec!["custom-5", "custom-7", "custom-8"]),
+        ("event_without_tombstone", vec!["custom-6"]),
+    ]
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn a_database_that_follows_the_rules_has_no_findings(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        let checked = "checked 0 collections with 0 entries, 0 tombstones, 0 rows of queues: nothing found\n";
+        assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
+        for id in 1..=5 {
+            ground.put(id, OWNER).await;
+        }
+        for id in [2, 3] {
+            ground.store.destroy(asked(id)).await.unwrap();
+        }
+        purge(&ground.connection().await, 3).await;
+        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        let checked = "checked 4 collections with 8 entries, 2 tombstones, 1 rows of queues: nothing found\n";
+        assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!(code, 0);
+        let checked = json!({
+            "collections_with_entries": 4, "entries": 8, "tombstones": 2, "purge_queue": 1, "event_outbox": 0
+        });
+        assert_eq!(object["checked"], checked);
+        assert_eq!((&object["found"], &object["fixed"]), (&json!(0), &json!(0)));
+        assert_eq!(ids(&object), []);
+    }
+
+    pub async fn every_kind_is_found_and_named(backend: Backend) {
+        let ground = ground_with_findings(backend).await;
+        for _ in 0..2 {
+            // Without --fix nothing changes.
+            let (code, object) = verify(&ground, &[]).await;
+            assert_eq!(code, 1);
+            assert_eq!(ids(&object), expected_findings());
+            assert_eq!((&object["found"], &object["fixed"]), (&json!(8), &json!(0)));
+        }
+        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        assert_eq!((code, errors.as_str()), (1, "error: 8 findings\n"));
+        for (_, ids) in expected_findings() {
+            assert!(ids.iter().all(|id| output.contains(&format!("\n  {id}\n"))), "{output}");
+        }
+        assert_eq!(output.matches("what to do: ").count(), 5, "{output}");
+        let last = "checked 5 collections with 8 entries, 2 tombstones, 4 rows of queues: 8 findings";
+        assert_eq!(output.lines().last(), Some(last));
+    }
+
+    pub async fn fix_repairs_what_it_promises_and_nothing_else(backend: Backend) {
+        let ground = ground_with_findings(backend).await;
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!(code, 1);
+        assert_eq!(ids(&object), expected_findings());
+        assert_eq!((&object["found"], &object["fixed"]), (&json!(8), &json!(7)));
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!((code, ids(&object)), (1, vec![("live_and_destroyed", vec!["custom-4"])]));
+        let (_, _, errors) = operate(&ground, &["verify", "--fix"]).await;
+        assert_eq!(errors, "error: 1 findings, of which 0 are fixed\n");
+        let admin = ground.connection().await;
+        for (query, expected) in [
+            ("SELECT count(*) FROM collection_entries WHERE collection_id IN (1, 7)", 4),
+            ("SELECT count(*) FROM collection_entries", 5),
+            ("SELECT count(*) FROM collections WHERE id IN (1, 4, 7)", 3),
+            ("SELECT count(*) FROM collections", 3),
+            ("SELECT count(*) FROM destroyed_collections", 2),
+            ("SELECT count(*) FROM purge_queue WHERE id = 2", 1),
+            ("SELECT count(*) FROM purge_queue", 1),
+            ("SELECT count(*) FROM event_outbox", 0),
+        ] {
+            assert_eq!(number(&admin, query).await, expected, "{query}");
+        }
+        ground.store.destroy(repeatable(4, 1)).await.unwrap();
+        let (code, object) = verify(&ground, &[]).await;
+        assert_eq!((code, ids(&object)), (0, vec![]));
+    }
+
+    pub async fn a_fix_of_everything_exits_with_0(backend: Backend) {
+        let ground = ground_with_findings(backend).await;
+        execute(&ground.connection().await, &["DELETE FROM collections WHERE id = 4"]).await;
+        let (code, output, errors) = operate(&ground, &["verify", "--fix"]).await;
+        assert_eq!((code, errors.as_str()), (0, ""), "{output}");
+        assert!(output.ends_with(": 7 findings, 7 of them fixed\n"), "{output}");
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+    }
+}

@@ -1,0 +1,99 @@
+//! `verify` next to a service that destroys and purges.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use collections_service::{
+    config,
+    domain::Entropy,
+    store::{Store, VerifyPosition},
+};
+use futures_util::future::join;
+
+use super::{purge, verify};
+use crate::{
+    batches::asked,
+    destroy::on_both,
+    support::{Backend, Ground, OWNER},
+};
+
+on_both!(a_verification_next_to_destroys_and_purges_finds_nothing, a_fix_next_to_them_changes_nothing);
+
+/// Collections, each put in, destroyed and purged while others are.
+const COLLECTIONS: i64 = 400;
+const AT_ONCE: i64 = 4;
+
+/// Reads everything again and again until the load has ended, and once more. Returns the passes.
+async fn verify_repeatedly(store: &Store, has_ended: &AtomicBool) -> usize {
+    let mut passes = 0;
+    loop {
+        let is_last = has_ended.load(Ordering::Acquire);
+        let mut position = Some(VerifyPosition::default());
+        while let Some(here) = position {
+            let chunk = store.verify_chunk(here).await.unwrap();
+            assert_eq!(chunk.found, [], "pass {passes}, {:?}", chunk.phase);
+            position = chunk.next;
+        }
+        passes += 1;
+        if is_last {
+            return passes;
+        }
+    }
+}
+
+/// Puts in, destroys and purges collections.
+async fn load(ground: &Ground) {
+    let next = AtomicI64::new(1);
+    let worker = async || {
+        let connection = ground.connection().await;
+        loop {
+            let id = next.fetch_add(1, Ordering::Relaxed);
+            if id > COLLECTIONS {
+                return;
+            }
+            ground.put(id, OWNER).await;
+            ground.store.destroy(asked(id)).await.unwrap();
+            // Some wait for their purge.
+            if id % 4 > 0 {
+                purge(&connection, id).await;
+            }
+        }
+    };
+    futures_util::future::join_all((0..AT_ONCE).map(|_| worker())).await;
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn a_verification_next_to_destroys_and_purges_finds_nothing(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let url = ground.url.clone().into();
+        let reader = Store::open(&url, ground.clock.clone(), Entropy::default()).await.unwrap();
+        let has_ended = AtomicBool::new(false);
+        let loaded = async {
+            load(&ground).await;
+            has_ended.store(true, Ordering::Release);
+        };
+        let (passes, ()) = join(verify_repeatedly(&reader, &has_ended), loaded).await;
+        assert!(passes > 10, "{passes} passes");
+        let (code, object) = verify(&ground, &[]).await;
+        assert_eq!((code, object["checked"]["tombstones"].as_i64()), (0, Some(COLLECTIONS)));
+        assert!(config::verify::CHUNK_ROWS > 2 * COLLECTIONS.unsigned_abs(), "a pass is one step a phase");
+    }
+
+    pub async fn a_fix_next_to_them_changes_nothing(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let has_ended = AtomicBool::new(false);
+        let loaded = async {
+            load(&ground).await;
+            has_ended.store(true, Ordering::Release);
+        };
+        let fixing = async {
+            while !has_ended.load(Ordering::Acquire) {
+                let (code, object) = verify(&ground, &["--fix"]).await;
+                assert_eq!((code, &object["found"]), (0, &serde_json::json!(0)), "{object}");
+            }
+        };
+        join(fixing, loaded).await;
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+    }
+}

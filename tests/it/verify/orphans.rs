@@ -1,0 +1,181 @@
+//! Entries that other programs add by the documented statement, while their collection is destroyed.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use collections_service::domain::DestroyError;
+use futures_util::future::join_all;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Statement, TransactionTrait,
+};
+
+use super::{number, purge, verify};
+use crate::{
+    batches::asked,
+    destroy::on_both,
+    support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
+};
+
+on_both!(entries_written_by_the_documented_statement_leave_no_orphans);
+
+/// How other programs add an entry: collection, post, place in the order. It locks the collection's row until the end of the
+/// transaction. No row is inserted where the collection is gone.
+const POSTGRES_ADD_ENTRY: &str = "\
+WITH collection AS (SELECT id FROM collections WHERE id = $1 FOR KEY SHARE)
+INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
+SELECT id, $2, $3, now() FROM collection
+ON CONFLICT DO NOTHING";
+
+/// The same on SQLite, which has one writer at a time.
+const SQLITE_ADD_ENTRY: &str = "\
+INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
+SELECT id, ?2, ?3, strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now') FROM collections WHERE id = ?1
+ON CONFLICT DO NOTHING";
+
+/// Returns the rows that were inserted.
+async fn add_entry(connection: &impl ConnectionTrait, id: i64, tweet: i64) -> Result<u64, DbErr> {
+    let backend = connection.get_database_backend();
+    let sql = if backend == DbBackend::Postgres { POSTGRES_ADD_ENTRY } else { SQLITE_ADD_ENTRY };
+    let statement = Statement::from_sql_and_values(backend, sql, [id.into(), tweet.into(), tweet.into()]);
+    Ok(connection.execute_raw(statement).await?.rows_affected())
+}
+
+/// Adds entries until the collection is gone, every second one in a transaction of two. Returns how many were added.
+async fn add_until_gone(connection: &DatabaseConnection, id: i64, first: i64, added: &AtomicI64) {
+    for tweet in (first..).step_by(10) {
+        let inserted = if tweet % 20 < 10 {
+            add_entry(connection, id, tweet).await.unwrap()
+        } else {
+            let transaction = connection.begin().await.unwrap();
+            let inserted = add_entry(&transaction, id, tweet).await.unwrap();
+            tokio::task::yield_now().await;
+            let more = add_entry(&transaction, id, tweet + 5).await.unwrap();
+            transaction.commit().await.unwrap();
+            assert_eq!(inserted, more, "the collection went within a transaction that has locked it");
+            inserted
+        };
+        if inserted == 0 {
+            return;
+        }
+        added.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A collection that is destroyed and purged while two other sessions add entries to it.
+async fn race(ground: &Ground, connections: &[DatabaseConnection; 3], id: i64, added: &AtomicI64) {
+    let [purger, writers @ ..] = connections;
+    ground.put(id, OWNER).await;
+    let own = AtomicI64::new(0);
+    let destroyed = async {
+        while own.load(Ordering::Relaxed) <= id % 4 {
+            tokio::task::yield_now().await;
+        }
+        loop {
+            match ground.store.destroy(asked(id)).await {
+                Ok(_) => break,
+                // The row was locked for too long, again and again.
+                Err(DestroyError::DeadlineExceeded | DestroyError::StoreUnavailable) => {}
+                Err(error) => panic!("custom-{id}: {error:?}"),
+            }
+        }
+        purge(purger, id).await;
+    };
+    let [first, second] = writers;
+    tokio::join!(destroyed, add_until_gone(first, id, 100, &own), add_until_gone(second, id, 101, &own));
+    added.fetch_add(own.into_inner(), Ordering::Relaxed);
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn entries_written_by_the_documented_statement_leave_no_orphans(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let races = std::env::var("TEST_ORPHAN_RACES").map_or(300, |races| races.parse().unwrap());
+        let (next, added) = (AtomicI64::new(1), AtomicI64::new(0));
+        let worker = async || {
+            let connections =
+                [ground.connection().await, ground.connection().await, ground.connection().await];
+            loop {
+                let id = next.fetch_add(1, Ordering::Relaxed);
+                if id > races {
+                    return;
+                }
+                race(&ground, &connections, id, &added).await;
+            }
+        };
+        join_all((0..4).map(|_| worker())).await;
+        let admin = ground.connection().await;
+        assert!(ground.owned_by(OWNER).await.is_empty());
+        assert_eq!(number(&admin, "SELECT count(*) FROM destroyed_collections").await, races);
+        assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 0);
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+        let added = added.into_inner();
+        assert!(added > races, "{added} entries");
+        eprintln!("{races} races, {added} entries added");
+    }
+}
+
+/// A destroy that has deleted the row and not committed.
+async fn destroy_in_flight(connection: &DatabaseConnection) -> sea_orm::DatabaseTransaction {
+    let transaction = connection.begin().await.unwrap();
+    let destroy = format!(
+        "SELECT destroy_collections_v1(1, '{{1}}', '{{{OWNER}}}', now(), '{{00000000-0000-4000-8000-000000000000}}', \
+         '{{x}}', false, false, '5s')"
+    );
+    transaction.execute_unprepared(&destroy).await.unwrap();
+    transaction
+}
+
+/// The statement waits for a destroy in flight. Under READ COMMITTED it then inserts nothing, under the stricter levels it
+/// fails with a serialization failure, and inserts nothing when it is run again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_statement_waits_for_a_destroy_in_flight() {
+    for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable]
+    {
+        let ground = Ground::new(Backend::Postgres).await;
+        ground.put(1, OWNER).await;
+        let destroyed = destroy_in_flight(&ground.connection().await).await;
+        let writer = ground.connection().await;
+        let adding = tokio::spawn(async move {
+            let transaction = writer.begin_with_config(Some(level), None).await.unwrap();
+            let added = add_entry(&transaction, 1, 9).await;
+            transaction.commit().await.unwrap();
+            (added, add_entry(&writer, 1, 9).await)
+        });
+        wait_for(&ground.connection().await, BLOCKED).await;
+        destroyed.commit().await.unwrap();
+        let (added, again) = adding.await.unwrap();
+        if level == IsolationLevel::ReadCommitted {
+            assert_eq!(added, Ok(0));
+        } else {
+            let error = added.unwrap_err().to_string();
+            assert!(error.contains("could not serialize access"), "{level:?}: {error}");
+        }
+        assert_eq!(again, Ok(0));
+        purge(&ground.connection().await, 1).await;
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+    }
+}
+
+/// A destroy waits for the transaction that adds entries, and queues the collection with them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroy_waits_for_entries_in_flight() {
+    for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable]
+    {
+        let ground = Ground::new(Backend::Postgres).await;
+        ground.put(1, OWNER).await;
+        let writer = ground.connection().await;
+        let adding = writer.begin_with_config(Some(level), None).await.unwrap();
+        assert_eq!(add_entry(&adding, 1, 9).await, Ok(1));
+        let store = ground.store.clone();
+        let destroyed = tokio::spawn(async move { store.destroy(asked(1)).await });
+        wait_for(&ground.connection().await, BLOCKED).await;
+        assert!(!destroyed.is_finished());
+        adding.commit().await.unwrap();
+        destroyed.await.unwrap().unwrap();
+        let admin = ground.connection().await;
+        assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 3);
+        assert_eq!(number(&admin, "SELECT count(*) FROM purge_queue").await, 1);
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+        assert_eq!(ground.store.collections_of(user(OWNER), 9).await.unwrap(), []);
+    }
+}

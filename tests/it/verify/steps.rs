@@ -1,0 +1,180 @@
+//! `verify` over more rows than one step reads or repairs, stopped and run again.
+
+use std::process::Stdio;
+
+use collections_service::config;
+use nix::sys::signal::Signal;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TransactionTrait};
+use serde_json::json;
+
+use super::{execute, ids, number, operate, verify};
+use crate::{
+    destroy::on_both,
+    support::{BLOCKED, Backend, Ground, OWNER, operator::signal, program::command, wait_for},
+};
+
+on_both!(
+    collections_that_span_steps_are_counted_once,
+    the_first_ids_of_many_are_named,
+    keys_at_the_ends_of_their_range_are_read
+);
+
+/// Entries `1..=entries` under each of these ids.
+async fn add_entries(connection: &DatabaseConnection, ids: &str, entries: u64) {
+    let insert = format!(
+        "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {entries})
+         INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
+         SELECT id, n, n, CURRENT_TIMESTAMP FROM number, ({ids}) AS ids"
+    );
+    connection.execute_unprepared(&insert).await.unwrap();
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn collections_that_span_steps_are_counted_once(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let admin = ground.connection().await;
+        let rows = config::verify::CHUNK_ROWS;
+        ground.put(1, OWNER).await;
+        ground.put(3, OWNER).await;
+        // With the two entries of the first, the second's last entry is the last that the third step reads.
+        add_entries(&admin, "SELECT 2 AS id", 3 * rows - 2).await;
+        let (code, object) = verify(&ground, &[]).await;
+        assert_eq!((code, ids(&object)), (1, vec![("orphan_entries", vec!["custom-2"])]));
+        let checked = &object["checked"];
+        assert_eq!(
+            (&checked["collections_with_entries"], &checked["entries"]),
+            (&json!(3), &json!(3 * rows + 2))
+        );
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!((code, &object["found"], &object["fixed"]), (0, &json!(1), &json!(1)));
+        assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 4);
+        assert_eq!(ground.owned_by(OWNER).await, [1, 3]);
+    }
+
+    pub async fn the_first_ids_of_many_are_named(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let admin = ground.connection().await;
+        let many = config::verify::CHUNK_ROWS + 1;
+        for table in ["purge_queue", "event_outbox"] {
+            let fill = format!(
+                "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {many})
+                 INSERT INTO {table} (id, since) SELECT n, CURRENT_TIMESTAMP FROM number"
+            );
+            execute(&admin, &[&fill]).await;
+        }
+        let numbers =
+            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 250)
+            SELECT n AS id FROM number";
+        add_entries(&admin, numbers, 9).await;
+        let (code, object) = verify(&ground, &[]).await;
+        assert_eq!(code, 1);
+        let first: Vec<_> = (1..=config::verify::NAMED).map(|id| format!("custom-{id}")).collect();
+        let found = ids(&object);
+        assert_eq!(
+            found.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+            ["orphan_entries", "purge_without_tombstone", "event_without_tombstone"]
+        );
+        assert!(found.iter().all(|(_, ids)| *ids == first), "{found:?}");
+        assert_eq!(object["found"], json!(2 * many + 250));
+        let (_, output, _) = operate(&ground, &["verify"]).await;
+        assert_eq!(output.matches("\n  custom-").count(), 3 * config::verify::NAMED);
+        assert!(output.contains("\n  and 150 more\n"), "{output}");
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!((code, &object["fixed"]), (0, &json!(2 * many + 250)));
+        assert_eq!(verify(&ground, &[]).await.0, 0);
+    }
+
+    pub async fn keys_at_the_ends_of_their_range_are_read(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let admin = ground.connection().await;
+        let (least, most) = (i64::MIN, i64::MAX);
+        for (id, tweet) in [(least, least), (least, most), (0, 0), (most, least), (most, most)] {
+            let insert = format!(
+                "INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
+                 VALUES ({id}, {tweet}, 1, CURRENT_TIMESTAMP)"
+            );
+            execute(&admin, &[&insert]).await;
+        }
+        // The last step reads as many rows as it may, up to the last key of all.
+        add_entries(&admin, &format!("SELECT {most} AS id"), config::verify::CHUNK_ROWS - 5).await;
+        let named = [format!("custom-{least}"), "custom-0".to_owned(), format!("custom-{most}")];
+        let (code, object) = verify(&ground, &["--fix"]).await;
+        assert_eq!(
+            (code, ids(&object)),
+            (0, vec![("orphan_entries", named.iter().map(String::as_str).collect())])
+        );
+        assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_fix_is_run_again() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let admin = ground.connection().await;
+    execute(&admin, &["INSERT INTO purge_queue SELECT id, now() FROM generate_series(1, 150) AS id"]).await;
+    let held = admin.begin().await.unwrap();
+    let lock = "SELECT id FROM purge_queue WHERE id = 120 FOR UPDATE";
+    held.query_one_raw(Statement::from_string(DbBackend::Postgres, lock)).await.unwrap().unwrap();
+    let mut verify = command(&["verify", "--fix"]);
+    verify.env("COLLECTIONS_DATABASE_URL", &ground.url).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let verify = verify.spawn().unwrap();
+    wait_for(&ground.connection().await, BLOCKED).await;
+    signal(&verify, Signal::SIGTERM);
+    held.rollback().await.unwrap();
+    let output = verify.wait_with_output().await.unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout), (Some(1), vec![]), "{errors}");
+    let expected = "error: stopped: checked 0 collections with 0 entries, 0 tombstones, 150 rows of queues: 150 findings so \
+                    far, 150 of them fixed, which stay so; run verify again\n";
+    assert_eq!(errors, expected);
+    assert_eq!(operate(&ground, &["verify", "--fix"]).await.0, 0);
+}
+
+/// An import that begins while orphan entries of its id are being deleted waits, and loses none of its entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_of_an_id_waits_for_the_deletion_of_its_orphans() {
+    let ground = Ground::new(Backend::Postgres).await;
+    let admin = ground.connection().await;
+    add_entries(&admin, "SELECT 1 AS id", 2).await;
+    let held = admin.begin().await.unwrap();
+    let lock = "SELECT tweet_id FROM collection_entries WHERE tweet_id = 2 FOR UPDATE";
+    held.query_one_raw(Statement::from_string(DbBackend::Postgres, lock)).await.unwrap().unwrap();
+    let mut verify = command(&["verify", "--fix"]);
+    let verify = verify.env("COLLECTIONS_DATABASE_URL", &ground.url).stdout(Stdio::null()).spawn().unwrap();
+    let watch = ground.connection().await;
+    wait_for(&watch, BLOCKED).await;
+    let put = tokio::spawn(async move {
+        ground.put(1, OWNER).await;
+        ground
+    });
+    wait_for(&watch, &format!("{BLOCKED} OFFSET 1")).await;
+    held.rollback().await.unwrap();
+    assert!(verify.wait_with_output().await.unwrap().status.success());
+    let ground = put.await.unwrap();
+    assert_eq!(number(&watch, "SELECT count(*) FROM collection_entries").await, 2);
+    assert_eq!(ground.owned_by(OWNER).await, [1]);
+}
+
+/// A destroy in flight of a collection whose id is in the queue without tombstone leaves a queue row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_row_is_not_taken_from_a_destroy_in_flight() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    let admin = ground.connection().await;
+    execute(&admin, &["INSERT INTO purge_queue VALUES (1, now())"]).await;
+    let held = admin.begin().await.unwrap();
+    let destroy = format!(
+        "SELECT destroy_collections_v1(1, '{{1}}', '{{{OWNER}}}', now(), '{{00000000-0000-4000-8000-000000000000}}', \
+         '{{x}}', false, true, '5s')"
+    );
+    held.execute_unprepared(&destroy).await.unwrap();
+    let mut verify = command(&["verify", "--fix"]);
+    let verify = verify.env("COLLECTIONS_DATABASE_URL", &ground.url).stdout(Stdio::null()).spawn().unwrap();
+    wait_for(&ground.connection().await, BLOCKED).await;
+    held.commit().await.unwrap();
+    verify.wait_with_output().await.unwrap();
+    assert_eq!(number(&admin, "SELECT count(*) FROM purge_queue").await, 1);
+    assert_eq!(super::verify(&ground, &[]).await.0, 0);
+}
