@@ -8,6 +8,8 @@ mod environment;
 mod gateway;
 mod healthcheck;
 mod inspect;
+mod import;
+mod input;
 mod jwt;
 mod migrate;
 mod progress;
@@ -67,6 +69,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Check the whole database for rows that contradict each other: exit 1 when one is found and not fixed
     Verify(verify::Args),
+    /// Import collections and their entries from NDJSON (`deploy/IMPORT.md`)
+    Import(import::Args),
     /// Manage OAuth applications and access tokens
     Credentials(credentials::Args),
     /// Erase the entries of destroyed collections
@@ -175,6 +179,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
             Command::Migrate(args) => migrate::run(args).await,
             Command::Inspect(args) => inspect::run(args).await,
             Command::Verify(args) => verify::run(args).await,
+            Command::Import(args) => import::run(args).await,
             Command::Credentials(args) => credentials::run(args).await,
             Command::Purge(args) => purge::run(args).await,
             Command::Tombstones(args) => tombstones::run(args).await,

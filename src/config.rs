@@ -1,5 +1,6 @@
 //! Configuration as plain data, and every limit by name.
 
+pub mod import;
 pub mod store;
 pub mod tombstones;
 pub mod verify;

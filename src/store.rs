@@ -9,6 +9,7 @@ mod destroy;
 mod entities;
 mod failure;
 mod inspect;
+mod import;
 mod migrations;
 mod pooler;
 mod purge;
@@ -43,6 +44,9 @@ pub use destroy::{
     SQLITE_TOMBSTONES, hashint8,
 };
 pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
+pub use import::{
+    CollectionToImport, EntryToImport, Import, ImportError, ImportOutcome, ImportProgress, Refusal,
+};
 pub use migrations::MigrationState;
 pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};

@@ -3,6 +3,7 @@
 mod m20261123_000001_initial;
 mod m20261127_000002_destroy_function;
 mod m20261127_000004_purge_function;
+mod m20261127_000003_imports;
 
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode,
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000001_initial::Migration),
             Box::new(m20261127_000002_destroy_function::Migration),
             Box::new(m20261127_000004_purge_function::Migration),
+            Box::new(m20261127_000003_imports::Migration),
         ]
     }
 }

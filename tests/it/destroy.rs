@@ -12,7 +12,7 @@ const UUID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 macro_rules! on_both {
     ($($case:ident),+ $(,)?) => {$(
         mod $case {
-            use super::super::support::Backend;
+            use crate::support::Backend;
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {

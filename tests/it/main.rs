@@ -23,6 +23,7 @@ mod fuzz;
 mod gateway;
 mod hostile;
 mod ids;
+mod import;
 mod jwks;
 mod jwt;
 mod ledger;

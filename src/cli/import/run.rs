@@ -1,0 +1,259 @@
+//! The loop of an import: from batch to batch, until the input ends or something stops it.
+
+use std::io;
+
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, spawn_blocking},
+    time::Instant,
+};
+
+use super::{
+    Args,
+    reader::{Batch, PositionError, Reader},
+    rejects::{self, Rejects, RejectsError},
+};
+use crate::{
+    cli::{Exit, print, progress::Progress, signal::Stop},
+    config,
+    store::{CollectionToImport, Import, ImportError, ImportOutcome, ImportProgress, Store},
+};
+
+/// Where the outcome of each batch goes.
+enum Target {
+    Database(Import),
+    /// Of a dry run.
+    Nothing(Store, ImportProgress),
+}
+
+/// Why an import ended before its input.
+enum Cut {
+    Asked,
+    TooMany,
+    Input(io::Error),
+    Batch(ImportError),
+}
+
+/// Shows how far the import is.
+struct Report {
+    progress: Progress,
+    begun: Instant,
+    /// What other runs had done.
+    before: ImportProgress,
+    consumed_before: u64,
+}
+
+pub async fn run(args: &Args) -> Result<(), Exit> {
+    let mut stop = Stop::listen()?;
+    let name = args.name()?;
+    let (mut reader, mut rejects) = tokio::select! {
+        opened = open(args) => opened?,
+        () = stop.requested() => return Err(Exit::Failed("stopped; nothing was imported".to_owned())),
+    };
+    let store = args.database.open_migrated().await?;
+    let mut target = if args.dry_run {
+        Target::Nothing(store.clone(), ImportProgress::default())
+    } else {
+        let begun = store.begin_import(&name, &reader.head_sha256, args.resume).await;
+        Target::Database(begun.map_err(|error| begin_failed(&error, &name))?)
+    };
+    let before = *target.progress();
+    rejects.cut(before.rejects_bytes).map_err(Exit::failed)?;
+    reader = spawn_blocking(move || {
+        reader.skip_to(before.byte_offset, before.line)?;
+        Ok::<_, PositionError>(reader)
+    })
+    .await
+    .map_err(Exit::failed)?
+    .map_err(|error| {
+        Exit::Failed(format!("{error}; begin again without --resume, or give another --name"))
+    })?;
+    let mut report = Report::begin(&reader, before);
+    let outcome = import(args, reader, &mut target, &mut rejects, &mut report, &mut stop).await;
+    drop(report);
+    match outcome {
+        Ok(()) => finish(args, target, rejects).await,
+        Err(cut) => Err(cut_short(args, &cut, &target, &rejects)),
+    }
+}
+
+async fn open(args: &Args) -> Result<(Reader, Rejects), Exit> {
+    let joined = |error: JoinError| Exit::failed(error);
+    let (file, shown) = (args.file().map(ToOwned::to_owned), args.shown());
+    let reader = spawn_blocking(move || Reader::open(file)).await.map_err(joined)?;
+    let reader = reader.map_err(|error| Exit::Usage(format!("{shown}: {error}")))?;
+    let rejects = Rejects::open(args.rejects(), args.file()).map_err(|error| match error {
+        RejectsError::Io { .. } | RejectsError::Input(_) => Exit::Usage(format!("--rejects: {error}")),
+        error => Exit::failed(error),
+    })?;
+    Ok((reader, rejects))
+}
+
+async fn import(
+    args: &Args,
+    reader: Reader,
+    target: &mut Target,
+    rejects: &mut Rejects,
+    report: &mut Report,
+    stop: &mut Stop,
+) -> Result<(), Cut> {
+    let (sender, mut batches) = mpsc::channel(config::import::BATCHES_WAITING);
+    // Not waited for at the end: it may be reading from a terminal.
+    drop(spawn_blocking(move || reader.run(&sender)));
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = stop.requested() => return Err(Cut::Asked),
+            batch = batches.recv() => batch,
+        };
+        let Some(batch) = batch else { return Ok(()) };
+        let batch = batch.map_err(Cut::Input)?;
+        target.run(&batch, rejects).await.map_err(Cut::Batch)?;
+        report.show(target.progress(), batch.consumed);
+        if target.progress().rejected > args.max_rejects {
+            return Err(Cut::TooMany);
+        }
+    }
+}
+
+impl Target {
+    fn progress(&self) -> &ImportProgress {
+        match self {
+            Self::Database(import) => import.progress(),
+            Self::Nothing(_, progress) => progress,
+        }
+    }
+
+    async fn run(&mut self, batch: &Batch, rejects: &mut Rejects) -> Result<(), ImportError> {
+        let collections: Vec<&CollectionToImport> =
+            batch.lines.iter().filter_map(|line| line.collection.as_ref().ok()).collect();
+        let record =
+            |before: &ImportProgress, outcomes: &[ImportOutcome]| record(batch, before, outcomes, rejects);
+        match self {
+            Self::Database(import) => import.run(&collections, record).await,
+            Self::Nothing(store, progress) => {
+                let outcomes = store.check_import(&collections).await?;
+                let mut record = record;
+                *progress = record(progress, &outcomes).map_err(ImportError::Rejects)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Writes the rejects of a batch, and returns the progress after it.
+fn record(
+    batch: &Batch,
+    before: &ImportProgress,
+    outcomes: &[ImportOutcome],
+    rejects: &mut Rejects,
+) -> io::Result<ImportProgress> {
+    let mut after = ImportProgress { byte_offset: batch.byte_offset, line: batch.line, ..*before };
+    let mut text = Vec::new();
+    let mut outcomes = outcomes.iter();
+    for line in &batch.lines {
+        let reason = match &line.collection {
+            Err(reason) => reason.clone(),
+            Ok(collection) => match outcomes.next() {
+                Some(ImportOutcome::Imported) => {
+                    after.imported += 1;
+                    after.entries += collection.entries.len() as u64;
+                    continue;
+                }
+                Some(ImportOutcome::Existing) => {
+                    after.existing += 1;
+                    continue;
+                }
+                Some(ImportOutcome::Refused(refusal)) => refusal.to_string(),
+                None => return Err(io::Error::other("a line has no outcome")),
+            },
+        };
+        after.rejected += 1;
+        rejects::append(&mut text, line, &reason)?;
+    }
+    after.rejects_bytes = rejects.write(before.rejects_bytes, &text)?;
+    Ok(after)
+}
+
+async fn finish(args: &Args, target: Target, rejects: Rejects) -> Result<(), Exit> {
+    let progress = match target {
+        Target::Nothing(_, progress) => progress,
+        Target::Database(import) => import.finish().await.map_err(|error| {
+            Exit::Failed(format!("{error}; everything is imported, and --resume removes the stored progress"))
+        })?,
+    };
+    let path = rejects.path().display().to_string();
+    rejects.close().map_err(|error| Exit::Failed(format!("{path}: {error}")))?;
+    print(summary(args, &progress))?;
+    match progress.rejected {
+        0 => Ok(()),
+        1 => Err(Exit::Failed(format!("1 line was rejected; it is in {path} with the reason"))),
+        count => {
+            Err(Exit::Failed(format!("{count} lines were rejected; they are in {path} with the reasons")))
+        }
+    }
+}
+
+fn summary(args: &Args, progress: &ImportProgress) -> String {
+    let ImportProgress { imported, entries, existing, rejected, .. } = progress;
+    let verb = if args.dry_run { "would import" } else { "imported" };
+    format!(
+        "{verb} {imported} collections with {entries} entries, {existing} existed already, {rejected} rejected"
+    )
+}
+
+fn begin_failed(error: &ImportError, name: &str) -> Exit {
+    let advice = match error {
+        ImportError::OtherInput => "; give the same input, or begin again without --resume",
+        _ => "",
+    };
+    Exit::Failed(format!("import {name}: {error}{advice}"))
+}
+
+fn cut_short(args: &Args, cut: &Cut, target: &Target, rejects: &Rejects) -> Exit {
+    let progress = target.progress();
+    let why = match cut {
+        Cut::Asked => "stopped".to_owned(),
+        Cut::TooMany => {
+            format!("more than {} lines were rejected; see {}", args.max_rejects, rejects.path().display())
+        }
+        Cut::Input(error) => format!("{}: {error}", args.shown()),
+        Cut::Batch(error) => error.to_string(),
+    };
+    let (line, summary) = (progress.line, summary(args, progress));
+    if args.dry_run {
+        return Exit::Failed(format!("{why}; after line {line}: {summary}"));
+    }
+    let how = match cut {
+        Cut::TooMany => "a higher --max-rejects and --resume continue",
+        Cut::Batch(ImportError::Overtaken) => "nothing is left to do here",
+        _ => "--resume continues",
+    };
+    Exit::Failed(format!("{why}; after line {line}: {summary}; this stays, and {how}"))
+}
+
+impl Args {
+    /// The input's name for messages.
+    fn shown(&self) -> String {
+        self.file().map_or_else(|| "standard input".to_owned(), |file| file.display().to_string())
+    }
+}
+
+impl Report {
+    fn begin(reader: &Reader, before: ImportProgress) -> Self {
+        let consumed_before = reader.consumed();
+        let total = reader.size.map(|size| size.saturating_sub(consumed_before));
+        Self { progress: Progress::begin(total), begun: Instant::now(), before, consumed_before }
+    }
+
+    fn show(&mut self, progress: &ImportProgress, consumed: u64) {
+        let rows = |progress: &ImportProgress| progress.imported + progress.entries + progress.existing;
+        let done = rows(progress).saturating_sub(rows(&self.before));
+        let rate = done as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        let ImportProgress { line, imported, entries, rejected, .. } = progress;
+        let text = format_args!(
+            "{line} lines: {imported} collections, {entries} entries, {rejected} rejected, {rate:.0} rows/s"
+        );
+        self.progress.report(consumed.saturating_sub(self.consumed_before), text);
+    }
+}

@@ -1,0 +1,241 @@
+//! The progress row of an import, and its transactions.
+
+use std::io;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr,
+    EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter, QuerySelect, SqliteTransactionMode,
+    TransactionOptions, TransactionTrait, sea_query::OnConflict,
+};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{Attempts, CollectionToImport, ImportError, ImportOutcome, batch, statements};
+use crate::{
+    config,
+    store::{Store, entities::import},
+};
+
+/// How far an import has got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// Where the next line begins, in bytes of the decompressed input.
+    pub byte_offset: u64,
+    /// Lines before that.
+    pub line: u64,
+    /// Collections.
+    pub imported: u64,
+    /// Entries of those.
+    pub entries: u64,
+    /// Collections that were there already, and identical.
+    pub existing: u64,
+    pub rejected: u64,
+    /// The length of the rejects file.
+    pub rejects_bytes: u64,
+}
+
+/// An import that has begun, and whose progress is stored under its name. Of several processes that import under one name
+/// the latest to begin goes on; the others fail at their next batch.
+pub struct Import {
+    store: Store,
+    name: String,
+    run_id: Uuid,
+    started_at: DateTime<Utc>,
+    progress: ImportProgress,
+}
+
+impl Store {
+    /// Begins an import, or, with `resume`, continues an unfinished one of this name where there is one.
+    ///
+    /// # Errors
+    /// The unfinished import had another input, or the database failed.
+    pub async fn begin_import(
+        &self,
+        name: &str,
+        head_sha256: &str,
+        resume: bool,
+    ) -> Result<Import, ImportError> {
+        let run_id = uuid::Builder::from_random_bytes(self.entropy.bytes()).into_uuid();
+        let now = self.clock.now();
+        // What PostgreSQL stores of a time.
+        let now = DateTime::from_timestamp_micros(now.timestamp_micros()).unwrap_or(now);
+        let new = import::Model {
+            name: name.to_owned(),
+            run_id,
+            head_sha256: head_sha256.to_owned(),
+            started_at: now,
+            updated_at: now,
+            byte_offset: 0,
+            line: 0,
+            imported: 0,
+            entries: 0,
+            existing: 0,
+            rejected: 0,
+            rejects_bytes: 0,
+        };
+        let mut attempts = Attempts::default();
+        loop {
+            let begun = timeout(config::import::BATCH_BOUND, self.claim_import(&new, resume)).await;
+            match begun.unwrap_or(Err(ImportError::Timeout)) {
+                Ok(row) => {
+                    let (started_at, progress) = (row.started_at, ImportProgress::of(&row));
+                    return Ok(Import { store: self.clone(), name: row.name, run_id, started_at, progress });
+                }
+                Err(error) => attempts.pause(error).await?,
+            }
+        }
+    }
+
+    /// Makes the progress row this run's own. May be run again after an unknown outcome.
+    async fn claim_import(&self, new: &import::Model, resume: bool) -> Result<import::Model, ImportError> {
+        let transaction = self.begin_import_transaction().await?;
+        let found = if resume { find_row(&transaction, &new.name).await? } else { None };
+        let row = if let Some(found) = found {
+            if found.head_sha256 != new.head_sha256 {
+                return Err(ImportError::OtherInput);
+            }
+            let mut row = found.into_active_model();
+            row.run_id = Set(new.run_id);
+            row.updated_at = Set(new.updated_at);
+            row.update(&transaction).await?
+        } else {
+            use import::Column as C;
+            let all = [
+                C::RunId,
+                C::HeadSha256,
+                C::StartedAt,
+                C::UpdatedAt,
+                C::ByteOffset,
+                C::Line,
+                C::Imported,
+                C::Entries,
+                C::Existing,
+                C::Rejected,
+                C::RejectsBytes,
+            ];
+            let replace = OnConflict::column(C::Name).update_columns(all).to_owned();
+            let insert = import::Entity::insert(new.clone().into_active_model()).on_conflict(replace);
+            insert.exec_without_returning(&transaction).await?;
+            new.clone()
+        };
+        transaction.commit().await?;
+        Ok(row)
+    }
+
+    /// READ COMMITTED whatever the database's default: a statement has to see what the one before it waited for. Plans by
+    /// index alone and for the values at hand: one made while the tables are small would be kept while the import fills
+    /// them.
+    async fn begin_import_transaction(&self) -> Result<DatabaseTransaction, DbErr> {
+        if self.backend() == DbBackend::Sqlite {
+            let immediate = TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..Default::default()
+            };
+            return self.db.begin_with_options(immediate).await;
+        }
+        let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
+        transaction.execute_unprepared(statements::PLANS).await?;
+        Ok(transaction)
+    }
+}
+
+impl Import {
+    /// What has been committed.
+    #[must_use]
+    pub fn progress(&self) -> &ImportProgress {
+        &self.progress
+    }
+
+    /// Imports these collections, no id twice, and moves the progress on, in one transaction. `record` gets the progress
+    /// before the batch and an outcome for each collection, and returns the progress after it; it is called just before the
+    /// commit, and again where the batch has to be run again.
+    ///
+    /// # Errors
+    /// Nothing of this batch is in the database; or, where the database stayed unavailable, all of it may be.
+    pub async fn run(
+        &mut self,
+        collections: &[&CollectionToImport],
+        mut record: impl FnMut(&ImportProgress, &[ImportOutcome]) -> io::Result<ImportProgress>,
+    ) -> Result<(), ImportError> {
+        let mut attempts = Attempts::default();
+        loop {
+            let attempt = self.attempt(collections, &mut record);
+            let attempt = timeout(config::import::BATCH_BOUND, attempt).await;
+            match attempt.unwrap_or(Err(ImportError::Timeout)) {
+                Ok(progress) => {
+                    self.progress = progress;
+                    return Ok(());
+                }
+                Err(error) => attempts.pause(error).await?,
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        collections: &[&CollectionToImport],
+        record: &mut impl FnMut(&ImportProgress, &[ImportOutcome]) -> io::Result<ImportProgress>,
+    ) -> Result<ImportProgress, ImportError> {
+        let transaction = self.store.begin_import_transaction().await?;
+        // Waits for a transaction of this run whose outcome is unknown, so that what is read is final.
+        let row = find_row(&transaction, &self.name).await?;
+        let row = row.filter(|row| row.run_id == self.run_id).ok_or(ImportError::Overtaken)?;
+        let stored = ImportProgress::of(&row);
+        if stored.byte_offset != self.progress.byte_offset {
+            // That transaction was committed.
+            return Ok(stored);
+        }
+        let outcomes = batch::put(&transaction, collections, self.started_at).await?;
+        let progress = record(&self.progress, &outcomes).map_err(ImportError::Rejects)?;
+        let mut row = row.into_active_model();
+        row.updated_at = Set(self.store.clock.now());
+        row.byte_offset = Set(progress.byte_offset.cast_signed());
+        row.line = Set(progress.line.cast_signed());
+        row.imported = Set(progress.imported.cast_signed());
+        row.entries = Set(progress.entries.cast_signed());
+        row.existing = Set(progress.existing.cast_signed());
+        row.rejected = Set(progress.rejected.cast_signed());
+        row.rejects_bytes = Set(progress.rejects_bytes.cast_signed());
+        row.update(&transaction).await?;
+        transaction.commit().await?;
+        Ok(progress)
+    }
+
+    /// Deletes the progress: the import is finished.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn finish(self) -> Result<ImportProgress, ImportError> {
+        let mut attempts = Attempts::default();
+        loop {
+            let delete = import::Entity::delete_many()
+                .filter(import::Column::Name.eq(&self.name))
+                .filter(import::Column::RunId.eq(self.run_id));
+            let deleted = timeout(config::import::BATCH_BOUND, delete.exec(&self.store.db)).await;
+            match deleted.map_or(Err(ImportError::Timeout), |deleted| deleted.map_err(ImportError::from)) {
+                Ok(_count) => return Ok(self.progress),
+                Err(error) => attempts.pause(error).await?,
+            }
+        }
+    }
+}
+
+impl ImportProgress {
+    fn of(row: &import::Model) -> Self {
+        Self {
+            byte_offset: row.byte_offset.cast_unsigned(),
+            line: row.line.cast_unsigned(),
+            imported: row.imported.cast_unsigned(),
+            entries: row.entries.cast_unsigned(),
+            existing: row.existing.cast_unsigned(),
+            rejected: row.rejected.cast_unsigned(),
+            rejects_bytes: row.rejects_bytes.cast_unsigned(),
+        }
+    }
+}
+
+/// The progress row, locked until the transaction ends.
+async fn find_row(transaction: &DatabaseTransaction, name: &str) -> Result<Option<import::Model>, DbErr> {
+    import::Entity::find_by_id(name.to_owned()).lock_exclusive().one(transaction).await
+}

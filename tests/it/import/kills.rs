@@ -1,0 +1,83 @@
+//! SIGKILL at random moments: what is resumed ends as what was never interrupted.
+
+use std::process::Stdio;
+
+use collections_service::domain::Entropy;
+use nix::sys::signal::Signal;
+
+use super::{
+    super::{
+        destroy::on_both,
+        support::{Backend, operator::signal},
+    },
+    Scene, line,
+};
+
+on_both!(killed_imports_end_as_unbroken_ones);
+
+const LINES: u64 = 12_000;
+
+/// Good lines, lines that are no JSON, repeated ids that differ, and one with many entries.
+fn input() -> String {
+    let line = |number: u64| match number % 50 {
+        7 => format!("{number} is no collection\n"),
+        13 => line(number - 5, 9),
+        21 => line(number - 5, 3),
+        30 if number % 1000 == 30 => line(number, 7000),
+        _ => line(number, 3),
+    };
+    (1..=LINES).map(line).collect()
+}
+
+mod cases {
+    use super::*;
+
+    /// Kills as many times as `TEST_IMPORT_KILLS` says, or three times.
+    pub async fn killed_imports_end_as_unbroken_ones(backend: Backend) {
+        let kills: u32 = std::env::var("TEST_IMPORT_KILLS").map_or(3, |count| count.parse().unwrap());
+        let input = input();
+        let arguments = ["in", "--max-rejects", "1000", "--resume"];
+        let unbroken = Scene::new(backend).await;
+        unbroken.write("in", &input);
+        let started = tokio::time::Instant::now();
+        let expected = unbroken.import(&arguments).await;
+        let whole = started.elapsed();
+        assert_eq!(expected.0, 1, "{expected:?}");
+        let rows = (unbroken.collections().await, unbroken.entries().await);
+        let rejects = std::fs::read(unbroken.path("in.rejects.ndjson")).unwrap();
+        let (mut killed, mut imports, mut moved) = (0, 0, 0);
+        while killed < kills {
+            let scene = Scene::new(backend).await;
+            scene.write("in", &input);
+            let mut line = 0;
+            // A process has three times the share of the time that it would need, so that most make progress.
+            while killed < kills {
+                let mut command = scene.command(&arguments);
+                let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                let share = f64::from(u16::from_le_bytes(Entropy::default().bytes())) / f64::from(u16::MAX);
+                let ended = tokio::time::timeout(whole.mul_f64(share / 2.0), child.wait()).await;
+                if ended.is_ok() {
+                    break;
+                }
+                signal(&child, Signal::SIGKILL);
+                child.wait().await.unwrap();
+                killed += 1;
+                let now = scene.unfinished().await.first().map_or(0, |(_, line)| *line);
+                moved += u32::from(now != line && now > 0);
+                line = now;
+            }
+            imports += 1;
+            if scene.unfinished().await != [] || scene.collections().await.is_empty() {
+                assert_eq!(scene.import(&arguments).await, expected);
+            }
+            assert_eq!(scene.unfinished().await, []);
+            assert!((scene.collections().await, scene.entries().await) == rows, "other rows");
+            assert!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap() == rejects, "other rejects");
+        }
+        eprintln!(
+            "{backend:?}: {killed} kills of {imports} imports of {LINES} lines, {moved} after progress, an unbroken one \
+             took {} ms",
+            whole.as_millis()
+        );
+    }
+}

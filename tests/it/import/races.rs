@@ -1,0 +1,140 @@
+//! Destroys and other imports at the same time.
+
+use std::time::Duration;
+
+use collections_service::{
+    domain::CollectionId,
+    store::{CollectionToImport, ImportError, ImportOutcome, ImportProgress},
+};
+use sea_orm::{ConnectionTrait, TransactionTrait};
+
+use super::{
+    super::{
+        destroy::on_both,
+        support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
+    },
+    Ended, Scene, ended, line, summary,
+};
+
+on_both!(the_later_import_of_a_name_goes_on);
+
+fn collection(id: i64) -> CollectionToImport {
+    CollectionToImport {
+        id: CollectionId::new(id).unwrap(),
+        owner: user(OWNER),
+        name: String::new(),
+        description: None,
+        url: None,
+        timeline_order: "tweet_chron",
+        created_at: None,
+        entries: Vec::new(),
+    }
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn the_later_import_of_a_name_goes_on(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let step = |before: &ImportProgress, outcomes: &[ImportOutcome]| {
+            assert_eq!(outcomes, [ImportOutcome::Imported]);
+            Ok(ImportProgress { byte_offset: before.byte_offset + 10, line: before.line + 1, ..*before })
+        };
+        let mut first = ground.store.begin_import("a", "head", false).await.unwrap();
+        first.run(&[&collection(1)], step).await.unwrap();
+        let mut second = ground.store.begin_import("a", "head", true).await.unwrap();
+        assert_eq!((second.progress().byte_offset, second.progress().line), (10, 1));
+        let overtaken = first.run(&[&collection(2)], step).await.unwrap_err();
+        assert!(matches!(overtaken, ImportError::Overtaken), "{overtaken}");
+        let mut other = ground.store.begin_import("b", "head", false).await.unwrap();
+        other.run(&[&collection(4)], step).await.unwrap();
+        second.run(&[&collection(3)], step).await.unwrap();
+        assert_eq!(ground.owned_by(OWNER).await, [1, 3, 4]);
+        // The end of the first does not forget the progress of the second.
+        first.finish().await.unwrap();
+        let different = ground.store.begin_import("a", "other head", true).await.unwrap_err();
+        assert!(matches!(different, ImportError::OtherInput), "{different}");
+        assert_eq!(ground.store.begin_import("a", "head", true).await.unwrap().progress().line, 2);
+        // From the start.
+        assert_eq!(ground.store.begin_import("a", "other head", false).await.unwrap().progress().line, 0);
+    }
+}
+
+/// What another transaction does with `custom-5`, after it has inserted it and before it commits.
+const DESTROY: &str = "SELECT destroy_collections_v1(5, '{5}', '{7}', now(), \
+    '{00000000-0000-4000-8000-000000000005}', '{a}', false, false, '1s')";
+const INSERT: &str = "INSERT INTO collections (id, owner_id, name, timeline_order, created_at) VALUES \
+    (5, 7, 'number 5', 'curation_reverse_chron', '2026-01-02T03:04:05Z')";
+
+/// An import that found nothing under the id, and whose insert waits for a transaction that has inserted it.
+async fn import_beside(then: Option<&str>) -> (Scene, Ended) {
+    let scene = Scene::new(Backend::Postgres).await;
+    scene.write("in", [line(4, 1), line(5, 0), line(6, 1)].concat());
+    let admin = scene.ground.connection().await;
+    let other = admin.begin().await.unwrap();
+    other.execute_unprepared(INSERT).await.unwrap();
+    let child = scene.command(&["in"]).spawn().unwrap();
+    wait_for(&scene.ground.connection().await, BLOCKED).await;
+    match then {
+        Some(statement) => {
+            other.execute_unprepared(statement).await.unwrap();
+            other.commit().await.unwrap();
+        }
+        None => other.rollback().await.unwrap(),
+    }
+    let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
+    (scene, ended(output.unwrap().unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroy_in_flight_wins_over_an_import() {
+    let (scene, (code, printed, _)) = import_beside(Some(DESTROY)).await;
+    assert_eq!((code, printed), (1, summary(2, 2, 0, 1)));
+    let rejects = scene.rejects("in.rejects.ndjson");
+    assert_eq!((rejects[0].0, rejects[0].1.as_str()), (2, "the collection was destroyed"));
+    assert_eq!(scene.ground.owned_by(7).await, [4, 6]);
+    assert_eq!(scene.entries().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_insert_in_flight_is_waited_for() {
+    let (scene, ended) = import_beside(None).await;
+    assert_eq!(ended, (0, summary(3, 2, 0, 0), String::new()));
+    assert_eq!(scene.ground.owned_by(7).await, [4, 5, 6]);
+    let (scene, ended) = import_beside(Some("SELECT 1")).await;
+    assert_eq!(ended, (0, summary(2, 2, 1, 0), String::new()));
+    assert_eq!(scene.ground.owned_by(7).await, [4, 5, 6]);
+    let (scene, ended) = import_beside(Some("UPDATE collections SET name = 'x' WHERE id = 5")).await;
+    assert_eq!((ended.0, ended.1), (1, summary(2, 2, 0, 1)));
+    assert_eq!(scene.rejects("in.rejects.ndjson")[0].1, "the collection exists and differs in: name");
+}
+
+/// An import of a collection whose destroy is not committed yet finds it, and writes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroy_of_an_existing_collection_stays_one() {
+    let scene = Scene::new(Backend::Postgres).await;
+    scene.write("in", line(5, 2));
+    assert_eq!(scene.import(&["in"]).await.0, 0);
+    let admin = scene.ground.connection().await;
+    let destroying = admin.begin().await.unwrap();
+    destroying.execute_unprepared(DESTROY).await.unwrap();
+    assert_eq!(scene.import(&["in"]).await, (0, summary(0, 0, 1, 0), String::new()));
+    destroying.commit().await.unwrap();
+    assert_eq!(scene.import(&["in"]).await.1, summary(0, 0, 0, 1));
+    assert_eq!(scene.ground.owned_by(7).await, [] as [i64; 0]);
+}
+
+/// Two imports of the same collections under different names: each collection once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_imports_of_the_same_collections_agree() {
+    let scene = Scene::new(Backend::Postgres).await;
+    let lines: Vec<_> = (1..=4000).map(|id| line(id, 3)).collect();
+    scene.write("up", lines.concat());
+    scene.write("down", lines.iter().rev().cloned().collect::<String>());
+    let (up, down) = tokio::join!(scene.import(&["up"]), scene.import(&["down"]));
+    assert_eq!((up.0, down.0), (0, 0), "{up:?} {down:?}");
+    let imported = |ended: &Ended| -> u64 { ended.1.split(' ').nth(1).unwrap().parse().unwrap() };
+    assert_eq!(imported(&up) + imported(&down), 4000, "{up:?} {down:?}");
+    assert_eq!(scene.collections().await.len(), 4000);
+    assert_eq!(scene.entries().await.len(), 12_000);
+}

@@ -1,0 +1,145 @@
+//! Imports that end early, and go on.
+
+use std::{io::Write, process::Stdio, time::Duration};
+
+use nix::sys::signal::Signal;
+use tokio::{io::AsyncWriteExt, process::Child};
+
+use super::{
+    super::{
+        destroy::on_both,
+        support::{Backend, Ground, cluster::Cluster, fresh_database, operator::signal},
+    },
+    Scene, ended, line, summary,
+};
+
+on_both!(a_signal_ends_it_between_batches, a_cut_input_is_an_error, another_input_is_not_continued);
+
+fn lines(range: std::ops::RangeInclusive<u64>) -> String {
+    range.map(|id| line(id, 2)).collect()
+}
+
+/// An import from a pipe, of which this many lines are committed. It waits for more.
+async fn imported_until(scene: &Scene, input: &str, count: i64) -> Child {
+    let mut child =
+        scene.command(&["-", "--name", "pipe", "--resume"]).stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.as_mut().unwrap();
+    stdin.write_all(input.as_bytes()).await.unwrap();
+    let committed = async {
+        while scene.unfinished().await != [("pipe".to_owned(), count)] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), committed).await.unwrap();
+    child
+}
+
+mod cases {
+    use super::*;
+
+    pub async fn a_signal_ends_it_between_batches(backend: Backend) {
+        let scene = Scene::new(backend).await;
+        let child = imported_until(&scene, &lines(1..=2500), 2000).await;
+        signal(&child, Signal::SIGTERM);
+        let ended = ended(child.wait_with_output().await.unwrap());
+        let told = "error: stopped; after line 2000: imported 2000 collections with 4000 entries, 0 existed already, \
+                    0 rejected; this stays, and --resume continues\n";
+        assert_eq!(ended, (1, String::new(), told.to_owned()));
+        assert_eq!(scene.collections().await.len(), 2000);
+        let all = lines(1..=3000);
+        let resumed = scene.import_from(&["--name", "pipe", "--resume"], all.as_bytes()).await;
+        assert_eq!(resumed, (0, summary(3000, 6000, 0, 0), String::new()));
+        assert_eq!(scene.entries().await.len(), 6000);
+        assert_eq!(scene.unfinished().await, []);
+    }
+
+    pub async fn a_cut_input_is_an_error(backend: Backend) {
+        let text = lines(1..=5000);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text.as_bytes()).unwrap();
+        let gz = encoder.finish().unwrap();
+        let zst = zstd::encode_all(text.as_bytes(), 1).unwrap();
+        for (name, whole) in [("in.gz", gz), ("in.zst", zst)] {
+            let scene = Scene::new(backend).await;
+            // More than the head is left, and less than the head.
+            for (part, least) in [(whole.len() / 2, 1000), (200, 0)] {
+                scene.write(name, &whole[..part]);
+                let (code, printed, errors) = scene.import(&[name, "--resume"]).await;
+                assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
+                assert!(errors.starts_with(&format!("error: {name}: ")), "{errors}");
+                assert!(errors.ends_with("--resume continues\n"), "{errors}");
+                let imported = scene.collections().await.len();
+                assert!(imported >= least && imported < 5000, "{imported}");
+                assert_eq!(scene.entries().await.len(), 2 * imported);
+                if least > 0 {
+                    scene.write(name, &whole);
+                    let resumed = scene.import(&[name, "--resume"]).await;
+                    assert_eq!(resumed, (0, summary(5000, 10_000, 0, 0), String::new()));
+                    scene.execute("DELETE FROM collections").await;
+                    scene.execute("DELETE FROM collection_entries").await;
+                }
+            }
+        }
+    }
+
+    pub async fn another_input_is_not_continued(backend: Backend) {
+        let scene = Scene::new(backend).await;
+        let whole = format!("x\n{}", lines(1..=2500));
+        scene.write("in", &whole);
+        assert_eq!(scene.import(&["in", "--max-rejects", "0"]).await.0, 1);
+        assert_eq!(scene.unfinished().await, [("in".to_owned(), 1000)]);
+        let refused = async |told: &str| {
+            let (code, printed, errors) = scene.import(&["in", "--resume"]).await;
+            assert_eq!((code, printed.as_str()), (1, ""));
+            assert!(errors.contains(told), "{errors}");
+            assert_eq!(scene.unfinished().await, [("in".to_owned(), 1000)]);
+        };
+        scene.write("in", whole.replacen("number 1\"", "number one\"", 1));
+        refused("the start of the input differs from that of the unfinished import of this name").await;
+        let at = whole.find("{\"id\":\"custom-1000\"").unwrap();
+        scene.write("in", &whole[..at - 1000]);
+        refused("the input ends before the byte at which the unfinished import of this name stopped").await;
+        scene.write("in", format!("{} {}", &whole[..at - 1000], &whole[at - 1000..]));
+        refused("no line begins at the byte").await;
+        scene.write("in", &whole);
+        let rejects = std::fs::read(scene.path("in.rejects.ndjson")).unwrap();
+        std::fs::write(scene.path("in.rejects.ndjson"), "").unwrap();
+        refused("in.rejects.ndjson: the file is shorter than the").await;
+        std::fs::write(scene.path("in.rejects.ndjson"), &rejects).unwrap();
+        let (code, printed, _) = scene.import(&["in", "--resume"]).await;
+        assert_eq!((code, printed), (1, summary(2500, 5000, 0, 1)));
+        assert_eq!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap(), rejects);
+        // Finished: there is nothing to continue, and it begins at the start.
+        assert_eq!(scene.import(&["in", "--resume"]).await.1, summary(0, 0, 2500, 1));
+    }
+}
+
+/// An outage that lasts ends the import; a short one does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_database_is_outlived_or_reported() {
+    let mut cluster = Cluster::start().await;
+    let scene = Scene { ground: Ground::on(Some(fresh_database(&cluster.url()).await)).await };
+    let all = lines(1..=4000);
+    let rest = |child: &mut Child| child.stdin.take().unwrap();
+    // Between two batches, and for good.
+    let mut child = imported_until(&scene, &all[..all.find("{\"id\":\"custom-1500\"").unwrap()], 1000).await;
+    cluster.crash();
+    let mut stdin = rest(&mut child);
+    let _closed = stdin.write_all(&all.as_bytes()[all.find("{\"id\":\"custom-1500\"").unwrap()..]).await;
+    drop(stdin);
+    let (code, printed, errors) = ended(child.wait_with_output().await.unwrap());
+    assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
+    assert!(errors.starts_with("error: the database failed: "), "{errors}");
+    assert!(errors.contains("after line 1000: ") && errors.ends_with("--resume continues\n"), "{errors}");
+    cluster.start_again().await;
+    // Between two batches, and over soon.
+    let mut child = imported_until(&scene, &all[..all.find("{\"id\":\"custom-2500\"").unwrap()], 2000).await;
+    cluster.crash();
+    cluster.start_again().await;
+    let mut stdin = rest(&mut child);
+    stdin.write_all(&all.as_bytes()[all.find("{\"id\":\"custom-2500\"").unwrap()..]).await.unwrap();
+    drop(stdin);
+    let ended = ended(child.wait_with_output().await.unwrap());
+    assert_eq!(ended, (0, summary(4000, 8000, 0, 0), String::new()));
+    assert_eq!(scene.entries().await.len(), 8000);
+}
