@@ -45,11 +45,11 @@ struct Report {
 
 pub async fn run(args: &Args) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let name = args.name()?;
     let (mut reader, mut rejects) = tokio::select! {
         opened = open(args) => opened?,
         () = stop.requested() => return Err(Exit::Failed("stopped; nothing was imported".to_owned())),
     };
+    let name = args.name()?;
     let store = args.database.open_migrated().await?;
     let mut target = if args.dry_run {
         Target::Nothing(store.clone(), ImportProgress::default())

@@ -20,7 +20,7 @@ const BAD: [(&[u8], &str); 30] = [
     (b"{", "not valid JSON: EOF while parsing an object (column 1)"),
     (b"[1]", "invalid type: integer `1`, expected a string (column 2)"),
     (b"\xff", "the line is not UTF-8 after 0 bytes"),
-    (b"{\"id\":\"custom-9\",\"owner_id\":1,\"name\":\"a\xffb\"}", "the line is not UTF-8 after 40 bytes"),
+    (b"{\"id\":\"custom-9\",\"owner_id\":1,\"name\":\"a\xffb\"}", "the line is not UTF-8 after 39 bytes"),
     (br#"{"owner_id":1,"name":"a"}"#, "missing field `id` (column 25)"),
     (br#"{"id":"custom-9","name":"a"}"#, "missing field `owner_id` (column 28)"),
     (br#"{"id":"custom-9","owner_id":1}"#, "missing field `name` (column 30)"),
