@@ -8,8 +8,8 @@ mod deletion;
 mod destroy;
 mod entities;
 mod failure;
-mod inspect;
 mod import;
+mod inspect;
 mod migrations;
 mod pooler;
 mod purge;
@@ -43,10 +43,10 @@ pub use destroy::{
     BatchDriver, Destroy, Destroyed, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE,
     SQLITE_TOMBSTONES, hashint8,
 };
-pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
 pub use import::{
     CollectionToImport, EntryToImport, Import, ImportError, ImportOutcome, ImportProgress, Refusal,
 };
+pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
 pub use migrations::MigrationState;
 pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};

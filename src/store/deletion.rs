@@ -25,7 +25,7 @@ pub struct TableRule {
 }
 
 /// Every table of the schema.
-pub const DELETION_RULES: [TableRule; 8] = [
+pub const DELETION_RULES: [TableRule; 9] = [
     TableRule {
         table: "collections",
         columns: &["id", "owner_id", "name", "description", "url", "timeline_order", "created_at"],
@@ -42,6 +42,24 @@ pub const DELETION_RULES: [TableRule; 8] = [
         table: "destroyed_collections",
         columns: &["id", "owner_id", "destroyed_at", "request_id", "caller"],
         rule: DeletionRule::Kept,
+    },
+    TableRule {
+        table: "imports",
+        columns: &[
+            "name",
+            "run_id",
+            "head_sha256",
+            "started_at",
+            "updated_at",
+            "byte_offset",
+            "line",
+            "imported",
+            "entries",
+            "existing",
+            "rejected",
+            "rejects_bytes",
+        ],
+        rule: DeletionRule::Unrelated,
     },
     TableRule {
         table: "oauth_applications",

@@ -3,8 +3,6 @@
 pub mod collection;
 pub mod collection_entry;
 pub mod destroyed_collection;
-pub mod event_outbox;
 pub mod import;
 pub mod oauth_access_token;
 pub mod oauth_application;
-pub mod purge_queue;

@@ -2,8 +2,8 @@
 
 mod m20261123_000001_initial;
 mod m20261127_000002_destroy_function;
-mod m20261127_000004_purge_function;
 mod m20261127_000003_imports;
+mod m20261127_000004_purge_function;
 
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode,
