@@ -1,13 +1,14 @@
 //! Putting collections in: the demo's now, any importer's later. An id that was ever destroyed stays unusable.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DbBackend, DbErr, EntityTrait, IsolationLevel, QueryFilter, QueryOrder,
-    QuerySelect, TransactionTrait, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IsolationLevel,
+    QueryFilter, QueryOrder, QuerySelect, TransactionTrait, sea_query::OnConflict,
 };
 
 use super::{
     Store,
     entities::{collection, collection_entry, destroyed_collection},
+    tombstones::INSERT_LOCK,
 };
 use crate::domain::{CollectionId, UserId};
 
@@ -40,6 +41,9 @@ impl Store {
         // Whatever the database's default: a snapshot for the whole transaction would not show that tombstone.
         let isolation = (self.backend() == DbBackend::Postgres).then_some(IsolationLevel::ReadCommitted);
         let transaction = self.db.begin_with_config(isolation, None).await?;
+        if self.backend() == DbBackend::Postgres {
+            transaction.execute_unprepared(INSERT_LOCK).await?;
+        }
         let model = collection::ActiveModel {
             id: Set(new.id),
             owner_id: Set(new.owner),

@@ -25,6 +25,7 @@ use crate::{
     config::tombstones as limits,
     domain::{CollectionId, RequestId, UserId},
 };
+pub(super) use statements::INSERT_LOCK;
 use statements::Statements;
 
 /// The record of one destroy.

@@ -114,6 +114,11 @@ async fn put_many(ground: &Ground, ids: impl Iterator<Item = i64>) {
     execute(ground, &format!("INSERT INTO collections ({columns}) VALUES {}", values.join(", "))).await;
 }
 
+fn empty(id: i64) -> NewCollection {
+    let id = CollectionId::new(id).unwrap();
+    NewCollection { id, owner: user(OWNER), name: String::new(), entries: Vec::new() }
+}
+
 fn summary(destroyed: usize, recorded: usize, standing: usize, queued: usize) -> String {
     format!(
         "applied {} tombstones: {destroyed} collections destroyed again, {recorded} tombstones of absent collections \
@@ -478,17 +483,39 @@ async fn a_batch_waits_for_locked_rows() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), summary(3, 0, 0, 3));
 }
 
+/// An id that is inserted while its missing tombstone is applied: whichever is first, it is not live in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_insert_and_an_application_wait_for_each_other() {
+    const KEY: i64 = 8_390_044_900_425_756_526;
+    let ground = Ground::new(Backend::Postgres).await;
+    let watcher = ground.connection().await;
+    let inserting = ground.connection().await.begin().await.unwrap();
+    inserting.execute_unprepared(&format!("SELECT pg_advisory_xact_lock_shared({KEY})")).await.unwrap();
+    let row = format!("INSERT INTO collections VALUES (1, {OWNER}, '', NULL, NULL, '', now())");
+    inserting.execute_unprepared(&row).await.unwrap();
+    let child = applying(&ground, &write(&ground, &complete(&line(1))));
+    wait_for(&watcher, BLOCKED).await;
+    inserting.commit().await.unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), summary(1, 0, 0, 1));
+
+    let applying = ground.connection().await.begin().await.unwrap();
+    applying.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({KEY})")).await.unwrap();
+    let tombstone = format!("INSERT INTO destroyed_collections VALUES (2, {OWNER}, now(), NULL, NULL)");
+    applying.execute_unprepared(&tombstone).await.unwrap();
+    let store = ground.store.clone();
+    let inserted = tokio::spawn(async move { store.insert_collection(empty(2)).await.unwrap() });
+    wait_for(&watcher, BLOCKED).await;
+    applying.commit().await.unwrap();
+    assert!(!inserted.await.unwrap());
+    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+}
+
 /// An export that cannot be completed leaves the file of the one before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_export_that_fails_leaves_the_file_as_it_was() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let new = NewCollection {
-        id: CollectionId::new(1).unwrap(),
-        owner: user(OWNER),
-        name: String::new(),
-        entries: Vec::new(),
-    };
-    assert!(ground.store.insert_collection(new).await.unwrap());
+    assert!(ground.store.insert_collection(empty(1)).await.unwrap());
     assert_eq!(together(&ground.store, [asked(1)]).await, [Ok(Destroyed::Now)]);
     let folder = ground.folder.path().join("kept");
     fs::create_dir(&folder).unwrap();

@@ -3,11 +3,16 @@
 use sea_orm::{DbBackend, Value, sea_query::ArrayType};
 
 /// For one transaction on PostgreSQL. Rows are found by primary key alone, and so locked in the order of their ids, as
-/// destroys lock them. The lock keeps batches of two commands apart; its key is `tombston` in ASCII.
+/// destroys lock them. The lock keeps batches of two commands apart, and inserts of collections; its key is `tombston` in ASCII.
 pub const SETTINGS: &str = "\
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off; \
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'; \
 SELECT pg_advisory_xact_lock(8390044900425756526)";
+
+/// For a transaction on PostgreSQL that inserts collections, before its first statement: it waits for a batch that is being
+/// applied, and a batch for it. Without it an id could be inserted while its missing tombstone is written, and each would not
+/// be seen by the other. On SQLite there is one writer.
+pub const INSERT_LOCK: &str = "SELECT pg_advisory_xact_lock_shared(8390044900425756526)";
 
 #[derive(Clone, Copy)]
 pub struct Statements {
