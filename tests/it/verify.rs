@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{
     batches::{asked, repeatable},
     destroy::on_both,
-    support::{self, Backend, Ground, OWNER, program::run},
+    support::{Backend, Ground, OWNER, program::run},
 };
 
 on_both!(

@@ -1,14 +1,10 @@
 //! `tombstones apply`: the whole file is checked, then it is applied batch by batch.
 
-use std::{
-    fs::{self, File},
-    io::{self, BufRead, BufReader},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use super::file::{Contents, End, Reader};
 use crate::{
-    cli::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop},
+    cli::{Exit, database::DatabaseArgs, input::Input, print, progress::Progress, signal::Stop},
     config::tombstones::{APPLY_BATCH, NAMED},
     store::{Applied, Foreign, Store},
 };
@@ -38,15 +34,10 @@ pub async fn run(database: &DatabaseArgs, path: &Path, allow_incomplete: bool) -
     report(&total, &contents.end)
 }
 
-/// The one place that opens the file.
-fn open(path: &Path) -> io::Result<impl BufRead + use<>> {
-    File::open(path).map(BufReader::new)
-}
-
 /// Reads the whole file.
 async fn check(path: &Path, stop: &mut Stop) -> Result<Contents, Exit> {
     let failed = |error| Exit::Failed(format!("{}: {error}; nothing was applied", path.display()));
-    let mut reader = Reader::new(open(path).map_err(|error| failed(error.into()))?);
+    let mut reader = Reader::new(Input::open(Some(path)).map_err(|error| failed(error.into()))?);
     let mut progress = Progress::begin(None);
     while !reader.next_batch(APPLY_BATCH).map_err(failed)?.is_empty() {
         let count = reader.count();
@@ -92,7 +83,7 @@ async fn apply(
     stop: &mut Stop,
 ) -> Result<(), String> {
     let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let mut reader = Reader::new(open(path).map_err(|error| named(&error))?);
+    let mut reader = Reader::new(Input::open(Some(path)).map_err(|error| named(&error))?);
     let mut progress = Progress::begin(Some(checked.count));
     loop {
         let batch = reader.next_batch(APPLY_BATCH).map_err(|error| named(&error))?;

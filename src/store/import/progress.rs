@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Attempts, CollectionToImport, ImportError, ImportOutcome, batch, statements};
 use crate::{
     config,
-    store::{Store, entities::import},
+    store::{Store, entities::import, tombstones::INSERT_LOCK},
 };
 
 /// How far an import has got.
@@ -135,6 +135,7 @@ impl Store {
             return self.db.begin_with_options(immediate).await;
         }
         let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
+        transaction.execute_unprepared(INSERT_LOCK).await?;
         transaction.execute_unprepared(statements::PLANS).await?;
         Ok(transaction)
     }
