@@ -1,4 +1,5 @@
-//! Faults under load. Callers keep a ledger of what they were told; after each fault the database is compared with it.
+//! Faults while destroys, an import and purges are in flight. Callers keep a ledger of what they were told; after each fault
+//! the database is compared with it.
 //!
 //! `TEST_LEDGER_FAULTS=45 tests/run --test it -- ledger:: --nocapture` injects 45 faults of each kind, and prints its
 //! progress and a summary.
@@ -7,6 +8,7 @@ mod book;
 mod load;
 mod scene;
 mod summary;
+mod work;
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -14,7 +16,10 @@ use collections_service::domain::Entropy;
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::support::rpc;
+use super::{
+    purge::count,
+    support::{program::run, rpc},
+};
 use book::{Answer, Entry, Rows};
 use load::{Load, attempt};
 use scene::{Fault, Injected, Scene};
@@ -77,8 +82,16 @@ async fn inject_faults(fault: Fault) {
     }
     assert_eq!((summary.lost, summary.wrong), (0, 0), "{summary}");
     // What an earlier round has found is still there.
-    let everything = Rows::read(&scene.connect().await, &(1..=i64::MAX)).await;
+    let connection = scene.connect().await;
+    let everything = Rows::read(&connection, &(1..=i64::MAX)).await;
     assert_eq!(everything.tombstones(), tombstones, "tombstones are missing");
+    for command in [&["purge", "--once", "--purge-pause", "0"][..], &["verify"]] {
+        let (code, output, error) = run(command, &[("COLLECTIONS_DATABASE_URL", scene.url())]).await;
+        assert_eq!(code, 0, "{command:?}: {output}{error}");
+    }
+    for table in ["purge_queue", "collection_entries"] {
+        assert_eq!(count(&connection, table).await, 0, "rows are left in {table}");
+    }
     assert!(summary.ready.iter().all(|ready| *ready <= READY_BOUND), "{:?}", summary.ready);
 }
 
@@ -87,10 +100,11 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     scene.prepare(&ids).await;
     let load = Load::start(scene.origin.subscribe(), ids.clone());
     load.wait_for_acknowledged(100, Instant::now()).await;
+    let mut work = scene.start_work(*ids.start() / COLLECTIONS);
     sleep(Duration::from_millis(random_below(500))).await;
 
     let begun = Instant::now();
-    let Injected { down_at, right_at, killed } = scene.inject().await;
+    let Injected { down_at, right_at, killed } = scene.inject(&mut work).await;
     load.wait_for_acknowledged(1, right_at).await;
     let serving = async {
         while !scene.is_serving().await {
@@ -106,6 +120,8 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     let connection = scene.connect().await;
     let rows = Rows::read(&connection, &ids).await;
     let mut differences = rows.compare(ids.clone(), &entries, killed);
+    differences.wrong.extend(work.finish(&connection).await);
+    summary.purged += rows.purged();
     summary.recovered += rows.recovered(&entries, down_at, right_at);
     let around = begun.checked_sub(Duration::from_millis(200)).unwrap()..ready_at;
     let replayed: Vec<&Entry> = entries

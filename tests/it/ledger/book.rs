@@ -50,6 +50,8 @@ pub struct Rows {
     standing: BTreeSet<i64>,
     tombstones: BTreeMap<i64, Tombstone>,
     queued: BTreeSet<i64>,
+    /// How many entries each collection has.
+    entries: BTreeMap<i64, i64>,
 }
 
 struct Tombstone {
@@ -81,10 +83,18 @@ impl Entry {
     }
 }
 
+/// How many entries each collection has at first.
+pub const ENTRIES: &str = "CASE WHEN id % 100 = 0 THEN 60 ELSE id % 3 END";
+
+const fn entries_at_first(id: i64) -> i64 {
+    if id % 100 == 0 { 60 } else { id % 3 }
+}
+
 impl Rows {
+    /// The queue before the entries: a purge may run.
     pub async fn read(connection: &DatabaseConnection, ids: &RangeInclusive<i64>) -> Self {
         let rows = async |columns_from: &str| -> Vec<QueryResult> {
-            let query = format!("SELECT {columns_from} WHERE id BETWEEN {} AND {}", ids.start(), ids.end());
+            let query = format!("SELECT {columns_from} BETWEEN {} AND {}", ids.start(), ids.end());
             let query = Statement::from_string(connection.get_database_backend(), query);
             connection.query_all_raw(query).await.unwrap()
         };
@@ -93,12 +103,23 @@ impl Rows {
             let destroyed_at = row.try_get("", "destroyed_at").unwrap();
             (id(row), Tombstone { destroyed_at, request_id: row.try_get("", "request_id").unwrap() })
         };
-        let tombstones = rows("id, destroyed_at, request_id FROM destroyed_collections").await;
-        Self {
-            standing: rows("id FROM collections").await.iter().map(id).collect(),
-            tombstones: tombstones.iter().map(tombstone).collect(),
-            queued: rows("id FROM purge_queue").await.iter().map(id).collect(),
+        let tombstones = rows("id, destroyed_at, request_id FROM destroyed_collections WHERE id").await;
+        let queued = rows("id FROM purge_queue WHERE id").await;
+        let mut entries = BTreeMap::new();
+        for row in rows("collection_id AS id FROM collection_entries WHERE collection_id").await {
+            *entries.entry(id(&row)).or_default() += 1;
         }
+        Self {
+            standing: rows("id FROM collections WHERE id").await.iter().map(id).collect(),
+            tombstones: tombstones.iter().map(tombstone).collect(),
+            queued: queued.iter().map(id).collect(),
+            entries,
+        }
+    }
+
+    /// Destroyed collections that have left the queue.
+    pub fn purged(&self) -> usize {
+        self.tombstones.keys().filter(|id| !self.queued.contains(id)).count()
     }
 
     pub fn tombstones(&self) -> usize {
@@ -148,7 +169,13 @@ impl Rows {
         let tombstone = self.tombstones.get(&id);
         let is_standing = self.standing.contains(&id);
         expect(is_standing != tombstone.is_some(), "has both a row and a tombstone, or neither");
-        expect(tombstone.is_none() || self.queued.contains(&id), "has no row in the purge queue");
+        let entries_left = self.entries.get(&id).copied().unwrap_or_default();
+        if tombstone.is_none() {
+            expect(!self.queued.contains(&id), "is queued for purging, but not destroyed");
+            expect(entries_left == entries_at_first(id), "stands, and not all of its entries");
+        } else if !self.queued.contains(&id) {
+            expect(entries_left == 0, "has entries, and is not queued for purging");
+        }
         if entries.is_empty() {
             expect(is_standing, "destroyed without a request");
         }

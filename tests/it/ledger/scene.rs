@@ -14,7 +14,11 @@ use tokio::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::{book::Killed, random_below};
+use super::{
+    book::{ENTRIES, Killed},
+    random_below,
+    work::Work,
+};
 use crate::support::{
     Backend, Ground, OWNER, cluster::Cluster, fresh_database, program::Program, relay::Relay, wait_for,
 };
@@ -116,9 +120,14 @@ impl Scene {
         let insert = format!(
             "WITH RECURSIVE new (id) AS (SELECT {} UNION ALL SELECT id + 1 FROM new WHERE id < {}) \
              INSERT INTO collections (id, owner_id, name, timeline_order, created_at) \
-             SELECT id, {OWNER}, 'a name', 'curation_reverse_chron', CURRENT_TIMESTAMP FROM new",
+             SELECT id, {OWNER}, 'a name', 'curation_reverse_chron', CURRENT_TIMESTAMP FROM new; \
+             WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 60) \
+             INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at) \
+             SELECT id, n, n, CURRENT_TIMESTAMP FROM collections JOIN numbers ON n <= {ENTRIES} \
+             WHERE id >= {}",
             ids.start(),
-            ids.end()
+            ids.end(),
+            ids.start()
         );
         connection.execute_unprepared(&insert).await.unwrap();
         if connection.get_database_backend() == DbBackend::Postgres {
@@ -129,11 +138,23 @@ impl Scene {
 
     /// Deletes the collections that were not destroyed.
     pub async fn delete_rest(&self, connection: &DatabaseConnection) {
-        connection.execute_unprepared("DELETE FROM collections").await.unwrap();
+        let delete = "DELETE FROM collection_entries WHERE collection_id IN (SELECT id FROM collections); \
+                      DELETE FROM collections";
+        connection.execute_unprepared(delete).await.unwrap();
+    }
+
+    /// The database that the service uses.
+    pub fn url(&self) -> &str {
+        &self.ground.url
+    }
+
+    /// An import and a purge.
+    pub fn start_work(&self, round: i64) -> Work {
+        Work::start(&self.ground, round)
     }
 
     /// Injects the fault, and ends it.
-    pub async fn inject(&mut self) -> Injected {
+    pub async fn inject(&mut self, work: &mut Work) -> Injected {
         match (self.fault, &mut self.servers) {
             (Fault::Promote, Some(servers)) => servers.fail_over().await,
             (Fault::CrashDatabase, Some(servers)) => {
@@ -144,7 +165,10 @@ impl Scene {
                 block_in_place(|| servers.primary.stop());
                 servers.start_again(Duration::from_millis(1000 + random_below(1000))).await
             }
-            _ => self.kill_service().await,
+            _ => {
+                work.kill().await;
+                self.kill_service().await
+            }
         }
     }
 

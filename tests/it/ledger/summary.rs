@@ -19,6 +19,8 @@ pub struct Summary {
     pub replays: usize,
     /// Destroys that were committed before the fault, and acknowledged only after it.
     pub recovered: usize,
+    /// Destroys whose entries were erased by the time of the comparison.
+    pub purged: usize,
     pub lost: usize,
     pub wrong: usize,
     /// From the moment when the database was right again until the service was ready.
@@ -55,7 +57,7 @@ impl Summary {
         all.push(self.clone());
         let lines: String = all.iter().map(|summary| format!("{summary}\n")).collect();
         eprintln!(
-            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>5} {:>5}  {:<15} {:<15} failures\n{lines}",
+            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>5} {:>5}  {:<15} {:<15} failures\n{lines}",
             "fault",
             "faults",
             "calls",
@@ -63,6 +65,7 @@ impl Summary {
             "not found",
             "replays",
             "recovered",
+            "purged",
             "lost",
             "wrong",
             "ready p50/max",
@@ -75,7 +78,7 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>5} {:>5}  {:<15} {:<15} {:?}",
+            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>5} {:>5}  {:<15} {:<15} {:?}",
             self.kind,
             self.faults,
             self.calls,
@@ -83,6 +86,7 @@ impl fmt::Display for Summary {
             self.not_found,
             self.replays,
             self.recovered,
+            self.purged,
             self.lost,
             self.wrong,
             median_and_longest(&self.ready),
