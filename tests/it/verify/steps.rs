@@ -151,15 +151,22 @@ async fn an_import_of_an_id_waits_for_the_deletion_of_its_orphans() {
     let verify = verify.env("COLLECTIONS_DATABASE_URL", &ground.url).stdout(Stdio::null()).spawn().unwrap();
     let watch = ground.connection().await;
     wait_for(&watch, BLOCKED).await;
-    let put = tokio::spawn(async move {
-        ground.put(1, OWNER).await;
-        ground
+    // It keeps entries that are there already, such as the one that is still to be deleted.
+    let import = tokio::spawn(async move {
+        let import = admin.begin().await.unwrap();
+        for statement in [
+            &format!("INSERT INTO collections VALUES (1, {OWNER}, '', NULL, NULL, '', now())"),
+            "INSERT INTO collection_entries VALUES (1, 2, 1, now()) ON CONFLICT DO NOTHING",
+        ] {
+            import.execute_unprepared(statement).await.unwrap();
+        }
+        import.commit().await.unwrap();
     });
     wait_for(&watch, &format!("{BLOCKED} OFFSET 1")).await;
     held.rollback().await.unwrap();
     assert!(verify.wait_with_output().await.unwrap().status.success());
-    let ground = put.await.unwrap();
-    assert_eq!(number(&watch, "SELECT count(*) FROM collection_entries").await, 2);
+    import.await.unwrap();
+    assert_eq!(number(&watch, "SELECT count(*) FROM collection_entries").await, 1);
     assert_eq!(ground.owned_by(OWNER).await, [1]);
 }
 
