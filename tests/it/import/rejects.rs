@@ -77,11 +77,11 @@ const BAD: [(&[u8], &str); 30] = [
     ),
     (
         br#"{"id":"custom-9","owner_id":1,"name":"a","created_at":"2026-02-30T00:00:00Z"}"#,
-        "expected a time like 2026-11-27T14:05:09Z (RFC 3339) (column 76)",
+        "expected a time like 2026-11-27T14:05:09Z (RFC 3339) (column 77)",
     ),
     (
         br#"{"id":"custom-9","owner_id":1,"name":"a","created_at":"0000-01-01T00:00:00Z"}"#,
-        "expected a time like 2026-11-27T14:05:09Z (RFC 3339) (column 76)",
+        "expected a time like 2026-11-27T14:05:09Z (RFC 3339) (column 77)",
     ),
     (
         br#"{"id":"custom-9","owner_id":1,"name":"a","entries":[5,"6",{"tweet_id":"5"}]}"#,
