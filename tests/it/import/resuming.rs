@@ -1,13 +1,26 @@
 //! Imports that end early, and go on.
 
-use std::{io::Write, process::Stdio, time::Duration};
+use std::{
+    io::Write,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
-use tokio::{io::AsyncWriteExt, process::Child};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    process::Child,
+};
 
 use super::{
     super::{
         destroy::on_both,
+        faults::front,
         support::{Backend, Ground, cluster::Cluster, fresh_database, operator::signal},
     },
     Scene, ended, line, summary,
@@ -147,4 +160,60 @@ async fn an_outage_of_the_database_is_outlived_or_reported() {
     let ended = ended(child.wait_with_output().await.unwrap());
     assert_eq!(ended, (0, summary(4000, 8000, 0, 0), String::new()));
     assert_eq!(scene.entries().await.len(), 8000);
+}
+
+/// Passes messages on, but every second time that the server reports a commit, it closes the connection instead.
+async fn cut_commits(listener: TcpListener, server: String, cuts: Arc<AtomicU32>) {
+    let commits = Arc::new(AtomicU32::new(0));
+    while let Ok((client, _)) = listener.accept().await {
+        let upstream = TcpStream::connect(&server).await.unwrap();
+        let (commits, cuts) = (commits.clone(), cuts.clone());
+        tokio::spawn(async move {
+            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                (client.into_split(), upstream.into_split());
+            let forward = async { tokio::io::copy(&mut from_client, &mut to_server).await };
+            let back = async {
+                let mut buffer = vec![0; 64 * 1024];
+                loop {
+                    let length = from_server.read(&mut buffer).await.unwrap_or(0);
+                    let answer = buffer.get(..length).unwrap_or_default();
+                    let is_commit = answer.windows(7).any(|part| part == b"COMMIT\0");
+                    let commit = if is_commit { commits.fetch_add(1, Ordering::Relaxed) } else { 0 };
+                    // The first are those of the checks before the import.
+                    if commit > 4 && commit % 2 == 1 {
+                        cuts.fetch_add(1, Ordering::Relaxed);
+                        return;
+                    }
+                    if answer.is_empty() || to_client.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                _ended = forward => {}
+                () = back => {}
+            }
+        });
+    }
+}
+
+/// A commit whose acknowledgement is lost counts once: rows, counts and rejects.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_acknowledgement_is_resolved() {
+    let mut scene = Scene::new(Backend::Postgres).await;
+    let ((listener, through, server), cuts) = (front(&scene.ground.url).await, Arc::new(AtomicU32::new(0)));
+    tokio::spawn(cut_commits(listener, server, cuts.clone()));
+    let input: String =
+        (1..=20).map(|part| format!("x\n{}", lines(part * 1000..=part * 1000 + 400))).collect();
+    scene.write("in", input);
+    let direct = std::mem::replace(&mut scene.ground.url, through);
+    let (code, printed, errors) = scene.import(&["in"]).await;
+    scene.ground.url = direct;
+    assert_eq!((code, printed), (1, summary(20 * 401, 20 * 802, 0, 20)), "{errors}");
+    assert!(cuts.load(Ordering::Relaxed) >= 3, "{cuts:?}");
+    assert_eq!(scene.collections().await.len(), 20 * 401);
+    assert_eq!(scene.entries().await.len(), 20 * 802);
+    let numbers: Vec<_> = scene.rejects("in.rejects.ndjson").into_iter().map(|reject| reject.0).collect();
+    assert_eq!(numbers, (0..20).map(|part| part * 402 + 1).collect::<Vec<_>>());
+    assert_eq!(scene.unfinished().await, []);
 }
