@@ -9,7 +9,7 @@ use collections_service::{
 };
 use futures_util::future::join;
 
-use super::{purge, verify};
+use super::verify;
 use crate::{
     batches::asked,
     destroy::on_both,
@@ -40,11 +40,10 @@ async fn verify_repeatedly(store: &Store, has_ended: &AtomicBool) -> usize {
     }
 }
 
-/// Puts in, destroys and purges collections.
-async fn load(ground: &Ground) {
+/// Puts in, destroys and purges collections; `has_ended` then.
+async fn load(ground: &Ground, has_ended: &AtomicBool) {
     let next = AtomicI64::new(1);
     let worker = async || {
-        let connection = ground.connection().await;
         loop {
             let id = next.fetch_add(1, Ordering::Relaxed);
             if id > COLLECTIONS {
@@ -52,13 +51,20 @@ async fn load(ground: &Ground) {
             }
             ground.put(id, OWNER).await;
             ground.store.destroy(asked(id)).await.unwrap();
-            // Some wait for their purge.
-            if id % 4 > 0 {
-                purge(&connection, id).await;
-            }
         }
     };
-    futures_util::future::join_all((0..AT_ONCE).map(|_| worker())).await;
+    let destroying = async {
+        futures_util::future::join_all((0..AT_ONCE).map(|_| worker())).await;
+        has_ended.store(true, Ordering::Release);
+    };
+    let purging = async {
+        let mut purger = ground.store.purger(10, false);
+        while !has_ended.load(Ordering::Acquire) {
+            purger.step().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    join(destroying, purging).await;
 }
 
 mod cases {
@@ -69,11 +75,7 @@ mod cases {
         let url = ground.url.clone().into();
         let reader = Store::open(&url, ground.clock.clone(), Entropy::default()).await.unwrap();
         let has_ended = AtomicBool::new(false);
-        let loaded = async {
-            load(&ground).await;
-            has_ended.store(true, Ordering::Release);
-        };
-        let (passes, ()) = join(verify_repeatedly(&reader, &has_ended), loaded).await;
+        let (passes, ()) = join(verify_repeatedly(&reader, &has_ended), load(&ground, &has_ended)).await;
         assert!(passes > 10, "{passes} passes");
         let (code, object) = verify(&ground, &[]).await;
         assert_eq!((code, object["checked"]["tombstones"].as_i64()), (0, Some(COLLECTIONS)));
@@ -83,17 +85,13 @@ mod cases {
     pub async fn a_fix_next_to_them_changes_nothing(backend: Backend) {
         let ground = Ground::new(backend).await;
         let has_ended = AtomicBool::new(false);
-        let loaded = async {
-            load(&ground).await;
-            has_ended.store(true, Ordering::Release);
-        };
         let fixing = async {
             while !has_ended.load(Ordering::Acquire) {
                 let (code, object) = verify(&ground, &["--fix"]).await;
                 assert_eq!((code, &object["found"]), (0, &serde_json::json!(0)), "{object}");
             }
         };
-        join(fixing, loaded).await;
+        join(fixing, load(&ground, &has_ended)).await;
         assert_eq!(verify(&ground, &[]).await.0, 0);
     }
 }
