@@ -5,6 +5,7 @@
 //! gRPC: [`server`] accepts, [`grpc`] bounds the call and asks [`identity`] who calls, [`collections`] is the use case,
 //! [`store`] the one atomic statement, run by the batch driver that the composition root polls. REST: [`rest`] verifies the OAuth 1.0a signature or the bearer token through
 //! [`identity`] and calls the same RPC through its generated client ([`proto`]), in process or over the network.
+//! Afterwards [`jobs`] erases the entries of what was destroyed.
 //! [`domain`] is what all of them talk about, [`config`] every limit by name, [`rate_limit`] what the REST edge counts,
 //! [`telemetry`] log and metrics, [`cli`] the commands.
 //!
@@ -19,6 +20,7 @@
 //! 7. A tombstone is written once, by the statement that destroys, and changed only if a row that was put back by hand is
 //!    destroyed again. What is left to do after a destroy is a row in a queue table, written by the same statement.
 //! 8. PostgreSQL sessions carry no state of ours, so that any pooler or node may serve any statement.
+//! 9. Every table has a deletion rule ([`store::DELETION_RULES`]).
 
 pub mod cli;
 pub mod collections;

@@ -21,8 +21,8 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261123_000001_initial::Migration),
             Box::new(m20261127_000002_destroy_function::Migration),
-            Box::new(m20261127_000004_purge_function::Migration),
             Box::new(m20261127_000003_imports::Migration),
+            Box::new(m20261127_000004_purge_function::Migration),
         ]
     }
 }

@@ -12,8 +12,8 @@ use super::{
     destroy::on_both,
     support::{
         Backend, CONNECTIONS, Ground, OWNER, connect, destroy,
-        program::{Program, run},
-        rpc, user,
+        program::{Program, command, run},
+        rpc, user, wait_for,
     },
 };
 
@@ -261,4 +261,48 @@ async fn sqlite_keeps_the_queue_while_the_log_is_held() {
     reading.rollback().await.unwrap();
     assert_eq!(pass(&mut purger).await, complete(0, 1));
     assert_eq!(count(&connection, "purge_queue").await, 0);
+}
+
+/// Two services and a command, of which one is killed in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_and_a_command_erase_each_entry_once() {
+    const COLLECTIONS: i64 = 2_000;
+    const LARGE: i64 = 20_000;
+    let ground = Ground::new(Backend::Postgres).await;
+    let connection = ground.connection().await;
+    let insert = format!(
+        "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) SELECT id, 1, now() FROM generate_series(1, {COLLECTIONS}) AS id;
+         INSERT INTO purge_queue (id, since) SELECT id, destroyed_at + id * interval '1 millisecond' FROM destroyed_collections;
+         INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
+           SELECT id, n, n, now() FROM destroyed_collections, generate_series(1, CASE id WHEN 10 THEN {LARGE} ELSE 5 END) AS n;"
+    );
+    connection.execute_unprepared(&insert).await.unwrap();
+    let total = count(&connection, "collection_entries").await;
+    let flags = ["--purge-batch", "20", "--purge-pause", "0"];
+    let killed = Program::serve(&ground, &flags).await;
+    let other = Program::serve(&ground, &flags).await;
+    let arguments = [&["purge", "--once"], &flags[..]].concat();
+    let once = command(&arguments).env("COLLECTIONS_DATABASE_URL", &ground.url).output();
+    let once = tokio::spawn(once);
+    let begun = format!("SELECT 1 FROM purge_queue HAVING count(*) < {}", COLLECTIONS * 3 / 4);
+    wait_for(&connection, &begun).await;
+    killed.signal(Signal::SIGKILL);
+    let output =
+        tokio::time::timeout(std::time::Duration::from_secs(60), once).await.unwrap().unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(count(&connection, "purge_queue").await, 0);
+    assert_eq!(count(&connection, "collection_entries").await, 0);
+    other.signal(Signal::SIGTERM);
+    let (_, log) = other.ended(std::time::Duration::from_secs(25)).await;
+    assert!(!log.iter().any(|line| line.contains("purge failed")), "{log:?}");
+    // The statistics of a session arrive when it ends. What the killed one had begun may have been rolled back.
+    let statistics = Statement::from_string(
+        connection.get_database_backend(),
+        "SELECT n_tup_del AS deleted, deadlocks FROM pg_stat_user_tables, pg_stat_database
+         WHERE relname = 'collection_entries' AND datname = current_database()",
+    );
+    let statistics = connection.query_one_raw(statistics).await.unwrap().unwrap();
+    let deleted: i64 = statistics.try_get("", "deleted").unwrap();
+    assert!((total..=total + 20).contains(&deleted), "{deleted} rows deleted for {total} entries");
+    assert_eq!(statistics.try_get::<i64>("", "deadlocks").unwrap(), 0);
 }
