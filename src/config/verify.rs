@@ -10,11 +10,11 @@ pub const FIX_IDS: usize = 100;
 pub const FIX_ENTRIES: u64 = 1000;
 /// The longest that one statement which reads, or one transaction of `--fix`, may take: its rows from a slow disk.
 pub const STEP_BOUND: Duration = Duration::from_secs(60);
-/// How often a step is run again after a conflict (SQLSTATE 40001, 40P01), or while another process has locked the SQLite
-/// file; each of those attempts waits for `store::BUSY_TIMEOUT`.
+/// How often a step is run again: after a conflict (SQLSTATE 40001, 40P01), and while the database is away or another process
+/// has locked the SQLite file.
 pub const STEP_ATTEMPTS: u32 = 10;
 /// The pause before the second attempt, doubled each time up to the longest.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(5);
-pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
+pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Ids of each kind of finding that are named.
 pub const NAMED: usize = 100;

@@ -217,12 +217,12 @@ impl Store {
         })
     }
 
-    /// Runs a step within its time, and again where other transactions have undone it or kept it from the SQLite file.
+    /// Runs a step within its time, and again where other transactions have undone it or the database is away for a moment.
     async fn attempt<T>(&self, step: impl AsyncFn() -> Result<T, VerifyError>) -> Result<T, VerifyError> {
         let mut pause = verify::RETRY_PAUSE;
         for _ in 1..verify::STEP_ATTEMPTS {
             match timeout(verify::STEP_BOUND, step()).await.map_err(|_elapsed| VerifyError::Timeout)? {
-                Err(VerifyError::Database(error)) if self.may_pass(&error) => {
+                Err(VerifyError::Database(error)) if is_transient(&error) => {
                     sleep(pause).await;
                     pause = (pause * 2).min(verify::LONGEST_RETRY_PAUSE);
                 }
@@ -231,12 +231,8 @@ impl Store {
         }
         timeout(verify::STEP_BOUND, step()).await.map_err(|_elapsed| VerifyError::Timeout)?
     }
+}
 
-    fn may_pass(&self, error: &DbErr) -> bool {
-        match Failure::from(error) {
-            Failure::Conflict | Failure::Locked => true,
-            Failure::Unavailable => self.backend() == sea_orm::DbBackend::Sqlite,
-            _ => false,
-        }
-    }
+fn is_transient(error: &DbErr) -> bool {
+    matches!(Failure::from(error), Failure::Conflict | Failure::Locked | Failure::Unavailable)
 }

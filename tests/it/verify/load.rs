@@ -1,6 +1,9 @@
 //! `verify` next to a service that destroys and purges.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::Duration,
+};
 
 use collections_service::{
     config,
@@ -61,7 +64,7 @@ async fn load(ground: &Ground, has_ended: &AtomicBool) {
         let mut purger = ground.store.purger(10, false);
         while !has_ended.load(Ordering::Acquire) {
             purger.step().await.unwrap();
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     join(destroying, purging).await;
