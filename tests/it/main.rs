@@ -21,6 +21,7 @@ mod faults;
 mod forgeries;
 mod fuzz;
 mod gateway;
+mod histories;
 mod hostile;
 mod ids;
 mod import;
