@@ -25,16 +25,17 @@ const IDS: i64 = 6;
 const USERS: i64 = 3;
 
 /// Of each database, unless `TEST_HISTORIES` has a number.
-const HISTORIES: u32 = 48;
+const HISTORIES: u32 = 32;
 
 #[derive(Clone, Debug)]
 struct History {
     operations: Vec<Operation>,
-    /// The backup that is restored at the end; 0 is that of the empty database.
+    /// The backup that is restored at the end.
     restored: usize,
 }
 
-/// Backups and exports are named by a number, of which the remainder counts. Where there is none, nothing is done.
+/// Backups and exports are counted from the latest one, round and round; the first backup is that of the empty database.
+/// Where there is no export, nothing is done.
 #[derive(Clone, Debug)]
 enum Operation {
     Insert {
@@ -52,6 +53,7 @@ enum Operation {
     /// A call with the request id of the tombstone of this id.
     Retry {
         id: i64,
+        /// 0 stands for the owner.
         user: i64,
     },
     /// An entry that is written against the rules.
@@ -92,6 +94,7 @@ struct Line {
 #[derive(Clone, Debug)]
 struct Call {
     id: i64,
+    /// 0 stands for the owner.
     user: i64,
     /// 0 stands for none.
     request: u8,
@@ -105,6 +108,7 @@ fn histories() -> impl Strategy<Value = History> {
 
 fn operations() -> impl Strategy<Value = Operation> {
     let (id, user, entries) = (1..=IDS, 1..=USERS, 0..5_i64);
+    let caller = prop_oneof![2 => Just(0), 1 => user.clone()];
     let line = (id.clone(), any::<bool>(), user.clone(), 0..2_u8, any::<bool>(), entries.clone()).prop_map(
         |(id, is_identical, owner, name, is_dated, entries)| Line {
             id,
@@ -115,7 +119,7 @@ fn operations() -> impl Strategy<Value = Operation> {
             entries,
         },
     );
-    let call = (id.clone(), user.clone(), 0..3_u8, any::<bool>())
+    let call = (id.clone(), caller.clone(), 0..3_u8, any::<bool>())
         .prop_map(|(id, user, request, has_caller)| Call { id, user, request, has_caller });
     prop_oneof![
         5 => (id.clone(), user.clone(), entries)
@@ -126,14 +130,14 @@ fn operations() -> impl Strategy<Value = Operation> {
         8 => prop::collection::vec(call, 1..4).prop_map(|calls| {
             Operation::Destroy(without_repeats(calls, |call| call.id))
         }),
-        2 => (id.clone(), user).prop_map(|(id, user)| Operation::Retry { id, user }),
+        2 => (id.clone(), caller).prop_map(|(id, user)| Operation::Retry { id, user }),
         1 => (id, 1..8_i64).prop_map(|(id, tweet)| Operation::AddEntry { id, tweet }),
         3 => (1..6_u32).prop_map(|batch| Operation::PurgeStep { batch }),
         1 => Just(Operation::Purge),
         2 => Just(Operation::Export),
         3 => (any::<usize>(), 1..4_usize).prop_map(|(export, batch)| Operation::Apply { export, batch }),
-        2 => Just(Operation::BackUp),
-        2 => any::<usize>().prop_map(|backup| Operation::Restore { backup }),
+        3 => Just(Operation::BackUp),
+        3 => any::<usize>().prop_map(|backup| Operation::Restore { backup }),
         1 => Just(Operation::Restart),
         1 => Just(Operation::Verify),
         1 => Just(Operation::Fix),

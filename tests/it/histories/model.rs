@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use collections_service::{
-    domain::{CollectionId, DestroyError},
+    domain::{CollectionId, DestroyError, UserId},
     store::{
-        Applied, CollectionToImport, Destroy, Destroyed, Foreign, ImportOutcome, Inconsistency,
-        NewCollection, Purged, Refusal, Tombstone,
+        Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, Foreign, ImportOutcome,
+        Inconsistency, NewCollection, Purged, Refusal, Tombstone,
     },
 };
+
+use crate::support::user;
 
 pub type Time = DateTime<Utc>;
 
@@ -44,6 +46,12 @@ impl Tables {
         self.entries.range((id, i64::MIN)..=(id, i64::MAX)).next().is_some()
     }
 
+    /// Of the collection, live or destroyed.
+    pub fn owner(&self, id: i64) -> Option<UserId> {
+        let live = self.collections.get(&id).map(|live| user(live.owner));
+        live.or(self.tombstones.get(&id).map(|tombstone| tombstone.owner))
+    }
+
     fn is_known(&self, id: i64) -> bool {
         self.collections.contains_key(&id) || self.tombstones.contains_key(&id)
     }
@@ -57,14 +65,14 @@ impl Tables {
     pub fn line_of(&self, number: i64) -> Option<CollectionToImport> {
         let live = self.collections.get(&number)?;
         let entries = self.entries.range((number, i64::MIN)..=(number, i64::MAX));
-        let entries = entries.map(|((_, tweet_id), entry)| collections_service::store::EntryToImport {
+        let entries = entries.map(|((_, tweet_id), entry)| EntryToImport {
             tweet_id: *tweet_id,
             sort_index: entry.sort_index,
             added_at: Some(entry.added_at),
         });
         Some(CollectionToImport {
             id: CollectionId::new(number).unwrap(),
-            owner: crate::support::user(live.owner),
+            owner: user(live.owner),
             name: live.name.clone(),
             description: None,
             url: None,
@@ -166,17 +174,16 @@ impl Tables {
         let mut applied = Applied::default();
         for tombstone in batch {
             let id = tombstone.id.get();
-            let live = self.collections.get(&id).map(|live| crate::support::user(live.owner));
-            let standing = self.tombstones.get(&id).map(|standing| standing.owner);
-            if let Some(found) = live.or(standing).filter(|found| *found != tombstone.owner) {
+            if let Some(found) = self.owner(id).filter(|found| *found != tombstone.owner) {
                 applied.foreign.push(Foreign { id: tombstone.id, stated: tombstone.owner, found });
                 continue;
             }
-            applied.destroyed += u64::from(live.is_some());
-            applied.recorded += u64::from(live.is_none() && standing.is_none());
-            applied.standing += u64::from(standing.is_some());
+            let is_standing = self.tombstones.contains_key(&id);
+            applied.destroyed += u64::from(self.collections.contains_key(&id));
+            applied.recorded += u64::from(!self.is_known(id));
+            applied.standing += u64::from(is_standing);
             let is_queued = self.purge_queue.contains_key(&id);
-            if !is_queued && (standing.is_none() || self.has_entries(id)) {
+            if !is_queued && (!is_standing || self.has_entries(id)) {
                 self.purge_queue.insert(id, tombstone.destroyed_at);
                 applied.queued += 1;
             }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use collections_service::{
-    domain::{CollectionId, DestroyError, RequestId},
+    domain::{CollectionId, DestroyError, RequestId, UserId},
     store::{
         Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, ImportOutcome, ImportProgress,
         Inconsistency, NewCollection, Purged, Tombstone, VerifyPosition,
@@ -28,7 +28,7 @@ const NAME: &str = "histories";
 /// Most steps until the queue is empty: more would be a purge that does not end.
 const STEPS: usize = 200;
 
-/// The model, and what was saved of it.
+/// The model, what was saved of it, and the database that it is of.
 struct Player<'a> {
     database: &'a mut Database,
     model: Tables,
@@ -68,7 +68,10 @@ impl Player<'_> {
         match operation {
             Operation::Insert { id, owner, entries } => self.insert(*id, *owner, *entries, now).await?,
             Operation::Import { lines, is_finished } => self.import(lines, *is_finished, now).await?,
-            Operation::Destroy(calls) => self.destroy(calls.iter().map(call).collect(), now).await?,
+            Operation::Destroy(calls) => {
+                let calls = calls.iter().map(|call| self.call(call)).collect();
+                self.destroy(calls, now).await?;
+            }
             Operation::Retry { id, user } => self.retry(*id, *user, now).await?,
             Operation::AddEntry { id, tweet } => {
                 if self.model.add_entry(*id, *tweet, now) {
@@ -81,7 +84,7 @@ impl Player<'_> {
             Operation::Purge => self.purge().await?,
             Operation::Export => self.export().await?,
             Operation::Apply { export, batch } => {
-                if let Some(export) = self.exports.get(export % self.exports.len().max(1)).cloned() {
+                if let Some(export) = from_latest(&self.exports, *export).cloned() {
                     self.apply(&export, *batch).await?;
                     self.apply(&export, *batch).await?;
                 }
@@ -90,7 +93,7 @@ impl Player<'_> {
                 self.database.back_up(self.backups.len()).await;
                 self.backups.push(self.model.clone());
             }
-            Operation::Restore { backup } => self.restore(backup % self.backups.len()).await,
+            Operation::Restore { backup } => self.restore(*backup).await,
             Operation::Restart => self.database.restart().await,
             Operation::Verify => self.verify().await?,
             Operation::Fix => self.fix(now).await?,
@@ -155,6 +158,21 @@ impl Player<'_> {
         })
     }
 
+    fn call(&self, call: &Call) -> Destroy {
+        let request = u128::from(call.request) | 0x4000_8000_0000_0000_0000;
+        Destroy {
+            id: CollectionId::new(call.id).unwrap(),
+            user: self.user(call.user, call.id),
+            request_id: (call.request > 0).then(|| RequestId::from(uuid::Uuid::from_u128(request))),
+            caller: call.has_caller.then(|| "mtls:orders".to_owned()),
+            deadline: deadline(),
+        }
+    }
+
+    fn user(&self, number: i64, id: i64) -> UserId {
+        if number > 0 { user(number) } else { self.model.owner(id).unwrap_or_else(|| user(1)) }
+    }
+
     async fn destroy(&mut self, calls: Vec<Destroy>, now: Time) -> Result<(), TestCaseError> {
         let answers = together(&self.database.store, calls.iter().cloned()).await;
         let expected: Vec<_> = calls.iter().map(|call| self.model.destroy(call, now)).collect();
@@ -186,11 +204,11 @@ impl Player<'_> {
         Ok(())
     }
 
-    async fn retry(&mut self, id: i64, user_number: i64, now: Time) -> Result<(), TestCaseError> {
+    async fn retry(&mut self, id: i64, user: i64, now: Time) -> Result<(), TestCaseError> {
         let Some(tombstone) = self.model.tombstones.get(&id) else { return Ok(()) };
         let retry = Destroy {
             id: tombstone.id,
-            user: user(user_number),
+            user: self.user(user, id),
             request_id: tombstone.request_id,
             caller: None,
             deadline: deadline(),
@@ -201,7 +219,7 @@ impl Player<'_> {
         self.destroy(vec![retry], now).await
     }
 
-    /// One step, whose effect on the queue's rows is the purge's own choice. Returns whether the queue's end was reached.
+    /// One step. Which of the queued entries it erases is not predicted.
     async fn purge_step(&mut self, batch: u32) -> Result<Purged, TestCaseError> {
         let (mut purger, batch) = match self.database.purger.take() {
             Some(purger) => purger,
@@ -257,8 +275,9 @@ impl Player<'_> {
     }
 
     async fn restore(&mut self, backup: usize) {
-        self.database.restore(backup).await;
-        self.model = self.backups[backup].clone();
+        let number = self.backups.len() - 1 - backup % self.backups.len();
+        self.database.restore(number).await;
+        self.model = self.backups[number].clone();
     }
 
     async fn verify(&mut self) -> Result<(), TestCaseError> {
@@ -288,10 +307,9 @@ impl Player<'_> {
     async fn drill(&mut self, backup: usize) -> Result<(), TestCaseError> {
         self.run(&Operation::Fix).await?;
         self.run(&Operation::Export).await?;
-        let latest = self.exports.len() - 1;
         self.run(&Operation::Restore { backup }).await?;
         let restored = self.model.clone();
-        for export in (0..=latest).rev() {
+        for export in 0..self.exports.len() {
             self.run(&Operation::Apply { export, batch: 2 }).await?;
         }
         self.run(&Operation::Fix).await?;
@@ -304,7 +322,7 @@ impl Player<'_> {
             let is_live = tables.collections.get(&id).is_some_and(|live| live.owner == owner);
             same(&is_live, &false, &format!("{id} is live"))?;
         }
-        for tombstone in self.exports[latest].clone() {
+        for tombstone in from_latest(&self.exports, 0).cloned().unwrap_or_default() {
             let id = tombstone.id.get();
             if restored.collections.get(&id).is_some_and(|live| live.owner != tombstone.owner.get()) {
                 // Another owner's, of before or after. It is reported, and stays.
@@ -343,15 +361,9 @@ impl Player<'_> {
     }
 }
 
-fn call(call: &Call) -> Destroy {
-    let request = u128::from(call.request) | 0x4000_8000_0000_0000_0000;
-    Destroy {
-        id: CollectionId::new(call.id).unwrap(),
-        user: user(call.user),
-        request_id: (call.request > 0).then(|| RequestId::from(uuid::Uuid::from_u128(request))),
-        caller: call.has_caller.then(|| "mtls:orders".to_owned()),
-        deadline: deadline(),
-    }
+/// Counted from the last one, round and round.
+fn from_latest<T>(items: &[T], number: usize) -> Option<&T> {
+    items.iter().rev().nth(number % items.len().max(1))
 }
 
 fn deadline() -> Instant {
