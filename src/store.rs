@@ -19,6 +19,7 @@ mod seed;
 mod sqlite_file;
 mod status;
 mod tombstones;
+mod transaction;
 mod verify;
 
 use std::{fmt, sync::Arc};

@@ -5,13 +5,10 @@ mod m20261127_000002_destroy_function;
 mod m20261127_000003_imports;
 mod m20261127_000004_purge_function;
 
-use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr};
 use sea_orm_migration::{MigrationStatus, MigrationTrait, MigratorTrait};
 
-use super::{StateError, Store, failure::Failure};
+use super::{StateError, Store, failure::Failure, transaction::begin_write};
 use crate::config::store;
 
 struct Migrator;
@@ -75,14 +72,10 @@ impl Store {
 
     async fn begin_migration(&self) -> Result<DatabaseTransaction, StateError> {
         if self.backend() == DbBackend::Sqlite {
-            let immediate = TransactionOptions {
-                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-                ..Default::default()
-            };
             // Another process may be migrating.
             let mut attempts = 0;
             loop {
-                match self.db.begin_with_options(immediate).await {
+                match begin_write(&self.db).await {
                     Err(error)
                         if Failure::from(&error) == Failure::Unavailable
                             && attempts < store::MIGRATION_ATTEMPTS =>
@@ -93,8 +86,7 @@ impl Store {
                 }
             }
         }
-        // Whatever the database's default: what is read after the lock must be what the process before committed.
-        let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
+        let transaction = begin_write(&self.db).await?;
         // A role's defaults may bound statements; a migration waits for its turn, and may have to rewrite a table.
         transaction.execute_unprepared("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
         transaction.execute_unprepared(LOCK).await?;

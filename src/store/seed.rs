@@ -1,14 +1,15 @@
-//! Putting collections in: the demo's now, any importer's later. An id that was ever destroyed stays unusable.
+//! Inserts the collections of the demo. An id that was ever destroyed stays unusable.
 
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, IsolationLevel,
-    QueryFilter, QueryOrder, QuerySelect, TransactionTrait, sea_query::OnConflict,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, sea_query::OnConflict,
 };
 
 use super::{
     Store,
     entities::{collection, collection_entry, destroyed_collection},
     tombstones::INSERT_LOCK,
+    transaction::begin_write,
 };
 use crate::domain::{CollectionId, UserId};
 
@@ -38,9 +39,7 @@ impl Store {
     /// # Errors
     /// The database failed; nothing was put in.
     pub async fn insert_collection(&self, new: NewCollection) -> Result<bool, SeedError> {
-        // Whatever the database's default: a snapshot for the whole transaction would not show that tombstone.
-        let isolation = (self.backend() == DbBackend::Postgres).then_some(IsolationLevel::ReadCommitted);
-        let transaction = self.db.begin_with_config(isolation, None).await?;
+        let transaction = begin_write(&self.db).await?;
         if self.backend() == DbBackend::Postgres {
             transaction.execute_unprepared(INSERT_LOCK).await?;
         }

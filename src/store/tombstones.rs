@@ -10,9 +10,8 @@ use std::{
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, IsolationLevel,
-    QueryFilter, QueryOrder, QuerySelect, SqliteTransactionMode, Statement, TransactionOptions,
-    TransactionTrait, Value,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement, Value,
 };
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +19,7 @@ use super::{
     Store,
     entities::destroyed_collection,
     failure::{Failure, message},
+    transaction::begin_write,
 };
 use crate::{
     config::tombstones as limits,
@@ -138,15 +138,10 @@ impl Store {
     }
 
     async fn begin_apply(&self) -> Result<DatabaseTransaction, DbErr> {
+        let transaction = begin_write(&self.db).await?;
         if self.backend() == DbBackend::Sqlite {
-            let immediate = TransactionOptions {
-                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-                ..Default::default()
-            };
-            return self.db.begin_with_options(immediate).await;
+            return Ok(transaction);
         }
-        // Whatever the database's default: each statement has to see what the ones before it waited for.
-        let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
         let wait = format!("SET LOCAL lock_timeout = {}", limits::LOCK_TIMEOUT.as_millis());
         transaction.execute_unprepared(&wait).await?;
         transaction.execute_unprepared(statements::SETTINGS).await?;

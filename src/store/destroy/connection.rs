@@ -6,7 +6,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    DatabaseTransaction, DbErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    DatabaseTransaction, DbErr, Statement,
     sqlx::{self, AssertSqlSafe, Connection, PgConnection, Postgres, pool::PoolConnection},
 };
 use sea_query_sqlx::SqlxValues;
@@ -19,6 +19,7 @@ use crate::{
         connect::{Connector, Database, Engine, answers},
         failure::sqlx_error,
         sqlite_file::SqliteFile,
+        transaction::begin_write,
     },
 };
 
@@ -65,11 +66,7 @@ impl BatchConnection {
         match &database.engine {
             Engine::Sqlite(file) => {
                 file.check_exists()?;
-                let immediate = TransactionOptions {
-                    sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-                    ..Default::default()
-                };
-                Ok(Ready::Sqlite(database.pool.begin_with_options(immediate).await?, file))
+                Ok(Ready::Sqlite(begin_write(&database.pool).await?, file))
             }
             Engine::Postgres(connector) => {
                 if let Some(idle) = held

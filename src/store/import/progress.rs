@@ -5,8 +5,7 @@ use std::io;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr,
-    EntityTrait, IntoActiveModel, IsolationLevel, QueryFilter, QuerySelect, SqliteTransactionMode,
-    TransactionOptions, TransactionTrait, sea_query::OnConflict,
+    EntityTrait, IntoActiveModel, QueryFilter, QuerySelect, sea_query::OnConflict,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -14,7 +13,7 @@ use uuid::Uuid;
 use super::{Attempts, CollectionToImport, ImportError, ImportOutcome, batch, statements};
 use crate::{
     config,
-    store::{Store, entities::import, tombstones::INSERT_LOCK},
+    store::{Store, entities::import, tombstones::INSERT_LOCK, transaction::begin_write},
 };
 
 /// How far an import has got.
@@ -127,14 +126,10 @@ impl Store {
     /// index alone and for the values at hand: one made while the tables are small would be kept while the import fills
     /// them.
     async fn begin_import_transaction(&self) -> Result<DatabaseTransaction, DbErr> {
+        let transaction = begin_write(&self.db).await?;
         if self.backend() == DbBackend::Sqlite {
-            let immediate = TransactionOptions {
-                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-                ..Default::default()
-            };
-            return self.db.begin_with_options(immediate).await;
+            return Ok(transaction);
         }
-        let transaction = self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await?;
         transaction.execute_unprepared(INSERT_LOCK).await?;
         transaction.execute_unprepared(statements::PLANS).await?;
         Ok(transaction)

@@ -1,12 +1,12 @@
 //! The repairs of `verify --fix`. Each is correct whatever has happened to the id since it was found.
 
-use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, IsolationLevel, SqliteTransactionMode, Statement,
-    TransactionOptions, TransactionTrait, Value,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
 
 use super::{Inconsistency, VerifyError};
-use crate::{config::verify, store::Store};
+use crate::{
+    config::verify,
+    store::{Store, transaction::begin_write},
+};
 
 /// Waits for a destroy of the collection in flight, and keeps the next one waiting. The statement after it then sees the
 /// tombstone and the queue row that the first one left.
@@ -57,7 +57,7 @@ impl Store {
     }
 
     async fn fix_once(&self, kind: Inconsistency, ids: &[i64]) -> Result<usize, DbErr> {
-        let transaction = self.begin_fix().await?;
+        let transaction = begin_write(&self.db).await?;
         let mut entries = verify::FIX_ENTRIES;
         let mut done = 0;
         for id in ids {
@@ -85,19 +85,6 @@ impl Store {
         }
         transaction.commit().await?;
         Ok(done)
-    }
-
-    /// Every statement sees what was committed before it began, whatever the database's default. On SQLite the transaction
-    /// has the write lock from its beginning.
-    async fn begin_fix(&self) -> Result<DatabaseTransaction, DbErr> {
-        if self.backend() == DbBackend::Postgres {
-            return self.db.begin_with_config(Some(IsolationLevel::ReadCommitted), None).await;
-        }
-        let immediate = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..Default::default()
-        };
-        self.db.begin_with_options(immediate).await
     }
 
     async fn delete_queue_row(
