@@ -1,6 +1,7 @@
 //! Configuration as plain data, and every limit by name.
 
 pub mod import;
+pub mod purge;
 pub mod store;
 pub mod tombstones;
 pub mod verify;
@@ -32,14 +33,6 @@ pub const ROTATION_PASSES: u32 = 4;
 pub const ROTATION_NAMED: usize = 100;
 /// How often a long command says how far it is, where there is no terminal.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-/// Entries that the purge erases in one step, unless an operator configures another number.
-pub const PURGE_BATCH: u32 = 500;
-/// The shortest pause between two steps of the purge, unless an operator configures another one.
-pub const PURGE_PAUSE: Duration = Duration::from_millis(10);
-/// After a step the purge pauses for so many times as long as the step took.
-pub const PURGE_PAUSE_FACTOR: u32 = 4;
-/// The pause at the end of the purge queue, and after a failure.
-pub const PURGE_IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of the log that may wait for the end of a turn of the runtime.
 pub const LOG_BUFFER: usize = 64 * 1024;
 /// How often the log says how many calls were refused for want of room.

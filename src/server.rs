@@ -44,7 +44,7 @@ use crate::{
     jobs::purge::{self, PurgeSettings},
     rate_limit::RateLimit,
     rest::{self, Edge, Surroundings},
-    store::{CredentialCache, Credentials, KeyRing, KeyRingError, Store},
+    store::{CredentialCache, Credentials, KeyRing, KeyRingError, PurgeLimits, Store},
     telemetry::Metrics,
 };
 
@@ -142,6 +142,7 @@ pub struct Running {
     health: Health,
     admission: grpc::Admission,
     readiness: JoinHandle<()>,
+    purge: Option<AbortOnDropHandle<()>>,
     /// What keeps certificates and addresses true, for as long as anybody is served.
     background: JoinSet<()>,
     /// Keeps the keys new that bearer tokens are verified with.
@@ -216,12 +217,13 @@ impl Running {
             background: loaded.tasks,
             _jwks: jwks,
             readiness: tokio::spawn(readiness.run()),
+            purge: None,
             lifecycle,
             drain: settings.drain,
         };
         if let Some(settings) = settings.purge {
-            let purger = running.store.purger(settings.batch, false);
-            running.background.spawn(purge::run(purger, settings));
+            let purger = running.store.purger(PurgeLimits::background(settings.batch));
+            running.purge = Some(AbortOnDropHandle::new(tokio::spawn(purge::run(purger, settings))));
         }
         if let Some((listener, tls, rest, credentials)) = rest {
             if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
@@ -248,7 +250,9 @@ impl Running {
     /// drain's bound. Says whether everything was finished in time.
     pub async fn drain(mut self) -> bool {
         let deadline = Instant::now() + self.drain;
-        // First of all the readiness loop, or it could say SERVING once more.
+        // What the purge has not committed is rolled back. Draining calls need the database more.
+        drop(self.purge.take());
+        // Before the rest the readiness loop, or it could report SERVING once more.
         self.readiness.abort();
         let _aborted = self.readiness.await;
         self.lifecycle.stop();
@@ -256,8 +260,6 @@ impl Running {
         self.health.set_draining().await;
         let finished = self.lifecycle.drain(deadline).await;
         self.admission.log_refusals();
-        // What is cut short is rolled back, and its connection is free for the store to close.
-        self.background.shutdown().await;
         finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
 }

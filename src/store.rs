@@ -49,7 +49,7 @@ pub use import::{
 };
 pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
 pub use migrations::MigrationState;
-pub use purge::{PurgeBacklog, PurgeError, PurgeWait, Purged, Purger};
+pub use purge::{PurgeBacklog, PurgeError, PurgeLimits, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
@@ -80,6 +80,8 @@ pub struct Capacity {
     pub batch_max: u32,
     /// Statements at one time, each over a connection of its own; so many for each group of a distributed engine.
     pub batches_in_flight: u32,
+    /// Whether a purge is run, which has a connection of its own.
+    pub purge: bool,
     /// Whether each destroy also goes to the outbox.
     pub publish: bool,
 }
@@ -94,7 +96,13 @@ impl Capacity {
     /// The usual batches over so many connections.
     #[must_use]
     pub const fn of(connections: u32) -> Self {
-        Self { connections, batch_max: config::store::BATCH_MAX, batches_in_flight: 1, publish: false }
+        Self {
+            connections,
+            batch_max: config::store::BATCH_MAX,
+            batches_in_flight: 1,
+            purge: false,
+            publish: false,
+        }
     }
 
     const fn on_sqlite(self) -> Self {
@@ -102,9 +110,9 @@ impl Capacity {
         Self { connections: 1, batches_in_flight, ..self }
     }
 
-    /// Connections besides those of the batches and of the check.
+    /// Connections besides those of the batches, of the check and of the purge.
     fn pooled(self) -> u32 {
-        self.connections.saturating_sub(self.batches_in_flight + 1).max(1)
+        self.connections.saturating_sub(self.batches_in_flight + 1 + u32::from(self.purge)).max(1)
     }
 
     /// Destroys that wait for locked rows: however many do, a connection is left for credentials.

@@ -109,7 +109,7 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
         }),
         jwt: None,
         admin: args.admin_addr,
-        purge: Some(PurgeSettings { batch: config::PURGE_BATCH, pause: config::PURGE_PAUSE }),
+        purge: Some(PurgeSettings { batch: config::purge::BATCH, pause: config::purge::PAUSE }),
         max_in_flight: 1024,
         drain: Duration::from_secs(3),
         metrics: Metrics::new(),

@@ -8,7 +8,7 @@ use super::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Sto
 use crate::{
     config,
     jobs::purge::PurgeSettings,
-    store::{PurgeBacklog, Purged, Store},
+    store::{PurgeBacklog, PurgeError, PurgeLimits, Purged, Store},
 };
 
 #[derive(Debug, clap::Args)]
@@ -26,10 +26,10 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct PaceArgs {
     /// Entries that are erased in one step
-    #[arg(long, default_value_t = config::PURGE_BATCH, env = "COLLECTIONS_PURGE_BATCH", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = config::purge::BATCH, env = "COLLECTIONS_PURGE_BATCH", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     purge_batch: u32,
-    /// Milliseconds between two steps, at the least: four times as long as the step took
-    #[arg(long, default_value_t = config::PURGE_PAUSE.as_millis() as u64, env = "COLLECTIONS_PURGE_PAUSE", value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    /// The shortest pause between two steps, in milliseconds; the pause is at least four times as long as the step
+    #[arg(long, default_value_t = config::purge::PAUSE.as_millis() as u64, env = "COLLECTIONS_PURGE_PAUSE", value_parser = clap::value_parser!(u64).range(0..=60_000))]
     purge_pause: u64,
 }
 
@@ -39,9 +39,10 @@ impl PaceArgs {
     }
 }
 
-/// What has been erased.
-#[derive(Default)]
-struct Totals {
+/// A purge and what it has erased.
+struct Purge {
+    store: Store,
+    settings: PurgeSettings,
     entries: u64,
     collections: u64,
 }
@@ -49,55 +50,67 @@ struct Totals {
 pub async fn run(args: Args) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
     let store = args.database.open_migrated().await?;
-    let mut totals = Totals::default();
-    let purged = purge(&store, args.pace.settings(), &mut totals, &mut stop).await;
-    let done = format!("erased {} entries of {} collections", totals.entries, totals.collections);
-    match purged? {
-        Some(PurgeBacklog { blocked: 0, .. }) => print(format_args!("{done}; the purge queue is empty")),
-        Some(PurgeBacklog { blocked, .. }) => Err(Exit::Failed(format!(
-            "{done}; {blocked} rows of the purge queue are of ids that are not destroyed: run `collections-service verify`"
+    let mut purge = Purge { store, settings: args.pace.settings(), entries: 0, collections: 0 };
+    let left = purge.run(&mut stop).await;
+    let done = format!("erased {} entries of {} collections", purge.entries, purge.collections);
+    match left {
+        Ok(Some(PurgeBacklog { blocked: 0, .. })) => print(format_args!("{done}; the purge queue is empty")),
+        Ok(Some(PurgeBacklog { blocked, .. })) => Err(Exit::Failed(format!(
+            "{done}; rows of the purge queue whose ids are not destroyed: {blocked}; run `collections-service verify`"
         ))),
-        None => Err(Exit::Failed(format!("stopped by a signal: {done}; run it again for the others"))),
+        Ok(None) => Err(Exit::Failed(format!("stopped by a signal; {done}; run the command again"))),
+        Err(error) => Err(Exit::Failed(format!("{error}; {done}; run the command again"))),
     }
 }
 
-/// Erases until nothing is left that can be erased. Returns what is left then, or nothing after a signal.
-async fn purge(
-    store: &Store,
-    settings: PurgeSettings,
-    totals: &mut Totals,
-    stop: &mut Stop,
-) -> Result<Option<PurgeBacklog>, Exit> {
-    let mut purger = store.purger(settings.batch, true);
-    let queued = store.purge_backlog().await.map_err(Exit::failed)?.purgeable;
-    let mut progress = Progress::begin(Some(queued.cast_unsigned()));
-    loop {
-        let begun = Instant::now();
-        let purged = purger.step().await.map_err(Exit::failed)?;
-        totals.entries += purged.entries;
-        totals.collections += purged.collections;
-        let reason = if purged.wait.is_some() {
+impl Purge {
+    /// Erases until nothing is left that can be erased. Returns what is left then, or nothing after a signal.
+    async fn run(&mut self, stop: &mut Stop) -> Result<Option<PurgeBacklog>, PurgeError> {
+        let mut purger = self.store.purger(PurgeLimits::once(self.settings.batch));
+        let queued = self.store.purge_backlog().await?.purgeable;
+        let mut progress = Progress::begin(Some(queued.cast_unsigned()));
+        let mut failures = 0;
+        loop {
+            let begun = Instant::now();
+            // Another process erases too, or uses the file.
+            let mut pause = config::purge::IDLE_INTERVAL;
+            match purger.step().await {
+                Ok(purged) => {
+                    failures = 0;
+                    self.count(&purged, &mut progress);
+                    if !purged.is_pass_complete {
+                        pause = self.settings.pause_after(begun.elapsed());
+                    } else {
+                        let backlog = self.store.purge_backlog().await?;
+                        if backlog.purgeable == 0 {
+                            return Ok(Some(backlog));
+                        }
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures >= config::purge::ATTEMPTS {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = stop.requested() => return Ok(None),
+            }
+        }
+    }
+
+    fn count(&mut self, purged: &Purged, progress: &mut Progress) {
+        self.entries += purged.entries;
+        self.collections += purged.collections;
+        let Self { entries, collections, .. } = self;
+        let wait = if purged.wait.is_some() {
             "; waiting for another process that uses the SQLite file"
         } else {
             ""
         };
-        let Totals { entries, collections } = totals;
-        progress.report(
-            *collections,
-            format_args!("{collections} collections, {entries} entries erased{reason}"),
-        );
-        let mut pause = settings.pause_after(begun.elapsed());
-        if let Purged { is_pass_complete: true, .. } = purged {
-            let backlog = store.purge_backlog().await.map_err(Exit::failed)?;
-            if backlog.purgeable == 0 {
-                return Ok(Some(backlog));
-            }
-            // Another process purges them, or reads the file.
-            pause = config::PURGE_IDLE_INTERVAL;
-        }
-        tokio::select! {
-            () = sleep(pause) => {}
-            () = stop.requested() => return Ok(None),
-        }
+        progress
+            .report(*collections, format_args!("{collections} collections, {entries} entries erased{wait}"));
     }
 }

@@ -24,8 +24,8 @@ pub struct Args {
     /// sqlite:<path> or postgres://<user>@<host>/<database>
     #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
     database_url: DatabaseUrl,
-    /// Connections to PostgreSQL: one for each batch in flight, one for readiness, the others for credentials and destroys
-    /// that wait for a locked row
+    /// Connections to PostgreSQL: one for each batch in flight, one for readiness, one for the purge, the others for credentials
+    /// and destroys that wait for a locked row
     #[arg(long, default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(4..=1000))]
     database_connections: u32,
     /// Destroys in one statement
@@ -34,7 +34,7 @@ pub struct Args {
     /// Statements at one time. More of them make smaller batches; SQLite has one
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64))]
     batches_in_flight: u32,
-    /// Whether this process erases the entries of destroyed collections. Some process has to
+    /// Whether this process erases the entries of destroyed collections. At least one process must
     #[arg(long, value_enum, default_value_t = Switch::On, env = "COLLECTIONS_PURGE")]
     purge: Switch,
     #[command(flatten)]
@@ -169,17 +169,19 @@ pub async fn drain(running: Running) {
 
 /// How much the store may do at one time.
 fn capacity(args: &Args) -> Result<Capacity, Exit> {
-    // One for readiness, one for destroys that wait for a locked row, one for credentials.
-    if args.database_connections < args.batches_in_flight + 3 {
-        return Err(Exit::Usage(
-            "--database-connections: needs three more than --batches-in-flight, or nothing else gets one"
-                .to_owned(),
-        ));
+    let purge = matches!(args.purge, Switch::On);
+    // One for readiness, one for destroys that wait for a locked row, one for credentials, one for the purge.
+    let others = 3 + u32::from(purge);
+    if args.database_connections < args.batches_in_flight + others {
+        return Err(Exit::Usage(format!(
+            "--database-connections: needs {others} more than --batches-in-flight, or nothing else gets one"
+        )));
     }
     Ok(Capacity {
         connections: args.database_connections,
         batch_max: args.batch_max,
         batches_in_flight: args.batches_in_flight,
+        purge,
         publish: false,
     })
 }

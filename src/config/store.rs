@@ -75,16 +75,3 @@ pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(250);
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause after a batch worker panicked.
 pub const RESTART_PAUSE: Duration = Duration::from_millis(100);
-
-/// Rows of the purge queue that are read at one time, some 16 bytes each in memory.
-pub const PURGE_CANDIDATES: i64 = 10_000;
-/// SQLite: collections whose entries are erased before the file is rewritten.
-pub const PURGE_ERASED: usize = 10_000;
-/// SQLite: the largest file, in bytes, that the background purge rewrites (`VACUUM`). Destroys wait for that, about a third of a
-/// second with this size.
-pub const VACUUM_LIMIT: u64 = 64 * 1024 * 1024;
-/// SQLite: after the file was rewritten, it is rewritten again no earlier than so many times as long as that took.
-pub const VACUUM_PAUSE_FACTOR: u32 = 100;
-/// SQLite: how long the purge waits for a reader in another process before it leaves the write-ahead log as it is. Destroys
-/// wait meanwhile.
-pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);

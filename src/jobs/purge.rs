@@ -23,7 +23,7 @@ impl PurgeSettings {
     /// The pause after a step that took this long.
     #[must_use]
     pub fn pause_after(&self, step: Duration) -> Duration {
-        self.pause.max(step * config::PURGE_PAUSE_FACTOR)
+        self.pause.max(step * config::purge::PAUSE_FACTOR)
     }
 }
 
@@ -36,13 +36,13 @@ pub async fn run(mut purger: Purger, settings: PurgeSettings) {
         log.record(&purged);
         let pause = match purged {
             Ok(Purged { is_pass_complete: false, .. }) => settings.pause_after(begun.elapsed()),
-            Ok(_) | Err(_) => config::PURGE_IDLE_INTERVAL.max(settings.pause),
+            Ok(_) | Err(_) => config::purge::IDLE_INTERVAL.max(settings.pause),
         };
         sleep(pause).await;
     }
 }
 
-/// Logs a state when it begins and when it ends.
+/// Logs a failure when it begins and when it ends.
 #[derive(Debug, Default)]
 struct StateLog {
     error: Option<String>,
@@ -57,22 +57,23 @@ impl StateLog {
                 if self.error.as_ref() != Some(&error) {
                     tracing::error!(
                         error,
-                        "purge failed; entries of destroyed collections are kept until it succeeds"
+                        "purge failed; entries of destroyed collections are not erased until it succeeds"
                     );
                     self.error = Some(error);
                 }
             }
             Ok(purged) => {
                 if self.error.take().is_some() {
-                    tracing::info!("purge succeeds again");
+                    tracing::info!("purge recovered");
                 }
                 self.record_wait(purged);
             }
         }
     }
+
     fn record_wait(&mut self, purged: &Purged) {
         let wait = match purged.wait {
-            // The rows that left the queue had to wait for nothing.
+            // Rows have left the queue, so the file was rewritten.
             None if purged.collections > 0 => None,
             None | Some(PurgeWait::Interval) => return,
             wait => wait,
@@ -82,13 +83,14 @@ impl StateLog {
         }
         match wait {
             Some(PurgeWait::TooLarge) => tracing::warn!(
-                "the SQLite file is too large to be rewritten while destroys wait; run `collections-service purge --once` to clear \
-                 what was erased from it"
+                limit = config::purge::VACUUM_LIMIT,
+                "sqlite file too large to be vacuumed in the background; erased bytes remain in it until \
+                 `collections-service purge --once` is run"
             ),
             Some(_) => tracing::warn!(
-                "another process uses the SQLite file; what was erased is cleared from it, and the purge queue emptied, when it ends"
+                "sqlite file in use by another process; erased bytes remain in it until that process is done"
             ),
-            None => tracing::info!("what was erased is cleared from the SQLite file"),
+            None => tracing::info!("erased bytes removed from the sqlite file"),
         }
         self.wait = wait;
     }

@@ -107,15 +107,16 @@ struct Node {
     settings: String,
 }
 
-/// The destroys and credential look-ups of this role under this application name, of this process or another. Destroys that wait for a standby at their
-/// commit hold their locks.
+/// The destroys, credential look-ups and purges of this role under this application name, of this process or another.
+/// Destroys that wait for a standby at their commit hold their locks.
 /// Materialized: in one WHERE the sessions of others could be terminated before the conditions are evaluated.
 const TERMINATE: &str = "\
 WITH stuck AS MATERIALIZED (
   SELECT pid, concat_ws(':', wait_event_type, wait_event) AS wait
   FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user AND datname = current_database()
     AND application_name = current_setting('application_name') AND state = 'active'
-    AND (query LIKE 'SELECT destroy\\_collections\\_v%' OR query LIKE 'SELECT \"oauth\\_%')
+    AND (query LIKE 'SELECT destroy\\_collections\\_v%' OR query LIKE 'SELECT \"oauth\\_%'
+      OR query LIKE 'SELECT purged\\_id%')
     AND clock_timestamp() - query_start > $1 * interval '1 millisecond'
 ) SELECT wait FROM stuck WHERE pg_terminate_backend(pid)";
 

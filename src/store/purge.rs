@@ -8,24 +8,35 @@ mod sqlite;
 use std::{collections::VecDeque, fmt};
 
 use chrono::{DateTime, Utc};
-use sea_orm::{DbErr, FromQueryResult, Statement};
+use sea_orm::{DbBackend, DbErr, FromQueryResult, Statement};
 use tokio::time::timeout;
 
 use super::{
     Store,
     connect::Database,
     destroy::{BatchConnection, Kind, Ready},
-    failure::message,
+    failure::{Failure, message},
 };
-use crate::config::store;
+use crate::config::purge;
 
 /// Why a step failed. It can be repeated. The text may be shown to an operator, never to a client.
 #[derive(Debug, thiserror::Error)]
 pub enum PurgeError {
     #[error("the database failed: {}", message(.0))]
     Database(#[from] DbErr),
-    #[error("the database did not answer in time")]
+    #[error("the database did not answer within {} s", purge::STEP_BOUND.as_secs())]
     Timeout,
+}
+
+/// What limits a purge.
+#[derive(Clone, Copy, Debug)]
+pub struct PurgeLimits {
+    /// Entries, and collections, of one step.
+    pub batch: u32,
+    /// SQLite: the largest file, in bytes, that is rewritten. Destroys wait for that.
+    pub vacuum_limit: u64,
+    /// SQLite: the file is not rewritten again for so many times as long as it took the last time.
+    pub vacuum_pause_factor: u32,
 }
 
 /// What one step did.
@@ -35,25 +46,25 @@ pub struct Purged {
     pub entries: u64,
     /// Collections of which no entry is left, and whose row in the queue was deleted.
     pub collections: u64,
-    /// The end of the queue was reached: the next step begins with the oldest row again.
+    /// The end of the queue was reached, or what is left of it is locked.
     pub is_pass_complete: bool,
     /// Why rows stay in the queue although their entries are erased.
     pub wait: Option<PurgeWait>,
 }
 
-/// Why erased rows are still in the files of SQLite.
+/// Why an SQLite file was not rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PurgeWait {
-    /// The file was rewritten a short time ago.
+    /// It was rewritten a short time ago.
     Interval,
-    /// Another process uses the file, so that it could not be rewritten, or its write-ahead log not be emptied.
+    /// Another process uses it.
     Busy,
-    /// The file is too large to be rewritten while destroys wait.
+    /// It is larger than [`PurgeLimits::vacuum_limit`].
     TooLarge,
 }
 
-/// How many rows are in the queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromQueryResult)]
+/// The rows of the queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, FromQueryResult)]
 pub struct PurgeBacklog {
     pub purgeable: i64,
     /// Of ids that have no tombstone, or a row in `collections`: nothing is erased for them.
@@ -64,16 +75,18 @@ pub struct PurgeBacklog {
 pub struct Purger {
     database: Database,
     connection: BatchConnection,
-    /// Entries and collections of one step.
     batch: u32,
     /// Read from the queue, and not finished yet.
     candidates: VecDeque<Candidate>,
     /// The last row that was read from the queue.
-    cursor: Option<(DateTime<Utc>, i64)>,
+    cursor: Option<Cursor>,
     /// SQLite: whose entries are erased, and perhaps still in the file.
     erased: Vec<i64>,
     rewriter: sqlite::Rewriter,
 }
+
+/// A row of the queue by its place, which is its age.
+type Cursor = (DateTime<Utc>, i64);
 
 /// A row of the queue.
 #[derive(Clone, Copy, Debug)]
@@ -102,19 +115,32 @@ SELECT count(*) FILTER (WHERE is_purgeable) AS purgeable, count(*) FILTER (WHERE
     AND NOT EXISTS (SELECT 1 FROM collections WHERE collections.id = purge_queue.id) AS is_purgeable
   FROM purge_queue) AS queued";
 
-impl Store {
-    /// Erases at most `batch` entries of at most `batch` collections in a step. An SQLite file is rewritten whatever its size,
-    /// if destroys may wait for that.
+impl PurgeLimits {
+    /// Of a purge next to a service.
     #[must_use]
-    pub fn purger(&self, batch: u32, destroys_may_wait: bool) -> Purger {
+    pub const fn background(batch: u32) -> Self {
+        let (vacuum_limit, vacuum_pause_factor) = (purge::VACUUM_LIMIT, purge::VACUUM_PAUSE_FACTOR);
+        Self { batch, vacuum_limit, vacuum_pause_factor }
+    }
+
+    /// Of a purge that an operator waits for: an SQLite file of any size is rewritten.
+    #[must_use]
+    pub const fn once(batch: u32) -> Self {
+        Self { batch, vacuum_limit: u64::MAX, vacuum_pause_factor: 0 }
+    }
+}
+
+impl Store {
+    #[must_use]
+    pub fn purger(&self, limits: PurgeLimits) -> Purger {
         Purger {
             database: self.database.clone(),
             connection: BatchConnection::new(&self.database, Kind::Dedicated),
-            batch,
+            batch: limits.batch,
             candidates: VecDeque::new(),
             cursor: None,
             erased: Vec::new(),
-            rewriter: sqlite::Rewriter::new(destroys_may_wait),
+            rewriter: sqlite::Rewriter::new(limits),
         }
     }
 
@@ -134,33 +160,53 @@ impl Purger {
     /// # Errors
     /// The database failed. Nothing of the step happened, or all of it.
     pub async fn step(&mut self) -> Result<Purged, PurgeError> {
-        let purged = self.step_or_rewrite().await;
-        if purged.is_err() {
-            self.connection.discard();
-            self.candidates.clear();
-            self.erased.clear();
-            self.cursor = None;
+        let error = match self.step_once().await {
+            Ok(purged) => return Ok(purged),
+            Err(error) => error,
+        };
+        self.candidates.clear();
+        self.erased.clear();
+        self.cursor = None;
+        let failure = match &error {
+            PurgeError::Database(error) => Failure::from(error),
+            PurgeError::Timeout => Failure::Misread,
+        };
+        let is_sqlite = self.database.pool.get_database_backend() == DbBackend::Sqlite;
+        match failure {
+            // Another transaction was first. What it has locked is left to the next pass.
+            Failure::Conflict | Failure::Locked => Ok(Purged { is_pass_complete: true, ..Purged::default() }),
+            Failure::Unavailable if is_sqlite => {
+                Ok(Purged { is_pass_complete: true, wait: Some(PurgeWait::Busy), ..Purged::default() })
+            }
+            _ => {
+                self.connection.discard();
+                Err(error)
+            }
         }
-        purged
     }
 
-    async fn step_or_rewrite(&mut self) -> Result<Purged, PurgeError> {
-        let read = timeout(store::STATEMENT_BOUND, self.has_candidates());
-        let is_pass_complete = !read.await.map_err(|_elapsed| PurgeError::Timeout)??;
-        let is_rewrite_due = is_pass_complete || self.erased.len() >= store::PURGE_ERASED;
-        if is_rewrite_due && !self.erased.is_empty() {
-            let erased = std::mem::take(&mut self.erased);
-            let (collections, wait) = match self.rewriter.finish(&self.database, &erased).await? {
-                Ok(finished) => (finished, None),
-                Err(wait) => (0, Some(wait)),
-            };
-            return Ok(Purged { collections, wait, is_pass_complete, ..Purged::default() });
+    async fn step_once(&mut self) -> Result<Purged, PurgeError> {
+        let has_candidates = timeout(purge::QUEUE_BOUND, self.has_candidates());
+        let has_candidates = has_candidates.await.map_err(|_elapsed| PurgeError::Timeout)??;
+        if !self.erased.is_empty() && (!has_candidates || self.erased.len() >= purge::ERASED) {
+            match self.rewriter.finish(&self.database, &self.erased).await? {
+                Ok(collections) => {
+                    self.erased.clear();
+                    return Ok(Purged { collections, ..Purged::default() });
+                }
+                // The cursor stays: what is before it is erased.
+                Err(wait) if !has_candidates => {
+                    return Ok(Purged { is_pass_complete: true, wait: Some(wait), ..Purged::default() });
+                }
+                Err(_wait) => {}
+            }
         }
-        if is_pass_complete {
-            return Ok(Purged { is_pass_complete, ..Purged::default() });
+        if !has_candidates {
+            self.cursor = None;
+            return Ok(Purged { is_pass_complete: true, ..Purged::default() });
         }
-        let step = timeout(store::STATEMENT_BOUND, self.erase_chunk());
-        Ok(step.await.map_err(|_elapsed| PurgeError::Timeout)??)
+        let chunk = timeout(purge::STEP_BOUND, self.erase_chunk());
+        Ok(chunk.await.map_err(|_elapsed| PurgeError::Timeout)??)
     }
 
     async fn erase_chunk(&mut self) -> Result<Purged, DbErr> {
@@ -174,7 +220,9 @@ impl Purger {
                 sqlite::erase(transaction, file, &candidates, self.batch).await?
             }
         };
-        self.erased.extend(chunk.erased);
+        // Of more than these the ids are not kept. Their rows are read again once the file is rewritten.
+        let kept = purge::ERASED.saturating_sub(self.erased.len());
+        self.erased.extend(chunk.erased.iter().take(kept));
         for candidate in chunk.unfinished.into_iter().rev() {
             self.candidates.push_front(candidate);
         }
@@ -187,11 +235,15 @@ impl Purger {
         if !self.candidates.is_empty() {
             return Ok(true);
         }
-        let rows = match self.connection.ready().await? {
-            Ready::Postgres(connection) => postgres::read_queue(connection, self.cursor).await?,
-            Ready::Sqlite(transaction, _) => sqlite::read_queue(transaction, self.cursor).await?,
+        let rows = if self.database.pool.get_database_backend() == DbBackend::Sqlite {
+            sqlite::read_queue(&self.database.pool, self.cursor).await?
+        } else {
+            match self.connection.ready().await? {
+                Ready::Postgres(connection) => postgres::read_queue(connection, self.cursor).await?,
+                Ready::Sqlite(..) => Vec::new(),
+            }
         };
-        self.cursor = rows.last().map(|(id, since)| (*since, *id));
+        self.cursor = rows.last().map(|(id, since)| (*since, *id)).or(self.cursor);
         self.candidates = rows.into_iter().map(|(id, _)| Candidate { id, position: i64::MIN }).collect();
         Ok(!self.candidates.is_empty())
     }

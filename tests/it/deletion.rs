@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use collections_service::store::{DELETION_RULES, DeletionRule};
+use collections_service::store::{DELETION_RULES, DeletionRule, PurgeLimits};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 
 use super::{
@@ -66,7 +66,7 @@ mod cases {
         for table in of(DeletionRule::Purged) {
             assert_eq!((rows(table, 1).await, rows(table, 2).await), (3, 3), "{table}");
         }
-        let mut purger = ground.store.purger(100, true);
+        let mut purger = ground.store.purger(PurgeLimits::once(100));
         while !purger.step().await.unwrap().is_pass_complete {}
         for table in of(DeletionRule::Purged) {
             assert_eq!((rows(table, 1).await, rows(table, 2).await), (0, 3), "{table}");

@@ -81,6 +81,10 @@ async fn inject_faults(fault: Fault) {
         scene.print_log().await;
     }
     assert_eq!((summary.lost, summary.wrong), (0, 0), "{summary}");
+    assert!(
+        summary.in_flight.0 > 0 && summary.in_flight.1 > 0,
+        "no import or no purge was in flight: {summary}"
+    );
     // What an earlier round has found is still there.
     let connection = scene.connect().await;
     let everything = Rows::read(&connection, &(1..=i64::MAX)).await;
@@ -103,6 +107,9 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     let mut work = scene.start_work(*ids.start() / COLLECTIONS);
     sleep(Duration::from_millis(random_below(500))).await;
 
+    let (is_importing, is_purging) = work.in_flight();
+    summary.in_flight.0 += usize::from(is_importing);
+    summary.in_flight.1 += usize::from(is_purging);
     let begun = Instant::now();
     let Injected { down_at, right_at, killed } = scene.inject(&mut work).await;
     load.wait_for_acknowledged(1, right_at).await;

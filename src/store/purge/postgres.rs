@@ -3,11 +3,11 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{
     DbErr,
-    sqlx::{self, PgConnection},
+    sqlx::{self, AssertSqlSafe, Connection, PgConnection},
 };
 
-use super::{Candidate, Chunk};
-use crate::{config::store, store::failure::sqlx_error};
+use super::{Candidate, Chunk, Cursor};
+use crate::{config::purge, store::failure::sqlx_error};
 
 const QUEUE: &str = "\
 SELECT id, since FROM purge_queue WHERE $1::timestamptz IS NULL OR (since, id) > ($1, $2) ORDER BY since, id LIMIT $3";
@@ -16,14 +16,22 @@ SELECT id, since FROM purge_queue WHERE $1::timestamptz IS NULL OR (since, id) >
 const ERASE: &str = "\
 SELECT purged_id, purged_position, erased, is_finished FROM purge_collections_v1($1, $2, $3)";
 
-/// The next rows of the queue, oldest first.
+/// The next rows of the queue, oldest first. The server ends the statement too, if the disk hangs, say.
 pub async fn read_queue(
     connection: &mut PgConnection,
-    cursor: Option<(DateTime<Utc>, i64)>,
+    cursor: Option<Cursor>,
 ) -> Result<Vec<(i64, DateTime<Utc>)>, DbErr> {
-    let (since, id) = cursor.unzip();
-    let rows = sqlx::query_as(QUEUE).bind(since).bind(id).bind(store::PURGE_CANDIDATES);
-    rows.fetch_all(connection).await.map_err(sqlx_error)
+    let read = async {
+        let mut transaction = connection.begin().await?;
+        let bound = format!("SET LOCAL statement_timeout = '{}s'", purge::QUEUE_BOUND.as_secs());
+        sqlx::raw_sql(AssertSqlSafe(bound)).execute(&mut *transaction).await?;
+        let (since, id) = cursor.unzip();
+        let rows = sqlx::query_as(QUEUE).bind(since).bind(id).bind(purge::CANDIDATES);
+        let rows = rows.fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok::<_, sqlx::Error>(rows)
+    };
+    read.await.map_err(sqlx_error)
 }
 
 /// Erases up to `most` entries of these collections.

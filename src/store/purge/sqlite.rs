@@ -9,9 +9,9 @@ use sea_orm::{
 
 use tokio::time::Instant;
 
-use super::{Candidate, Chunk, PurgeWait};
+use super::{Candidate, Chunk, Cursor, PurgeLimits, PurgeWait};
 use crate::{
-    config::store,
+    config::{purge, store},
     store::{
         connect::{Database, Engine},
         failure::{Failure, sqlx_error},
@@ -44,13 +44,12 @@ DELETE FROM purge_queue WHERE id IN (SELECT value FROM json_each(?1))
 
 /// The next rows of the queue, oldest first.
 pub async fn read_queue(
-    transaction: DatabaseTransaction,
-    cursor: Option<(DateTime<Utc>, i64)>,
+    connection: &impl ConnectionTrait,
+    cursor: Option<Cursor>,
 ) -> Result<Vec<(i64, DateTime<Utc>)>, DbErr> {
     let (since, id) = cursor.unzip();
-    let values = [since.into(), id.into(), store::PURGE_CANDIDATES.into()];
-    let rows = transaction.query_all_raw(statement(QUEUE, values)).await?;
-    transaction.rollback().await?;
+    let values = [since.into(), id.into(), purge::CANDIDATES.into()];
+    let rows = connection.query_all_raw(statement(QUEUE, values)).await?;
     rows.iter().map(|row| Ok((row.try_get("", "id")?, row.try_get("", "since")?))).collect()
 }
 
@@ -80,13 +79,13 @@ pub async fn erase(
 /// a page when it moves rows to another one: of some thousand deleted rows one was still found.
 #[derive(Debug)]
 pub struct Rewriter {
-    destroys_may_wait: bool,
+    limits: PurgeLimits,
     not_before: Instant,
 }
 
 impl Rewriter {
-    pub fn new(destroys_may_wait: bool) -> Self {
-        Self { destroys_may_wait, not_before: Instant::now() }
+    pub fn new(limits: PurgeLimits) -> Self {
+        Self { limits, not_before: Instant::now() }
     }
 
     /// Rewrites the file, empties its write-ahead log, which holds what it held before, and deletes these rows of the queue.
@@ -96,19 +95,17 @@ impl Rewriter {
         database: &Database,
         erased: &[i64],
     ) -> Result<Result<u64, PurgeWait>, DbErr> {
-        if !self.destroys_may_wait {
-            if Instant::now() < self.not_before {
-                return Ok(Err(PurgeWait::Interval));
-            }
-            if let Engine::Sqlite(file) = &database.engine
-                && file.size()? > store::VACUUM_LIMIT
-            {
-                return Ok(Err(PurgeWait::TooLarge));
-            }
+        let Engine::Sqlite(file) = &database.engine else { return Ok(Ok(0)) };
+        if Instant::now() < self.not_before {
+            return Ok(Err(PurgeWait::Interval));
+        }
+        if file.size()? > self.limits.vacuum_limit {
+            return Ok(Err(PurgeWait::TooLarge));
         }
         let begun = Instant::now();
-        let finished = finish(database.pool.get_sqlite_connection_pool(), erased).await;
-        self.not_before = Instant::now() + begun.elapsed() * store::VACUUM_PAUSE_FACTOR;
+        let finished = finish(database.pool.get_sqlite_connection_pool(), file, erased).await;
+        let pause = begun.elapsed().saturating_mul(self.limits.vacuum_pause_factor);
+        self.not_before = Instant::now().checked_add(pause).unwrap_or(self.not_before);
         match finished {
             Ok(Some(finished)) => Ok(Ok(finished)),
             Ok(None) => Ok(Err(PurgeWait::Busy)),
@@ -120,10 +117,14 @@ impl Rewriter {
     }
 }
 
-async fn finish(pool: &SqlitePool, erased: &[i64]) -> Result<Option<u64>, sqlx::Error> {
+async fn finish(pool: &SqlitePool, file: &SqliteFile, erased: &[i64]) -> Result<Option<u64>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     sqlx::raw_sql("VACUUM").execute(&mut *connection).await?;
-    if !empty_log(&mut connection).await? {
+    // Where this is cut short, the busy time-out of the connection may still be the short one: it is not used again.
+    file.discard();
+    let is_empty = empty_log(&mut connection).await?;
+    file.take_discarded();
+    if !is_empty {
         return Ok(None);
     }
     let finished = sqlx::query(FINISH).bind(json_text(erased)).execute(&mut *connection).await?;
@@ -133,8 +134,7 @@ async fn finish(pool: &SqlitePool, erased: &[i64]) -> Result<Option<u64>, sqlx::
 /// Writes the log into the file and cuts it to nothing. `false` where a reader in another process needs it: destroys wait
 /// meanwhile, so it is not waited for.
 async fn empty_log(connection: &mut sqlx::SqliteConnection) -> Result<bool, sqlx::Error> {
-    let (short, usual) = (store::CHECKPOINT_TIMEOUT.as_millis(), store::BUSY_TIMEOUT.as_millis());
-    // One text, so that the time-out is as usual afterwards even if this is cancelled.
+    let (short, usual) = (purge::CHECKPOINT_TIMEOUT.as_millis(), store::BUSY_TIMEOUT.as_millis());
     let script = format!(
         "PRAGMA busy_timeout = {short}; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {usual}"
     );

@@ -10,7 +10,7 @@ use collections_service::{
     domain::{CollectionId, DestroyError, RequestId, UserId},
     store::{
         Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, ImportOutcome, ImportProgress,
-        Inconsistency, NewCollection, Purged, Tombstone, VerifyPosition,
+        Inconsistency, NewCollection, PurgeLimits, Purged, Tombstone, VerifyPosition,
     },
 };
 use proptest::test_runner::TestCaseError;
@@ -223,7 +223,7 @@ impl Player<'_> {
     async fn purge_step(&mut self, batch: u32) -> Result<Purged, TestCaseError> {
         let (mut purger, batch) = match self.database.purger.take() {
             Some(purger) => purger,
-            None => (self.database.store.purger(batch, true), batch),
+            None => (self.database.store.purger(PurgeLimits::once(batch)), batch),
         };
         let purged = purger.step().await.map_err(failed)?;
         self.database.purger = Some((purger, batch));

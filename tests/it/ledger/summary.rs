@@ -21,6 +21,8 @@ pub struct Summary {
     pub recovered: usize,
     /// Destroys whose entries were erased by the time of the comparison.
     pub purged: usize,
+    /// Imports, and purges, that were running when the fault was injected.
+    pub in_flight: (usize, usize),
     pub lost: usize,
     pub wrong: usize,
     /// From the moment when the database was right again until the service was ready.
@@ -57,7 +59,7 @@ impl Summary {
         all.push(self.clone());
         let lines: String = all.iter().map(|summary| format!("{summary}\n")).collect();
         eprintln!(
-            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>5} {:>5}  {:<15} {:<15} failures\n{lines}",
+            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>7} {:>6} {:>5} {:>5}  {:<15} {:<15} failures\n{lines}",
             "fault",
             "faults",
             "calls",
@@ -66,6 +68,8 @@ impl Summary {
             "replays",
             "recovered",
             "purged",
+            "imports",
+            "purges",
             "lost",
             "wrong",
             "ready p50/max",
@@ -78,7 +82,7 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>5} {:>5}  {:<15} {:<15} {:?}",
+            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>7} {:>6} {:>5} {:>5}  {:<15} {:<15} {:?}",
             self.kind,
             self.faults,
             self.calls,
@@ -87,6 +91,8 @@ impl fmt::Display for Summary {
             self.replays,
             self.recovered,
             self.purged,
+            self.in_flight.0,
+            self.in_flight.1,
             self.lost,
             self.wrong,
             median_and_longest(&self.ready),

@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// In each import.
-const COLLECTIONS: i64 = 3_000;
+/// In each import: enough that it is still running when the fault is injected.
+const COLLECTIONS: i64 = 20_000;
 /// In each of those.
 const ENTRIES: i64 = 4;
 /// Above all ids that the callers destroy.
@@ -59,8 +59,14 @@ impl Work {
         let name = format!("ledger-{round}");
         let url = ground.url.clone();
         let import = start(&url, &import_arguments(&file, &name));
-        let purge = start(&url, &["purge", "--once", "--purge-pause", "0"]);
+        let purge = start(&url, &["purge", "--once", "--purge-pause", "20", "--purge-batch", "10"]);
         Self { url, file, name, ids, import, purge }
+    }
+
+    /// Whether the import, and whether the purge, are still running.
+    pub fn in_flight(&mut self) -> (bool, bool) {
+        let is_running = |child: &mut Child| child.try_wait().unwrap().is_none();
+        (is_running(&mut self.import), is_running(&mut self.purge))
     }
 
     /// SIGKILL of both.

@@ -8,7 +8,7 @@ use std::{
 use collections_service::{
     config,
     domain::Entropy,
-    store::{Store, VerifyPosition},
+    store::{PurgeLimits, Store, VerifyPosition},
 };
 use futures_util::future::join;
 
@@ -61,7 +61,7 @@ async fn load(ground: &Ground, has_ended: &AtomicBool) {
         has_ended.store(true, Ordering::Release);
     };
     let purging = async {
-        let mut purger = ground.store.purger(10, false);
+        let mut purger = ground.store.purger(PurgeLimits::background(10));
         while !has_ended.load(Ordering::Acquire) {
             purger.step().await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
