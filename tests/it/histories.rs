@@ -131,9 +131,9 @@ fn operations() -> impl Strategy<Value = Operation> {
             Operation::Destroy(without_repeats(calls, |call| call.id))
         }),
         2 => (id.clone(), caller).prop_map(|(id, user)| Operation::Retry { id, user }),
-        1 => (id, 1..8_i64).prop_map(|(id, tweet)| Operation::AddEntry { id, tweet }),
+        3 => (id, 1..8_i64).prop_map(|(id, tweet)| Operation::AddEntry { id, tweet }),
         3 => (1..6_u32).prop_map(|batch| Operation::PurgeStep { batch }),
-        1 => Just(Operation::Purge),
+        2 => Just(Operation::Purge),
         2 => Just(Operation::Export),
         3 => (any::<usize>(), 1..4_usize).prop_map(|(export, batch)| Operation::Apply { export, batch }),
         3 => Just(Operation::BackUp),

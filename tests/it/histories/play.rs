@@ -305,7 +305,6 @@ impl Player<'_> {
 
     /// What `deploy/RESTORE.md` describes, and what must hold after it.
     async fn drill(&mut self, backup: usize) -> Result<(), TestCaseError> {
-        self.run(&Operation::Fix).await?;
         self.run(&Operation::Export).await?;
         self.run(&Operation::Restore { backup }).await?;
         let restored = self.model.clone();
