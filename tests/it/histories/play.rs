@@ -311,6 +311,13 @@ impl Player<'_> {
         for export in 0..self.exports.len() {
             self.run(&Operation::Apply { export, batch: 2 }).await?;
         }
+        // The next application queues what another program writes under a purged id.
+        self.run(&Operation::Purge).await?;
+        if let Some(id) = self.model.tombstones.keys().next().copied() {
+            self.run(&Operation::AddEntry { id, tweet: i64::MAX }).await?;
+        }
+        self.run(&Operation::Apply { export: 0, batch: 2 }).await?;
+        self.run(&Operation::Purge).await?;
         self.run(&Operation::Fix).await?;
         let tables = self.database.tables().await;
         let exported: Vec<Tombstone> = self.exports.iter().flatten().cloned().collect();
