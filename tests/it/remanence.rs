@@ -1,13 +1,20 @@
 //! What was destroyed and purged is found in no file of the database.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use collections_service::domain::Entropy;
 use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use super::{
-    purge::count,
+    batches::{repeatable, together},
+    purge::{count, put_with_entries},
     support::{
         Backend, Ground, OWNER, destroy,
         program::{Program, run},
@@ -137,4 +144,34 @@ async fn a_service_leaves_nothing_in_the_files_of_sqlite() {
     tokio::time::timeout(Duration::from_secs(60), purged).await.expect("the queue is not emptied");
     connection.close().await.unwrap();
     assert_erased(&ground, program, &destroyed, &live).await;
+}
+
+/// Every statement of the document runs as written, and what was destroyed is in no live row of PostgreSQL.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_statements_of_the_document_run() {
+    let document = include_str!("../../deploy/ERASURE.md");
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=3 {
+        put_with_entries(&ground, id, 5).await;
+    }
+    together(&ground.store, [repeatable(1, 0), repeatable(2, 0)]).await;
+    let (code, output, error) = run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+    assert_eq!(code, 0, "{output}{error}");
+    let statements: Vec<&str> =
+        document.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(statements.len(), 4, "{statements:?}");
+    let psql = Path::new(&std::env::var("TEST_POSTGRES_BIN").unwrap()).join("psql");
+    for statement in statements {
+        let psql = Command::new(&psql)
+            .args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &ground.url, "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn();
+        let mut psql = psql.unwrap();
+        psql.stdin.take().unwrap().write_all(statement.as_bytes()).unwrap();
+        assert!(psql.wait().unwrap().success(), "{statement}");
+    }
+    let connection = ground.connection().await;
+    assert_eq!(count(&connection, "collections WHERE id < 3").await, 0);
+    assert_eq!(count(&connection, "collection_entries WHERE collection_id < 3").await, 0);
+    assert_eq!(count(&connection, "collection_entries").await, 5);
 }
