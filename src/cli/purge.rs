@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Erase until nothing is left, then end
+    /// Erase what was destroyed until now, then end. An SQLite file is rewritten, and destroys wait for that
     #[arg(long, required = true)]
     once: bool,
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub struct PaceArgs {
     /// Entries that are erased in one step
     #[arg(long, default_value_t = config::purge::BATCH, env = "COLLECTIONS_PURGE_BATCH", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     purge_batch: u32,
-    /// The shortest pause between two steps, in milliseconds; the pause is at least four times as long as the step
+    /// The shortest pause between two steps, in milliseconds. It is at least four times as long as the step
     #[arg(long, default_value_t = config::purge::PAUSE.as_millis() as u64, env = "COLLECTIONS_PURGE_PAUSE", value_parser = clap::value_parser!(u64).range(0..=60_000))]
     purge_pause: u64,
 }
@@ -49,14 +49,21 @@ struct Purge {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let store = args.database.open_migrated().await?;
+    let store = tokio::select! {
+        store = args.database.open_migrated() => store?,
+        () = stop.requested() => return Err(Exit::Failed("stopped by a signal; nothing was erased".to_owned())),
+    };
     let mut purge = Purge { store, settings: args.pace.settings(), entries: 0, collections: 0 };
-    let left = purge.run(&mut stop).await;
+    // What a step has not committed is rolled back.
+    let left = tokio::select! {
+        left = purge.run() => left.map(Some),
+        () = stop.requested() => Ok(None),
+    };
     let done = format!("erased {} entries of {} collections", purge.entries, purge.collections);
     match left {
-        Ok(Some(PurgeBacklog { blocked: 0, .. })) => print(format_args!("{done}; the purge queue is empty")),
+        Ok(Some(PurgeBacklog { blocked: 0, .. })) => print(format_args!("{done}; the purge is complete")),
         Ok(Some(PurgeBacklog { blocked, .. })) => Err(Exit::Failed(format!(
-            "{done}; rows of the purge queue whose ids are not destroyed: {blocked}; run `collections-service verify`"
+            "{done}; rows of the purge queue that are live or have no tombstone: {blocked}; run `collections-service verify`"
         ))),
         Ok(None) => Err(Exit::Failed(format!("stopped by a signal; {done}; run the command again"))),
         Err(error) => Err(Exit::Failed(format!("{error}; {done}; run the command again"))),
@@ -64,15 +71,15 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 impl Purge {
-    /// Erases until nothing is left that can be erased. Returns what is left then, or nothing after a signal.
-    async fn run(&mut self, stop: &mut Stop) -> Result<Option<PurgeBacklog>, PurgeError> {
+    /// Erases until nothing is left of what was destroyed before this began. Returns what cannot be erased.
+    async fn run(&mut self) -> Result<PurgeBacklog, PurgeError> {
         let mut purger = self.store.purger(PurgeLimits::once(self.settings.batch));
-        let queued = self.store.purge_backlog().await?.purgeable;
-        let mut progress = Progress::begin(Some(queued.cast_unsigned()));
+        let queued = self.store.purge_backlog(None).await?;
+        let mut progress = Progress::begin(Some(queued.purgeable.cast_unsigned()));
         let mut failures = 0;
         loop {
             let begun = Instant::now();
-            // Another process erases too, or uses the file.
+            // Another process erases too, has locked rows, or uses the file.
             let mut pause = config::purge::IDLE_INTERVAL;
             match purger.step().await {
                 Ok(purged) => {
@@ -81,9 +88,9 @@ impl Purge {
                     if !purged.is_pass_complete {
                         pause = self.settings.pause_after(begun.elapsed());
                     } else {
-                        let backlog = self.store.purge_backlog().await?;
+                        let backlog = self.store.purge_backlog(queued.newest).await?;
                         if backlog.purgeable == 0 {
-                            return Ok(Some(backlog));
+                            return Ok(backlog);
                         }
                     }
                 }
@@ -94,10 +101,7 @@ impl Purge {
                     }
                 }
             }
-            tokio::select! {
-                () = sleep(pause) => {}
-                () = stop.requested() => return Ok(None),
-            }
+            sleep(pause).await;
         }
     }
 
@@ -107,6 +111,8 @@ impl Purge {
         let Self { entries, collections, .. } = self;
         let wait = if purged.wait.is_some() {
             "; waiting for another process that uses the SQLite file"
+        } else if purged.locked > 0 {
+            "; waiting for locked entries"
         } else {
             ""
         };

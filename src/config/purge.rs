@@ -28,3 +28,5 @@ pub const VACUUM_PAUSE_FACTOR: u32 = 100;
 /// SQLite: how long the purge waits for a reader in another process before it leaves the write-ahead log as it is. Destroys
 /// wait meanwhile.
 pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
+/// The same for `purge --once`.
+pub const LONG_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(2);

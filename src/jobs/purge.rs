@@ -46,6 +46,8 @@ pub async fn run(mut purger: Purger, settings: PurgeSettings) {
 #[derive(Debug, Default)]
 struct StateLog {
     error: Option<String>,
+    /// In the pass that is not complete yet.
+    has_failed: bool,
     wait: Option<PurgeWait>,
 }
 
@@ -53,6 +55,7 @@ impl StateLog {
     fn record(&mut self, purged: &Result<Purged, PurgeError>) {
         match purged {
             Err(error) => {
+                self.has_failed = true;
                 let error = error.to_string();
                 if self.error.as_ref() != Some(&error) {
                     tracing::error!(
@@ -63,7 +66,10 @@ impl StateLog {
                 }
             }
             Ok(purged) => {
-                if self.error.take().is_some() {
+                if purged.is_pass_complete
+                    && !std::mem::take(&mut self.has_failed)
+                    && self.error.take().is_some()
+                {
                     tracing::info!("purge recovered");
                 }
                 self.record_wait(purged);

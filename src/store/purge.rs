@@ -5,7 +5,7 @@
 mod postgres;
 mod sqlite;
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{DbBackend, DbErr, FromQueryResult, Statement};
@@ -24,7 +24,10 @@ use crate::config::purge;
 pub enum PurgeError {
     #[error("the database failed: {}", message(.0))]
     Database(#[from] DbErr),
-    #[error("the database did not answer within {} s", purge::STEP_BOUND.as_secs())]
+    /// Of one collection. The others go on.
+    #[error("custom-{id}: the database failed: {}", message(.error))]
+    Collection { id: i64, error: DbErr },
+    #[error("the database did not answer in time ({} s for a step, {} s for the queue)", purge::STEP_BOUND.as_secs(), purge::QUEUE_BOUND.as_secs())]
     Timeout,
 }
 
@@ -37,6 +40,8 @@ pub struct PurgeLimits {
     pub vacuum_limit: u64,
     /// SQLite: the file is not rewritten again for so many times as long as it took the last time.
     pub vacuum_pause_factor: u32,
+    /// SQLite: how long other processes that use the file are waited for. Destroys wait meanwhile.
+    pub checkpoint_timeout: Duration,
 }
 
 /// What one step did.
@@ -46,7 +51,9 @@ pub struct Purged {
     pub entries: u64,
     /// Collections of which no entry is left, and whose row in the queue was deleted.
     pub collections: u64,
-    /// The end of the queue was reached, or what is left of it is locked.
+    /// Collections that were left to the next pass, because another transaction has locked their entries.
+    pub locked: u64,
+    /// The end of the queue was reached.
     pub is_pass_complete: bool,
     /// Why rows stay in the queue although their entries are erased.
     pub wait: Option<PurgeWait>,
@@ -69,6 +76,8 @@ pub struct PurgeBacklog {
     pub purgeable: i64,
     /// Of ids that have no tombstone, or a row in `collections`: nothing is erased for them.
     pub blocked: i64,
+    pub oldest: Option<DateTime<Utc>>,
+    pub newest: Option<DateTime<Utc>>,
 }
 
 /// Erases step by step, over a connection of its own.
@@ -78,6 +87,8 @@ pub struct Purger {
     batch: u32,
     /// Read from the queue, and not finished yet.
     candidates: VecDeque<Candidate>,
+    /// So many of them are to be erased one at a time, because a step with all of them failed.
+    alone: usize,
     /// The last row that was read from the queue.
     cursor: Option<Cursor>,
     /// SQLite: whose entries are erased, and perhaps still in the file.
@@ -109,24 +120,40 @@ struct Chunk {
     erased: Vec<i64>,
 }
 
+/// Of the year 9999: both databases can compare it.
+const LAST_SECOND: DateTime<Utc> = match DateTime::from_timestamp(253_402_300_799, 0) {
+    Some(time) => time,
+    None => DateTime::UNIX_EPOCH,
+};
+
 const BACKLOG: &str = "\
-SELECT count(*) FILTER (WHERE is_purgeable) AS purgeable, count(*) FILTER (WHERE NOT is_purgeable) AS blocked FROM (
-  SELECT EXISTS (SELECT 1 FROM destroyed_collections WHERE destroyed_collections.id = purge_queue.id)
+SELECT count(*) FILTER (WHERE is_purgeable) AS purgeable, count(*) FILTER (WHERE NOT is_purgeable) AS blocked,
+  min(since) AS oldest, max(since) AS newest FROM (
+  SELECT since, EXISTS (SELECT 1 FROM destroyed_collections WHERE destroyed_collections.id = purge_queue.id)
     AND NOT EXISTS (SELECT 1 FROM collections WHERE collections.id = purge_queue.id) AS is_purgeable
-  FROM purge_queue) AS queued";
+  FROM purge_queue WHERE since <= $1) AS queued";
 
 impl PurgeLimits {
     /// Of a purge next to a service.
     #[must_use]
     pub const fn background(batch: u32) -> Self {
-        let (vacuum_limit, vacuum_pause_factor) = (purge::VACUUM_LIMIT, purge::VACUUM_PAUSE_FACTOR);
-        Self { batch, vacuum_limit, vacuum_pause_factor }
+        Self {
+            batch,
+            vacuum_limit: purge::VACUUM_LIMIT,
+            vacuum_pause_factor: purge::VACUUM_PAUSE_FACTOR,
+            checkpoint_timeout: purge::CHECKPOINT_TIMEOUT,
+        }
     }
 
     /// Of a purge that an operator waits for: an SQLite file of any size is rewritten.
     #[must_use]
     pub const fn once(batch: u32) -> Self {
-        Self { batch, vacuum_limit: u64::MAX, vacuum_pause_factor: 0 }
+        Self {
+            batch,
+            vacuum_limit: u64::MAX,
+            vacuum_pause_factor: 0,
+            checkpoint_timeout: purge::LONG_CHECKPOINT_TIMEOUT,
+        }
     }
 }
 
@@ -138,19 +165,22 @@ impl Store {
             connection: BatchConnection::new(&self.database, Kind::Dedicated),
             batch: limits.batch,
             candidates: VecDeque::new(),
+            alone: 0,
             cursor: None,
             erased: Vec::new(),
             rewriter: sqlite::Rewriter::new(limits),
         }
     }
 
-    /// Counts the rows of the queue, which takes as long as the queue is.
+    /// Counts the rows of the queue, up to this time if there is one, which takes as long as the queue is.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn purge_backlog(&self) -> Result<PurgeBacklog, PurgeError> {
-        let query = Statement::from_string(self.backend(), BACKLOG);
-        Ok(PurgeBacklog::find_by_statement(query).one(&self.db).await?.unwrap_or_default())
+    pub async fn purge_backlog(&self, until: Option<DateTime<Utc>>) -> Result<PurgeBacklog, PurgeError> {
+        let until = until.unwrap_or(LAST_SECOND);
+        let query = Statement::from_sql_and_values(self.backend(), BACKLOG, [until.into()]);
+        let counted = timeout(purge::QUEUE_BOUND, PurgeBacklog::find_by_statement(query).one(&self.db));
+        Ok(counted.await.map_err(|_elapsed| PurgeError::Timeout)??.unwrap_or_default())
     }
 }
 
@@ -160,27 +190,23 @@ impl Purger {
     /// # Errors
     /// The database failed. Nothing of the step happened, or all of it.
     pub async fn step(&mut self) -> Result<Purged, PurgeError> {
-        let error = match self.step_once().await {
-            Ok(purged) => return Ok(purged),
-            Err(error) => error,
-        };
+        let purged = self.step_once().await;
+        match &purged {
+            Ok(_) | Err(PurgeError::Collection { .. }) => return purged,
+            Err(_) => {}
+        }
         self.candidates.clear();
+        self.alone = 0;
         self.erased.clear();
         self.cursor = None;
-        let failure = match &error {
-            PurgeError::Database(error) => Failure::from(error),
-            PurgeError::Timeout => Failure::Misread,
-        };
         let is_sqlite = self.database.pool.get_database_backend() == DbBackend::Sqlite;
-        match failure {
-            // Another transaction was first. What it has locked is left to the next pass.
-            Failure::Conflict | Failure::Locked => Ok(Purged { is_pass_complete: true, ..Purged::default() }),
-            Failure::Unavailable if is_sqlite => {
+        match &purged {
+            Err(PurgeError::Database(error)) if is_sqlite && Failure::from(error) == Failure::Unavailable => {
                 Ok(Purged { is_pass_complete: true, wait: Some(PurgeWait::Busy), ..Purged::default() })
             }
             _ => {
                 self.connection.discard();
-                Err(error)
+                purged
             }
         }
     }
@@ -205,28 +231,55 @@ impl Purger {
             self.cursor = None;
             return Ok(Purged { is_pass_complete: true, ..Purged::default() });
         }
-        let chunk = timeout(purge::STEP_BOUND, self.erase_chunk());
-        Ok(chunk.await.map_err(|_elapsed| PurgeError::Timeout)??)
-    }
-
-    async fn erase_chunk(&mut self) -> Result<Purged, DbErr> {
         // A large collection is erased alone: the others would be locked for each of its chunks.
         let is_begun = self.candidates.front().is_some_and(|first| first.position > i64::MIN);
-        let count = if is_begun { 1 } else { self.candidates.len().min(self.batch as usize) };
+        let count =
+            if is_begun || self.alone > 0 { 1 } else { self.candidates.len().min(self.batch as usize) };
+        self.alone = self.alone.saturating_sub(1);
         let candidates: Vec<Candidate> = self.candidates.drain(..count).collect();
-        let chunk = match self.connection.ready().await? {
-            Ready::Postgres(connection) => postgres::erase(connection, &candidates, self.batch).await?,
+        let chunk = timeout(purge::STEP_BOUND, self.erase_chunk(&candidates));
+        match chunk.await.map_err(|_elapsed| PurgeError::Timeout)? {
+            Ok(chunk) => Ok(self.record(chunk)),
+            Err(error) => self.separate(error, candidates),
+        }
+    }
+
+    async fn erase_chunk(&mut self, candidates: &[Candidate]) -> Result<Chunk, DbErr> {
+        match self.connection.ready().await? {
+            Ready::Postgres(connection) => postgres::erase(connection, candidates, self.batch).await,
             Ready::Sqlite(transaction, file) => {
-                sqlite::erase(transaction, file, &candidates, self.batch).await?
+                sqlite::erase(transaction, file, candidates, self.batch).await
             }
-        };
+        }
+    }
+
+    fn record(&mut self, chunk: Chunk) -> Purged {
         // Of more than these the ids are not kept. Their rows are read again once the file is rewritten.
         let kept = purge::ERASED.saturating_sub(self.erased.len());
         self.erased.extend(chunk.erased.iter().take(kept));
         for candidate in chunk.unfinished.into_iter().rev() {
             self.candidates.push_front(candidate);
         }
-        Ok(Purged { entries: chunk.entries, collections: chunk.finished, ..Purged::default() })
+        Purged { entries: chunk.entries, collections: chunk.finished, ..Purged::default() }
+    }
+
+    /// After an error that one collection may have caused, erases one at a time. The one that fails again is left to the next pass.
+    fn separate(&mut self, error: DbErr, candidates: Vec<Candidate>) -> Result<Purged, PurgeError> {
+        let failure = Failure::from(&error);
+        if !matches!(failure, Failure::Conflict | Failure::Locked | Failure::Rejected) {
+            return Err(error.into());
+        }
+        match *candidates.as_slice() {
+            [_] if failure != Failure::Rejected => Ok(Purged { locked: 1, ..Purged::default() }),
+            [Candidate { id, .. }] => Err(PurgeError::Collection { id, error }),
+            _ => {
+                self.alone = candidates.len();
+                for candidate in candidates.into_iter().rev() {
+                    self.candidates.push_front(candidate);
+                }
+                Ok(Purged::default())
+            }
+        }
     }
 
     /// Reads the next rows of the queue where none is left of those that were read. They are many, because there is no index of

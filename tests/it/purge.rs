@@ -53,13 +53,14 @@ async fn pass(purger: &mut Purger) -> Purged {
         total.entries += purged.entries;
         total.collections += purged.collections;
         total.is_pass_complete = purged.is_pass_complete;
+        total.locked += purged.locked;
         total.wait = total.wait.or(purged.wait);
     }
     total
 }
 
 const fn complete(entries: u64, collections: u64) -> Purged {
-    Purged { entries, collections, is_pass_complete: true, wait: None }
+    Purged { entries, collections, locked: 0, is_pass_complete: true, wait: None }
 }
 
 mod cases {
@@ -128,7 +129,7 @@ mod cases {
         assert_eq!(count(&connection, "purge_queue WHERE id IN (1, 2, 3)").await, 3);
         assert_eq!(count(&connection, "purge_queue").await, 3);
         assert_eq!(count(&connection, "collection_entries WHERE collection_id IN (1, 2, 3, 6)").await, 8);
-        let backlog = ground.store.purge_backlog().await.unwrap();
+        let backlog = ground.store.purge_backlog(None).await.unwrap();
         assert_eq!((backlog.purgeable, backlog.blocked), (0, 3));
     }
 
@@ -146,7 +147,7 @@ mod cases {
                 let mut purger = store.purger(PurgeLimits::once(10 + number));
                 let mut erased = Purged::default();
                 // Rows that another one has locked are found with the next pass.
-                while store.purge_backlog().await.unwrap().purgeable > 0 {
+                while store.purge_backlog(None).await.unwrap().purgeable > 0 {
                     let purged = purger.step().await.unwrap();
                     erased.entries += purged.entries;
                     erased.collections += purged.collections;
@@ -166,7 +167,7 @@ mod cases {
     pub async fn once_erases_everything(backend: Backend) {
         let ground = Ground::new(backend).await;
         let once = async || run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
-        assert_eq!(once().await.1, "erased 0 entries of 0 collections; the purge queue is empty\n");
+        assert_eq!(once().await.1, "erased 0 entries of 0 collections; the purge is complete\n");
         for id in 1..=30 {
             put_with_entries(&ground, id, 4).await;
         }
@@ -174,7 +175,7 @@ mod cases {
         let (code, output, _) = once().await;
         assert_eq!(
             (code, output.as_str()),
-            (0, "erased 116 entries of 29 collections; the purge queue is empty\n")
+            (0, "erased 116 entries of 29 collections; the purge is complete\n")
         );
         let connection = ground.connection().await;
         assert_eq!(count(&connection, "collection_entries").await, 4);
@@ -182,7 +183,7 @@ mod cases {
         connection.execute_unprepared(queued).await.unwrap();
         let (code, _, error) = once().await;
         assert_eq!(code, 1);
-        assert!(error.contains("rows of the purge queue whose ids are not destroyed: 1;"), "{error}");
+        assert!(error.contains("rows of the purge queue that are live or have no tombstone: 1;"), "{error}");
         assert_eq!(count(&connection, "collection_entries").await, 4);
         assert_eq!(run(&["purge"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await.0, 2);
     }
@@ -297,6 +298,45 @@ async fn sqlite_keeps_the_queue_while_the_log_is_held() {
     assert_eq!(count(&connection, "purge_queue").await, 0);
 }
 
+/// Of many collections one has a locked entry, and one an entry that cannot be deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_that_cannot_be_erased_stops_no_other() {
+    let ground = Ground::new(Backend::Postgres).await;
+    for id in 1..=20 {
+        put_with_entries(&ground, id, 3).await;
+    }
+    together(&ground.store, (1..=20).map(|id| repeatable(id, 0))).await;
+    let connection = ground.connection().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+          IF old.collection_id = 7 THEN RAISE EXCEPTION 'refused' USING ERRCODE = 'data_corrupted'; END IF; RETURN old;
+        END $$;
+        CREATE TRIGGER refuse BEFORE DELETE ON collection_entries FOR EACH ROW EXECUTE FUNCTION refuse()";
+    connection.execute_unprepared(refuse).await.unwrap();
+    let locking = sea_orm::TransactionTrait::begin(&ground.connection().await).await.unwrap();
+    let lock = "SELECT 1 FROM collection_entries WHERE collection_id = 3 AND tweet_id = 2 FOR SHARE";
+    locking.execute_unprepared(lock).await.unwrap();
+
+    let mut purger = ground.store.purger(PurgeLimits::once(100));
+    let (mut collections, mut locked, mut errors) = (0, 0, Vec::new());
+    loop {
+        match purger.step().await {
+            Ok(purged) => {
+                collections += purged.collections;
+                locked += purged.locked;
+                if purged.is_pass_complete {
+                    break;
+                }
+            }
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    assert_eq!((collections, locked), (18, 1));
+    assert_eq!(errors, ["custom-7: the database failed: refused (code XX001)"]);
+    locking.rollback().await.unwrap();
+    connection.execute_unprepared("DROP TRIGGER refuse ON collection_entries").await.unwrap();
+    assert_eq!(pass(&mut purger).await, complete(6, 2));
+}
+
 /// Two services and a command, of which one is killed in the middle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_and_a_command_erase_each_entry_once() {
@@ -313,6 +353,9 @@ async fn replicas_and_a_command_erase_each_entry_once() {
     connection.execute_unprepared(&insert).await.unwrap();
     let total = count(&connection, "collection_entries").await;
     let flags = ["--purge-batch", "20", "--purge-pause", "0"];
+    let database = ground.url.rsplit('/').next().unwrap();
+    let strict = format!("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'");
+    connection.execute_unprepared(&strict).await.unwrap();
     let killed = Program::serve(&ground, &flags).await;
     let other = Program::serve(&ground, &flags).await;
     let arguments = [&["purge", "--once"], &flags[..]].concat();

@@ -29,7 +29,7 @@ BEGIN
   -- What is lost in a crash is erased once more, so nothing has to wait for the disk. Both hold until the end of the
   -- transaction.
   ignored := set_config('synchronous_commit', 'off', true);
-  ignored := set_config('lock_timeout', '1s', true);
+  ignored := set_config('lock_timeout', '200ms', true);
 
   -- One id after the other, so that each statement stays on one node where the engine is distributed.
   FOR place IN 1..cardinality(ids) LOOP

@@ -42,8 +42,7 @@ pub async fn erase(
 ) -> Result<Chunk, DbErr> {
     let (ids, positions): (Vec<i64>, Vec<i64>) =
         candidates.iter().map(|candidate| (candidate.id, candidate.position)).unzip();
-    let rows = sqlx::query_as(ERASE).bind(ids).bind(positions).bind(i64::from(most)).fetch_all(connection);
-    let rows: Vec<(i64, i64, i64, bool)> = rows.await.map_err(sqlx_error)?;
+    let rows = erase_once(connection, &ids, &positions, most).await.map_err(sqlx_error)?;
     let mut chunk = Chunk::default();
     for (id, position, entries, is_finished) in rows {
         chunk.entries += entries.cast_unsigned();
@@ -54,4 +53,21 @@ pub async fn erase(
         }
     }
     Ok(chunk)
+}
+
+/// Collection, position, erased entries, and whether it is finished.
+type Row = (i64, i64, i64, bool);
+
+async fn erase_once(
+    connection: &mut PgConnection,
+    ids: &[i64],
+    positions: &[i64],
+    most: u32,
+) -> Result<Vec<Row>, sqlx::Error> {
+    // Whatever the database's default: a row that another purge has finished is skipped, and does not fail the step.
+    let mut transaction = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let erase = sqlx::query_as(ERASE).bind(ids).bind(positions).bind(i64::from(most));
+    let rows = erase.fetch_all(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(rows)
 }

@@ -1,6 +1,8 @@
 //! The purge's statements on SQLite. Before a row leaves the queue the file is rewritten, so that no byte of what was erased
 //! is left in it.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, Value,
@@ -14,7 +16,7 @@ use crate::{
     config::{purge, store},
     store::{
         connect::{Database, Engine},
-        failure::{Failure, sqlx_error},
+        failure::sqlx_error,
         sqlite_file::SqliteFile,
     },
 };
@@ -81,60 +83,73 @@ pub async fn erase(
 pub struct Rewriter {
     limits: PurgeLimits,
     not_before: Instant,
+    /// So many of the erased were so before the file was rewritten. What is left to do for them is to empty the log.
+    rewritten: usize,
 }
 
 impl Rewriter {
     pub fn new(limits: PurgeLimits) -> Self {
-        Self { limits, not_before: Instant::now() }
+        Self { limits, not_before: Instant::now(), rewritten: 0 }
     }
 
     /// Rewrites the file, empties its write-ahead log, which holds what it held before, and deletes these rows of the queue.
-    /// Returns how many they were, or why they have to stay.
+    /// Returns how many they were, or why they have to stay; then they are given again, and may be followed by more.
     pub async fn finish(
         &mut self,
         database: &Database,
         erased: &[i64],
     ) -> Result<Result<u64, PurgeWait>, DbErr> {
         let Engine::Sqlite(file) = &database.engine else { return Ok(Ok(0)) };
-        if Instant::now() < self.not_before {
-            return Ok(Err(PurgeWait::Interval));
+        if self.rewritten < erased.len() {
+            if Instant::now() < self.not_before {
+                return Ok(Err(PurgeWait::Interval));
+            }
+            if file.size()? > self.limits.vacuum_limit {
+                return Ok(Err(PurgeWait::TooLarge));
+            }
         }
-        if file.size()? > self.limits.vacuum_limit {
-            return Ok(Err(PurgeWait::TooLarge));
-        }
-        let begun = Instant::now();
-        let finished = finish(database.pool.get_sqlite_connection_pool(), file, erased).await;
-        let pause = begun.elapsed().saturating_mul(self.limits.vacuum_pause_factor);
-        self.not_before = Instant::now().checked_add(pause).unwrap_or(self.not_before);
-        match finished {
-            Ok(Some(finished)) => Ok(Ok(finished)),
+        match self.finish_once(database.pool.get_sqlite_connection_pool(), file, erased).await {
+            Ok(Some(finished)) => {
+                self.rewritten = 0;
+                Ok(Ok(finished))
+            }
             Ok(None) => Ok(Err(PurgeWait::Busy)),
-            Err(error) => match sqlx_error(error) {
-                error if Failure::from(&error) == Failure::Unavailable => Ok(Err(PurgeWait::Busy)),
-                error => Err(error),
-            },
+            Err(error) => {
+                self.rewritten = 0;
+                Err(sqlx_error(error))
+            }
         }
     }
-}
 
-async fn finish(pool: &SqlitePool, file: &SqliteFile, erased: &[i64]) -> Result<Option<u64>, sqlx::Error> {
-    let mut connection = pool.acquire().await?;
-    sqlx::raw_sql("VACUUM").execute(&mut *connection).await?;
-    // Where this is cut short, the busy time-out of the connection may still be the short one: it is not used again.
-    file.discard();
-    let is_empty = empty_log(&mut connection).await?;
-    file.take_discarded();
-    if !is_empty {
-        return Ok(None);
+    async fn finish_once(
+        &mut self,
+        pool: &SqlitePool,
+        file: &SqliteFile,
+        erased: &[i64],
+    ) -> Result<Option<u64>, sqlx::Error> {
+        let mut connection = pool.acquire().await?;
+        if self.rewritten < erased.len() {
+            let begun = Instant::now();
+            sqlx::raw_sql("VACUUM").execute(&mut *connection).await?;
+            let pause = begun.elapsed().saturating_mul(self.limits.vacuum_pause_factor);
+            self.not_before = Instant::now().checked_add(pause).unwrap_or(self.not_before);
+            self.rewritten = erased.len();
+        }
+        // Where this is cut short, the busy time-out of the connection may still be the short one: it is not used again.
+        file.discard();
+        let is_empty = empty_log(&mut connection, self.limits.checkpoint_timeout).await?;
+        file.take_discarded();
+        if !is_empty {
+            return Ok(None);
+        }
+        let finished = sqlx::query(FINISH).bind(json_text(erased)).execute(&mut *connection).await?;
+        Ok(Some(finished.rows_affected()))
     }
-    let finished = sqlx::query(FINISH).bind(json_text(erased)).execute(&mut *connection).await?;
-    Ok(Some(finished.rows_affected()))
 }
 
-/// Writes the log into the file and cuts it to nothing. `false` where a reader in another process needs it: destroys wait
-/// meanwhile, so it is not waited for.
-async fn empty_log(connection: &mut sqlx::SqliteConnection) -> Result<bool, sqlx::Error> {
-    let (short, usual) = (purge::CHECKPOINT_TIMEOUT.as_millis(), store::BUSY_TIMEOUT.as_millis());
+/// Writes the log into the file and cuts it to nothing. `false` where another process needs it for longer than this.
+async fn empty_log(connection: &mut sqlx::SqliteConnection, bound: Duration) -> Result<bool, sqlx::Error> {
+    let (short, usual) = (bound.as_millis(), store::BUSY_TIMEOUT.as_millis());
     let script = format!(
         "PRAGMA busy_timeout = {short}; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA busy_timeout = {usual}"
     );

@@ -239,7 +239,7 @@ impl Player<'_> {
         let sums = expected.purge();
         let mut steps = (0, 0);
         for _ in 0..STEPS {
-            let backlog = self.database.store.purge_backlog().await.map_err(failed)?;
+            let backlog = self.database.store.purge_backlog(None).await.map_err(failed)?;
             let queued = i64::try_from(self.model.purge_queue.len()).unwrap();
             same(&(backlog.purgeable, backlog.blocked), &(queued, 0), "the backlog")?;
             if queued == 0 {
