@@ -67,7 +67,13 @@ impl Known {
         let destroyed = statements::destroyed(connection, &asked).await?;
         let mut known = Self { destroyed, live, orphans: HashSet::new() };
         let unknown: Vec<_> = batch.iter().filter(|new| !known.has(new.id)).map(|new| new.id.get()).collect();
-        known.orphans = statements::with_entries(connection, &unknown).await?;
+        let with_entries = statements::with_entries(connection, &unknown).await?;
+        // Each statement has a snapshot of its own: a concurrent import may have committed the entries together with their
+        // collection since the first one. A destroy deletes the row and writes the tombstone at once, so tombstones are
+        // read after the rows.
+        known.live.extend(statements::live(connection, &ids(&with_entries)).await?);
+        known.destroyed.extend(statements::destroyed(connection, &ids(&with_entries)).await?);
+        known.orphans = with_entries.into_iter().filter(|id| !known.has(*id)).collect();
         Ok(known)
     }
 

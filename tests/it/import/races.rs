@@ -138,3 +138,26 @@ async fn concurrent_imports_of_the_same_collections_agree() {
     assert_eq!(scene.collections().await.len(), 4000);
     assert_eq!(scene.entries().await.len(), 12_000);
 }
+
+/// An import reads the facts about an id in several statements, and another import commits the id between them.
+async fn import_next_to_another(arguments: &[&str]) -> Ended {
+    let scene = Scene::new(Backend::Postgres).await;
+    scene.write("in", line(5, 1));
+    let admin = scene.ground.connection().await;
+    let other = admin.begin().await.unwrap();
+    let entry = "INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at) VALUES \
+        (5, 1, 0, '2026-01-02T03:04:05Z'); LOCK TABLE collection_entries IN ACCESS EXCLUSIVE MODE";
+    other.execute_unprepared(INSERT).await.unwrap();
+    other.execute_unprepared(entry).await.unwrap();
+    let child = scene.command(arguments).spawn().unwrap();
+    wait_for(&scene.ground.connection().await, BLOCKED).await;
+    other.commit().await.unwrap();
+    ended(child.wait_with_output().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collection_of_a_concurrent_import_is_not_an_orphan() {
+    assert_eq!(import_next_to_another(&["in"]).await, (0, summary(0, 0, 1, 0), String::new()));
+    let checked = summary(0, 0, 1, 0).replace("imported", "would import");
+    assert_eq!(import_next_to_another(&["in", "--dry-run"]).await, (0, checked, String::new()));
+}
