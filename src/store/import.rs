@@ -77,10 +77,13 @@ pub enum ImportError {
     Database(#[from] DbErr),
     #[error("the database did not answer within {} s", config::import::BATCH_BOUND.as_secs())]
     Timeout,
-    #[error("a collection of the batch was changed by another transaction at the same time, again and again")]
+    #[error(
+        "a concurrent transaction changed a collection of the batch; gave up after {} attempts",
+        config::import::CONFLICT_ATTEMPTS
+    )]
     Changed,
-    #[error("another import of this name has begun, and this one stops")]
-    Overtaken,
+    #[error("superseded by a later import of the same name")]
+    Superseded,
     #[error("the start of the input differs from that of the unfinished import of this name")]
     OtherInput,
     /// The caller could not write the rejects.
@@ -94,12 +97,12 @@ impl ImportError {
             Self::Database(error) => Some(Failure::from(error)),
             Self::Timeout => Some(Failure::Unavailable),
             Self::Changed => Some(Failure::Conflict),
-            Self::Overtaken | Self::OtherInput | Self::Rejects(_) => None,
+            Self::Superseded | Self::OtherInput | Self::Rejects(_) => None,
         }
     }
 }
 
-/// Counts the tries of one transaction.
+/// Counts the failed attempts of one transaction.
 #[derive(Default)]
 struct Attempts {
     conflicts: u32,
@@ -107,13 +110,13 @@ struct Attempts {
 }
 
 impl Attempts {
-    /// Waits before the next try.
+    /// Waits before the next attempt.
     ///
     /// # Errors
-    /// The error itself, where it is not temporary or there were enough tries.
-    async fn pause(&mut self, error: ImportError) -> Result<(), ImportError> {
-        let (count, most) = match error.failure() {
-            // A row that exists where none did is another transaction's.
+    /// Returns the error itself where it is permanent, or where this was the last attempt.
+    async fn back_off(&mut self, error: ImportError) -> Result<(), ImportError> {
+        let (count, limit) = match error.failure() {
+            // A duplicate key was inserted by a concurrent transaction.
             Some(Failure::Conflict | Failure::Duplicate | Failure::Locked | Failure::Unprepared) => {
                 (&mut self.conflicts, config::import::CONFLICT_ATTEMPTS)
             }
@@ -123,10 +126,10 @@ impl Attempts {
             _ => return Err(error),
         };
         *count += 1;
-        if *count >= most {
+        if *count >= limit {
             return Err(error);
         }
-        tracing::debug!(error = %error, attempt = *count, "import batch failed; it is run again");
+        tracing::debug!(error = %error, attempt = *count, "import transaction failed; retrying");
         let pause = config::import::RETRY_PAUSE.saturating_mul(1 << (*count - 1).min(16));
         sleep(pause.min(config::import::LONGEST_RETRY_PAUSE)).await;
         Ok(())
@@ -144,11 +147,11 @@ impl Store {
     ) -> Result<Vec<ImportOutcome>, ImportError> {
         let mut attempts = Attempts::default();
         loop {
-            let checked = batch::check(&self.db, collections);
+            let checked = batch::check_batch(&self.db, collections);
             let checked = tokio::time::timeout(config::import::BATCH_BOUND, checked).await;
             match checked.unwrap_or(Err(ImportError::Timeout)) {
                 Ok(outcomes) => return Ok(outcomes),
-                Err(error) => attempts.pause(error).await?,
+                Err(error) => attempts.back_off(error).await?,
             }
         }
     }

@@ -53,7 +53,7 @@ pub fn append(text: &mut Vec<u8>, line: &Line, reason: &str) -> io::Result<()> {
 }
 
 impl Rejects {
-    /// Opens the file, and creates it where it does not exist. Its content stays until [`Self::cut`].
+    /// Opens the file, and creates it where it does not exist. Its content stays until [`Self::truncate`].
     pub fn open(path: PathBuf, input: Option<&Path>) -> Result<Self, RejectsError> {
         let failed = |error| RejectsError::Io { path: path.clone(), error };
         let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
@@ -74,8 +74,8 @@ impl Rejects {
         Ok(Self { path, file, length })
     }
 
-    /// Drops what is behind this length.
-    pub fn cut(&mut self, length: u64) -> Result<(), RejectsError> {
+    /// Truncates the file to this length.
+    pub fn truncate(&mut self, length: u64) -> Result<(), RejectsError> {
         if self.length < length {
             return Err(RejectsError::Shorter { path: self.path.clone(), expected: length });
         }

@@ -19,26 +19,25 @@ use crate::{
     store::{CollectionToImport, Import, ImportError, ImportOutcome, ImportProgress, Store},
 };
 
-/// Where the outcome of each batch goes.
+/// The database that is written, or only read by a dry run.
 enum Target {
     Database(Import),
-    /// Of a dry run.
-    Nothing(Store, ImportProgress),
+    DryRun(Store, ImportProgress),
 }
 
-/// Why an import ended before its input.
-enum Cut {
-    Asked,
-    TooMany,
+/// Why an import ended before the end of its input.
+enum Interruption {
+    Signal,
+    TooManyRejects,
     Input(io::Error),
     Batch(ImportError),
 }
 
-/// Shows how far the import is.
+/// Reports the progress on standard error.
 struct Report {
     progress: Progress,
     begun: Instant,
-    /// What other runs had done.
+    /// The progress of earlier runs.
     before: ImportProgress,
     consumed_before: u64,
 }
@@ -52,13 +51,13 @@ pub async fn run(args: &Args) -> Result<(), Exit> {
     let name = args.name()?;
     let store = args.database.open_migrated().await?;
     let mut target = if args.dry_run {
-        Target::Nothing(store.clone(), ImportProgress::default())
+        Target::DryRun(store.clone(), ImportProgress::default())
     } else {
         let begun = store.begin_import(&name, &reader.head_sha256, args.resume).await;
         Target::Database(begun.map_err(|error| begin_failed(&error, &name))?)
     };
     let before = *target.progress();
-    rejects.cut(before.rejects_bytes).map_err(Exit::failed)?;
+    rejects.truncate(before.rejects_bytes).map_err(Exit::failed)?;
     reader = spawn_blocking(move || {
         reader.skip_to(before.byte_offset, before.line)?;
         Ok::<_, PositionError>(reader)
@@ -73,15 +72,15 @@ pub async fn run(args: &Args) -> Result<(), Exit> {
     drop(report);
     match outcome {
         Ok(()) => finish(args, target, rejects).await,
-        Err(cut) => Err(cut_short(args, &cut, &target, &rejects)),
+        Err(interruption) => Err(interrupted(args, &interruption, &target, &rejects)),
     }
 }
 
 async fn open(args: &Args) -> Result<(Reader, Rejects), Exit> {
     let joined = |error: JoinError| Exit::failed(error);
-    let (file, shown) = (args.file().map(ToOwned::to_owned), args.shown());
+    let (file, input_name) = (args.file().map(ToOwned::to_owned), args.input_name());
     let reader = spawn_blocking(move || Reader::open(file)).await.map_err(joined)?;
-    let reader = reader.map_err(|error| Exit::Usage(format!("{shown}: {error}")))?;
+    let reader = reader.map_err(|error| Exit::Usage(format!("{input_name}: {error}")))?;
     let rejects = Rejects::open(args.rejects(), args.file()).map_err(|error| match error {
         RejectsError::Io { .. } | RejectsError::Input(_) => Exit::Usage(format!("--rejects: {error}")),
         error => Exit::failed(error),
@@ -96,22 +95,22 @@ async fn import(
     rejects: &mut Rejects,
     report: &mut Report,
     stop: &mut Stop,
-) -> Result<(), Cut> {
+) -> Result<(), Interruption> {
     let (sender, mut batches) = mpsc::channel(config::import::BATCHES_WAITING);
     // Not waited for at the end: it may be reading from a terminal.
     drop(spawn_blocking(move || reader.run(&sender)));
     loop {
         let batch = tokio::select! {
             biased;
-            () = stop.requested() => return Err(Cut::Asked),
+            () = stop.requested() => return Err(Interruption::Signal),
             batch = batches.recv() => batch,
         };
         let Some(batch) = batch else { return Ok(()) };
-        let batch = batch.map_err(Cut::Input)?;
-        target.run(&batch, rejects).await.map_err(Cut::Batch)?;
-        report.show(target.progress(), batch.consumed);
+        let batch = batch.map_err(Interruption::Input)?;
+        target.run(&batch, rejects).await.map_err(Interruption::Batch)?;
+        report.update(target.progress(), batch.consumed);
         if target.progress().rejected > args.max_rejects {
-            return Err(Cut::TooMany);
+            return Err(Interruption::TooManyRejects);
         }
     }
 }
@@ -120,7 +119,7 @@ impl Target {
     fn progress(&self) -> &ImportProgress {
         match self {
             Self::Database(import) => import.progress(),
-            Self::Nothing(_, progress) => progress,
+            Self::DryRun(_, progress) => progress,
         }
     }
 
@@ -131,7 +130,7 @@ impl Target {
             |before: &ImportProgress, outcomes: &[ImportOutcome]| record(batch, before, outcomes, rejects);
         match self {
             Self::Database(import) => import.run(&collections, record).await,
-            Self::Nothing(store, progress) => {
+            Self::DryRun(store, progress) => {
                 let outcomes = store.check_import(&collections).await?;
                 let mut record = record;
                 *progress = record(progress, &outcomes).map_err(ImportError::Rejects)?;
@@ -177,7 +176,7 @@ fn record(
 
 async fn finish(args: &Args, target: Target, rejects: Rejects) -> Result<(), Exit> {
     let progress = match target {
-        Target::Nothing(_, progress) => progress,
+        Target::DryRun(_, progress) => progress,
         Target::Database(import) => import.finish().await.map_err(|error| {
             Exit::Failed(format!("{error}; everything is imported, and --resume removes the stored progress"))
         })?,
@@ -210,23 +209,23 @@ fn begin_failed(error: &ImportError, name: &str) -> Exit {
     Exit::Failed(format!("import {name}: {error}{advice}"))
 }
 
-fn cut_short(args: &Args, cut: &Cut, target: &Target, rejects: &Rejects) -> Exit {
+fn interrupted(args: &Args, interruption: &Interruption, target: &Target, rejects: &Rejects) -> Exit {
     let progress = target.progress();
-    let why = match cut {
-        Cut::Asked => "stopped".to_owned(),
-        Cut::TooMany => {
+    let why = match interruption {
+        Interruption::Signal => "stopped".to_owned(),
+        Interruption::TooManyRejects => {
             format!("more than {} lines were rejected; see {}", args.max_rejects, rejects.path().display())
         }
-        Cut::Input(error) => format!("{}: {error}", args.shown()),
-        Cut::Batch(error) => error.to_string(),
+        Interruption::Input(error) => format!("{}: {error}", args.input_name()),
+        Interruption::Batch(error) => error.to_string(),
     };
     let (line, summary) = (progress.line, summary(args, progress));
     if args.dry_run {
         return Exit::Failed(format!("{why}; after line {line}: {summary}"));
     }
-    let how = match cut {
-        Cut::TooMany => "a higher --max-rejects and --resume continue",
-        Cut::Batch(ImportError::Overtaken) => "nothing is left to do here",
+    let how = match interruption {
+        Interruption::TooManyRejects => "a higher --max-rejects and --resume continue",
+        Interruption::Batch(ImportError::Superseded) => "the other import continues",
         _ => "--resume continues",
     };
     Exit::Failed(format!("{why}; after line {line}: {summary}; this stays, and {how}"))
@@ -234,7 +233,7 @@ fn cut_short(args: &Args, cut: &Cut, target: &Target, rejects: &Rejects) -> Exit
 
 impl Args {
     /// The input's name for messages.
-    fn shown(&self) -> String {
+    fn input_name(&self) -> String {
         self.file().map_or_else(|| "standard input".to_owned(), |file| file.display().to_string())
     }
 }
@@ -246,7 +245,7 @@ impl Report {
         Self { progress: Progress::begin(total), begun: Instant::now(), before, consumed_before }
     }
 
-    fn show(&mut self, progress: &ImportProgress, consumed: u64) {
+    fn update(&mut self, progress: &ImportProgress, consumed: u64) {
         let rows = |progress: &ImportProgress| progress.imported + progress.entries + progress.existing;
         let done = rows(progress).saturating_sub(rows(&self.before));
         let rate = done as f64 / self.begun.elapsed().as_secs_f64().max(0.001);

@@ -5,32 +5,29 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 
-use super::{
-    CollectionToImport, EntryToImport, ImportError, ImportOutcome, Refusal,
-    statements::{self, Rows},
-};
+use super::{CollectionToImport, EntryToImport, ImportError, ImportOutcome, Refusal, statements};
 use crate::{config::import, domain::CollectionId};
 
-/// What the database has under the ids of a batch.
+/// What the database stores under the ids of a batch.
 #[derive(Default)]
-struct Known {
+struct BatchState {
     destroyed: HashSet<CollectionId>,
     live: HashSet<CollectionId>,
-    /// Entries, and neither a collection nor a tombstone.
+    /// Ids with entries and without a collection or a tombstone.
     orphans: HashSet<CollectionId>,
 }
 
-/// Inserts what is new. `now` is the time of what has no time of its own.
+/// Inserts the new collections with their entries. `now` is the time of those without a time.
 ///
 /// The insert of a collection waits for a destroy of the same id in flight, and only a statement begun after that wait can
-/// see the tombstone that it left; so tombstones are read once more after the insert.
-pub async fn put(
+/// see the tombstone that the destroy wrote; so tombstones are read again after the insert.
+pub async fn import_batch(
     transaction: &DatabaseTransaction,
     batch: &[&CollectionToImport],
     now: DateTime<Utc>,
 ) -> Result<Vec<ImportOutcome>, ImportError> {
-    let mut known = Known::read(transaction, batch).await?;
-    let fresh: Vec<_> = batch.iter().copied().filter(|new| !known.has(new.id)).collect();
+    let mut state = BatchState::read(transaction, batch).await?;
+    let fresh: Vec<_> = batch.iter().copied().filter(|new| !state.has(new.id)).collect();
     let mut inserted = statements::insert_collections(transaction, &fresh, now).await?;
     let destroyed = statements::destroyed(transaction, &ids(&inserted)).await?;
     if !destroyed.is_empty() {
@@ -39,49 +36,49 @@ pub async fn put(
     }
     // A concurrent import inserted the others.
     let others = fresh.iter().map(|new| new.id).filter(|id| !inserted.contains(id));
-    known.live.extend(others.filter(|id| !destroyed.contains(id)));
-    known.destroyed.extend(destroyed);
-    let differing = compare(transaction, batch, &known).await?;
+    state.live.extend(others.filter(|id| !destroyed.contains(id)));
+    state.destroyed.extend(destroyed);
+    let differing = compare(transaction, batch, &state).await?;
     let entries = fresh.iter().filter(|new| inserted.contains(&new.id)).flat_map(|new| {
         let created_at = new.created_at.unwrap_or(now);
         new.entries.iter().map(move |entry| (new.id, *entry, entry.added_at.unwrap_or(created_at)))
     });
     insert_entries(transaction, entries).await?;
-    Ok(batch.iter().map(|new| known.outcome(new.id, &differing)).collect())
+    Ok(batch.iter().map(|new| state.outcome(new.id, &differing)).collect())
 }
 
-/// The same without writing anything.
-pub async fn check(
+/// Returns what [`import_batch`] would do, and writes nothing.
+pub async fn check_batch(
     connection: &impl ConnectionTrait,
     batch: &[&CollectionToImport],
 ) -> Result<Vec<ImportOutcome>, ImportError> {
-    let known = Known::read(connection, batch).await?;
-    let differing = compare(connection, batch, &known).await?;
-    Ok(batch.iter().map(|new| known.outcome(new.id, &differing)).collect())
+    let state = BatchState::read(connection, batch).await?;
+    let differing = compare(connection, batch, &state).await?;
+    Ok(batch.iter().map(|new| state.outcome(new.id, &differing)).collect())
 }
 
-impl Known {
+impl BatchState {
     async fn read(connection: &impl ConnectionTrait, batch: &[&CollectionToImport]) -> Result<Self, DbErr> {
         let asked: Vec<_> = batch.iter().map(|new| new.id.get()).collect();
         let live = statements::live(connection, &asked).await?;
         let destroyed = statements::destroyed(connection, &asked).await?;
-        let mut known = Self { destroyed, live, orphans: HashSet::new() };
-        let unknown: Vec<_> = batch.iter().filter(|new| !known.has(new.id)).map(|new| new.id.get()).collect();
+        let mut state = Self { destroyed, live, orphans: HashSet::new() };
+        let unknown: Vec<_> = batch.iter().filter(|new| !state.has(new.id)).map(|new| new.id.get()).collect();
         let with_entries = statements::with_entries(connection, &unknown).await?;
         // Each statement has a snapshot of its own: a concurrent import may have committed the entries together with their
         // collection since the first one. A destroy deletes the row and writes the tombstone at once, so tombstones are
         // read after the rows.
-        known.live.extend(statements::live(connection, &ids(&with_entries)).await?);
-        known.destroyed.extend(statements::destroyed(connection, &ids(&with_entries)).await?);
-        known.orphans = with_entries.into_iter().filter(|id| !known.has(*id)).collect();
-        Ok(known)
+        state.live.extend(statements::live(connection, &ids(&with_entries)).await?);
+        state.destroyed.extend(statements::destroyed(connection, &ids(&with_entries)).await?);
+        state.orphans = with_entries.into_iter().filter(|id| !state.has(*id)).collect();
+        Ok(state)
     }
 
     fn has(&self, id: CollectionId) -> bool {
         self.destroyed.contains(&id) || self.live.contains(&id) || self.orphans.contains(&id)
     }
 
-    /// A tombstone counts before a row that stands in spite of it.
+    /// A tombstone takes precedence over a row that exists in spite of it.
     fn outcome(&self, id: CollectionId, differing: &HashMap<CollectionId, String>) -> ImportOutcome {
         if self.destroyed.contains(&id) {
             return ImportOutcome::Refused(Refusal::Destroyed);
@@ -101,9 +98,9 @@ impl Known {
 async fn compare(
     connection: &impl ConnectionTrait,
     batch: &[&CollectionToImport],
-    known: &Known,
+    state: &BatchState,
 ) -> Result<HashMap<CollectionId, String>, ImportError> {
-    let is_live = |id| known.live.contains(&id) && !known.destroyed.contains(&id);
+    let is_live = |id| state.live.contains(&id) && !state.destroyed.contains(&id);
     let existing: Vec<_> = batch.iter().copied().filter(|new| is_live(new.id)).collect();
     if existing.is_empty() {
         return Ok(HashMap::new());
@@ -149,8 +146,8 @@ async fn insert_entries(
     Ok(())
 }
 
-fn next_chunk<T>(items: &mut impl Iterator<Item = T>) -> Option<Rows<T>> {
-    let chunk: Rows<T> = items.take(import::STATEMENT_ROWS).collect();
+fn next_chunk<T>(items: &mut impl Iterator<Item = T>) -> Option<Vec<T>> {
+    let chunk: Vec<T> = items.take(import::STATEMENT_ROWS).collect();
     if chunk.is_empty() { None } else { Some(chunk) }
 }
 

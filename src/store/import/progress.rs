@@ -81,7 +81,7 @@ impl Store {
                     let (started_at, progress) = (row.started_at, ImportProgress::of(&row));
                     return Ok(Import { store: self.clone(), name: row.name, run_id, started_at, progress });
                 }
-                Err(error) => attempts.pause(error).await?,
+                Err(error) => attempts.back_off(error).await?,
             }
         }
     }
@@ -163,7 +163,7 @@ impl Import {
                     self.progress = progress;
                     return Ok(());
                 }
-                Err(error) => attempts.pause(error).await?,
+                Err(error) => attempts.back_off(error).await?,
             }
         }
     }
@@ -176,13 +176,13 @@ impl Import {
         let transaction = self.store.begin_import_transaction().await?;
         // Waits for a transaction of this run whose outcome is unknown, so that what is read is final.
         let row = find_row(&transaction, &self.name).await?;
-        let row = row.filter(|row| row.run_id == self.run_id).ok_or(ImportError::Overtaken)?;
+        let row = row.filter(|row| row.run_id == self.run_id).ok_or(ImportError::Superseded)?;
         let stored = ImportProgress::of(&row);
         if stored.byte_offset != self.progress.byte_offset {
             // That transaction was committed.
             return Ok(stored);
         }
-        let outcomes = batch::put(&transaction, collections, self.started_at).await?;
+        let outcomes = batch::import_batch(&transaction, collections, self.started_at).await?;
         let progress = record(&self.progress, &outcomes).map_err(ImportError::Rejects)?;
         let mut row = row.into_active_model();
         row.updated_at = Set(self.store.clock.now());
@@ -211,7 +211,7 @@ impl Import {
             let deleted = timeout(config::import::BATCH_BOUND, delete.exec(&self.store.db)).await;
             match deleted.map_or(Err(ImportError::Timeout), |deleted| deleted.map_err(ImportError::from)) {
                 Ok(_count) => return Ok(self.progress),
-                Err(error) => attempts.pause(error).await?,
+                Err(error) => attempts.back_off(error).await?,
             }
         }
     }

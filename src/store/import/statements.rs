@@ -9,10 +9,7 @@ use serde_json::json;
 use super::{CollectionToImport, EntryToImport};
 use crate::domain::CollectionId;
 
-/// Of one statement.
-pub type Rows<T> = Vec<T>;
-
-/// For the transactions of an import on PostgreSQL.
+/// Settings of an import's transactions on PostgreSQL.
 pub const PLANS: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off";
 

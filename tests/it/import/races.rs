@@ -44,8 +44,8 @@ mod cases {
         first.run(&[&collection(1)], step).await.unwrap();
         let mut second = ground.store.begin_import("a", "head", true).await.unwrap();
         assert_eq!((second.progress().byte_offset, second.progress().line), (10, 1));
-        let overtaken = first.run(&[&collection(2)], step).await.unwrap_err();
-        assert!(matches!(overtaken, ImportError::Overtaken), "{overtaken}");
+        let superseded = first.run(&[&collection(2)], step).await.unwrap_err();
+        assert!(matches!(superseded, ImportError::Superseded), "{superseded}");
         let mut other = ground.store.begin_import("b", "head", false).await.unwrap();
         other.run(&[&collection(4)], step).await.unwrap();
         second.run(&[&collection(3)], step).await.unwrap();
