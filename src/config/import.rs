@@ -21,15 +21,21 @@ pub const BATCHES_WAITING: usize = 1;
 pub const HEAD: usize = 64 * 1024;
 /// The buffer between the file and the lines, in bytes.
 pub const READ_BUFFER: usize = 256 * 1024;
-/// The longest one try of a batch may take: the longest line has some four million entries.
-pub const BATCH_BOUND: Duration = Duration::from_secs(300);
-/// How often a batch is run when another transaction undoes it or changes what it was built on.
+/// The timeout of one transaction, which is not retried: 1,500,000 entries, in the longest line, at 12,500 rows/s.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a statement waits for a lock, on PostgreSQL, before the transaction is rolled back and retried.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Attempts of a transaction after conflicts with concurrent transactions, lock timeouts included.
 pub const CONFLICT_ATTEMPTS: u32 = 10;
-/// How often a batch is run while the database is unavailable.
+/// Attempts of a transaction while the database is unavailable.
 pub const UNAVAILABLE_ATTEMPTS: u32 = 8;
-/// The pause before such a try, doubled each time up to the longest.
+/// The pause before the second attempt, doubled before each further one up to the longest.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// How long the batch in progress may take after SIGTERM or SIGINT before it is cancelled, which rolls it back.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
+/// How often the progress is updated while lines that are already imported are skipped.
+pub const SKIP_PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Rejects after which an import stops, unless an operator configures another number.
 pub const MAX_REJECTS: u64 = 100;
 /// The longest name of an import, in bytes.

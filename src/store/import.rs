@@ -75,7 +75,7 @@ pub enum Refusal {
 pub enum ImportError {
     #[error("the database failed: {}", message(.0))]
     Database(#[from] DbErr),
-    #[error("the database did not answer within {} s", config::import::BATCH_BOUND.as_secs())]
+    #[error("the database did not answer within {} s", config::import::TRANSACTION_TIMEOUT.as_secs())]
     Timeout,
     #[error(
         "a concurrent transaction changed a collection of the batch; gave up after {} attempts",
@@ -95,9 +95,8 @@ impl ImportError {
     fn failure(&self) -> Option<Failure> {
         match self {
             Self::Database(error) => Some(Failure::from(error)),
-            Self::Timeout => Some(Failure::Unavailable),
             Self::Changed => Some(Failure::Conflict),
-            Self::Superseded | Self::OtherInput | Self::Rejects(_) => None,
+            Self::Timeout | Self::Superseded | Self::OtherInput | Self::Rejects(_) => None,
         }
     }
 }
@@ -148,7 +147,7 @@ impl Store {
         let mut attempts = Attempts::default();
         loop {
             let checked = batch::check_batch(&self.db, collections);
-            let checked = tokio::time::timeout(config::import::BATCH_BOUND, checked).await;
+            let checked = tokio::time::timeout(config::import::TRANSACTION_TIMEOUT, checked).await;
             match checked.unwrap_or(Err(ImportError::Timeout)) {
                 Ok(outcomes) => return Ok(outcomes),
                 Err(error) => attempts.back_off(error).await?,

@@ -107,9 +107,9 @@ impl Reader {
         Ok(())
     }
 
-    /// What has been read of the source, compressed where it is.
-    pub fn consumed(&self) -> u64 {
-        self.consumed.get()
+    /// The count of bytes that have been read of the source, compressed where it is.
+    pub fn consumed(&self) -> Consumed {
+        self.consumed.clone()
     }
 
     /// Sends batch after batch until the input ends or fails, or nothing receives them.

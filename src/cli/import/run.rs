@@ -1,11 +1,11 @@
 //! The loop of an import: from batch to batch, until the input ends or something stops it.
 
-use std::io;
+use std::{io, pin::pin};
 
 use tokio::{
     sync::mpsc,
-    task::{JoinError, spawn_blocking},
-    time::Instant,
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -42,50 +42,75 @@ struct Report {
     consumed_before: u64,
 }
 
+/// Where the stored progress of an import whose input has ended may not be deleted.
+const FINISHED: &str = "everything is imported, and --resume removes the stored progress";
+
 pub async fn run(args: &Args) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    let (mut reader, mut rejects) = tokio::select! {
-        opened = open(args) => opened?,
-        () = stop.requested() => return Err(Exit::Failed("stopped; nothing was imported".to_owned())),
+    let (reader, mut rejects, mut target) = tokio::select! {
+        prepared = prepare(args) => prepared?,
+        () = stop.requested() => {
+            let message = "stopped before the first batch; nothing was imported by this run";
+            return Err(Exit::Failed(message.to_owned()));
+        }
     };
-    let name = args.name()?;
-    let store = args.database.open_migrated().await?;
-    let mut target = if args.dry_run {
-        Target::DryRun(store.clone(), ImportProgress::default())
-    } else {
-        let begun = store.begin_import(&name, &reader.head_sha256, args.resume).await;
-        Target::Database(begun.map_err(|error| begin_failed(&error, &name))?)
-    };
-    let before = *target.progress();
-    rejects.truncate(before.rejects_bytes).map_err(Exit::failed)?;
-    reader = spawn_blocking(move || {
-        reader.skip_to(before.byte_offset, before.line)?;
-        Ok::<_, PositionError>(reader)
-    })
-    .await
-    .map_err(Exit::failed)?
-    .map_err(|error| {
-        Exit::Failed(format!("{error}; begin again without --resume, or give another --name"))
-    })?;
-    let mut report = Report::begin(&reader, before);
+    let mut report = Report::begin(&reader, *target.progress());
     let outcome = import(args, reader, &mut target, &mut rejects, &mut report, &mut stop).await;
     drop(report);
     match outcome {
-        Ok(()) => finish(args, target, rejects).await,
+        Ok(()) => tokio::select! {
+            finished = finish(args, target, rejects) => finished,
+            () = stop.requested() => Err(Exit::Failed(format!("stopped; {FINISHED}"))),
+        },
         Err(interruption) => Err(interrupted(args, &interruption, &target, &rejects)),
     }
 }
 
-async fn open(args: &Args) -> Result<(Reader, Rejects), Exit> {
-    let joined = |error: JoinError| Exit::failed(error);
-    let (file, input_name) = (args.file().map(ToOwned::to_owned), args.input_name());
-    let reader = spawn_blocking(move || Reader::open(file)).await.map_err(joined)?;
-    let reader = reader.map_err(|error| Exit::Usage(format!("{input_name}: {error}")))?;
-    let rejects = Rejects::open(args.rejects(), args.file()).map_err(|error| match error {
+/// Opens the input, the database and the rejects file, and goes to the first line that is not imported yet. Nothing is
+/// lost where the future is dropped.
+async fn prepare(args: &Args) -> Result<(Reader, Rejects, Target), Exit> {
+    let (name, file) = (args.name()?, args.file().map(ToOwned::to_owned));
+    let reader = spawn_blocking(move || Reader::open(file)).await.map_err(Exit::failed)?;
+    let reader = reader.map_err(|error| Exit::Usage(format!("{}: {error}", args.input_name())))?;
+    let mut rejects = open_rejects(args)?;
+    let store = args.database.open_migrated().await?;
+    let target = if args.dry_run {
+        Target::DryRun(store, ImportProgress::default())
+    } else {
+        let begun = store.begin_import(&name, &reader.head_sha256, args.resume).await;
+        Target::Database(begun.map_err(|error| begin_failed(&error, &name))?)
+    };
+    rejects.truncate(target.progress().rejects_bytes).map_err(Exit::failed)?;
+    let reader = skip(reader, *target.progress()).await?;
+    Ok((reader, rejects, target))
+}
+
+fn open_rejects(args: &Args) -> Result<Rejects, Exit> {
+    Rejects::open(args.rejects(), args.file()).map_err(|error| match error {
         RejectsError::Io { .. } | RejectsError::Input(_) => Exit::Usage(format!("--rejects: {error}")),
         error => Exit::failed(error),
-    })?;
-    Ok((reader, rejects))
+    })
+}
+
+/// Skips the lines that are already imported. Compressed input is decompressed for that, which takes a while.
+async fn skip(mut reader: Reader, to: ImportProgress) -> Result<Reader, Exit> {
+    let mut progress = Progress::begin(reader.size);
+    let consumed = reader.consumed();
+    let mut skipping = spawn_blocking(move || {
+        reader.skip_to(to.byte_offset, to.line)?;
+        Ok::<_, PositionError>(reader)
+    });
+    let skipped = loop {
+        tokio::select! {
+            skipped = &mut skipping => break skipped.map_err(Exit::failed)?,
+            () = sleep(config::import::SKIP_PROGRESS_INTERVAL) => {
+                progress.report(consumed.get(), format_args!("skipping {} lines that are already imported", to.line));
+            }
+        }
+    };
+    skipped.map_err(|error| {
+        Exit::Failed(format!("{error}; begin again without --resume, or give another --name"))
+    })
 }
 
 async fn import(
@@ -107,12 +132,31 @@ async fn import(
         };
         let Some(batch) = batch else { return Ok(()) };
         let batch = batch.map_err(Interruption::Input)?;
-        target.run(&batch, rejects).await.map_err(Interruption::Batch)?;
+        run_batch(&batch, target, rejects, stop).await?;
         report.update(target.progress(), batch.consumed);
         if target.progress().rejected > args.max_rejects {
             return Err(Interruption::TooManyRejects);
         }
     }
+}
+
+/// Runs a batch. After a signal it may still end; where it takes too long it is cancelled.
+async fn run_batch(
+    batch: &Batch,
+    target: &mut Target,
+    rejects: &mut Rejects,
+    stop: &mut Stop,
+) -> Result<(), Interruption> {
+    let mut running = pin!(target.run(batch, rejects));
+    let ran = tokio::select! {
+        ran = &mut running => ran,
+        () = stop.requested() => {
+            let ran = timeout(config::import::STOP_GRACE, running).await;
+            ran.unwrap_or(Ok(())).map_err(Interruption::Batch)?;
+            return Err(Interruption::Signal);
+        }
+    };
+    ran.map_err(Interruption::Batch)
 }
 
 impl Target {
@@ -177,9 +221,9 @@ fn record(
 async fn finish(args: &Args, target: Target, rejects: Rejects) -> Result<(), Exit> {
     let progress = match target {
         Target::DryRun(_, progress) => progress,
-        Target::Database(import) => import.finish().await.map_err(|error| {
-            Exit::Failed(format!("{error}; everything is imported, and --resume removes the stored progress"))
-        })?,
+        Target::Database(import) => {
+            import.finish().await.map_err(|error| Exit::Failed(format!("{error}; {FINISHED}")))?
+        }
     };
     let path = rejects.path().display().to_string();
     rejects.close().map_err(|error| Exit::Failed(format!("{path}: {error}")))?;
@@ -240,7 +284,7 @@ impl Args {
 
 impl Report {
     fn begin(reader: &Reader, before: ImportProgress) -> Self {
-        let consumed_before = reader.consumed();
+        let consumed_before = reader.consumed().get();
         let total = reader.size.map(|size| size.saturating_sub(consumed_before));
         Self { progress: Progress::begin(total), begun: Instant::now(), before, consumed_before }
     }

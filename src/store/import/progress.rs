@@ -75,7 +75,7 @@ impl Store {
         };
         let mut attempts = Attempts::default();
         loop {
-            let begun = timeout(config::import::BATCH_BOUND, self.claim_import(&new, resume)).await;
+            let begun = timeout(config::import::TRANSACTION_TIMEOUT, self.claim_import(&new, resume)).await;
             match begun.unwrap_or(Err(ImportError::Timeout)) {
                 Ok(row) => {
                     let (started_at, progress) = (row.started_at, ImportProgress::of(&row));
@@ -130,6 +130,8 @@ impl Store {
         if self.backend() == DbBackend::Sqlite {
             return Ok(transaction);
         }
+        let lock_timeout = format!("SET LOCAL lock_timeout = {}", config::import::LOCK_TIMEOUT.as_millis());
+        transaction.execute_unprepared(&lock_timeout).await?;
         transaction.execute_unprepared(INSERT_LOCK).await?;
         transaction.execute_unprepared(statements::PLANS).await?;
         Ok(transaction)
@@ -148,7 +150,8 @@ impl Import {
     /// commit, and again where the batch has to be run again.
     ///
     /// # Errors
-    /// Nothing of this batch is in the database; or, where the database stayed unavailable, all of it may be.
+    /// Nothing of this batch is in the database; or, where the database stayed unavailable, all of it may be. The same holds
+    /// where the future is dropped.
     pub async fn run(
         &mut self,
         collections: &[&CollectionToImport],
@@ -157,7 +160,7 @@ impl Import {
         let mut attempts = Attempts::default();
         loop {
             let attempt = self.attempt(collections, &mut record);
-            let attempt = timeout(config::import::BATCH_BOUND, attempt).await;
+            let attempt = timeout(config::import::TRANSACTION_TIMEOUT, attempt).await;
             match attempt.unwrap_or(Err(ImportError::Timeout)) {
                 Ok(progress) => {
                     self.progress = progress;
@@ -208,7 +211,7 @@ impl Import {
             let delete = import::Entity::delete_many()
                 .filter(import::Column::Name.eq(&self.name))
                 .filter(import::Column::RunId.eq(self.run_id));
-            let deleted = timeout(config::import::BATCH_BOUND, delete.exec(&self.store.db)).await;
+            let deleted = timeout(config::import::TRANSACTION_TIMEOUT, delete.exec(&self.store.db)).await;
             match deleted.map_or(Err(ImportError::Timeout), |deleted| deleted.map_err(ImportError::from)) {
                 Ok(_count) => return Ok(self.progress),
                 Err(error) => attempts.back_off(error).await?,

@@ -6,12 +6,13 @@ use collections_service::{
     domain::CollectionId,
     store::{CollectionToImport, ImportError, ImportOutcome, ImportProgress},
 };
+use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 
 use super::{
     super::{
         destroy::on_both,
-        support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
+        support::{BLOCKED, Backend, Ground, OWNER, operator::signal, user, wait_for},
     },
     Ended, Scene, ended, line, summary,
 };
@@ -160,4 +161,28 @@ async fn a_collection_of_a_concurrent_import_is_not_an_orphan() {
     assert_eq!(import_next_to_another(&["in"]).await, (0, summary(0, 0, 1, 0), String::new()));
     let checked = summary(0, 0, 1, 0).replace("imported", "would import");
     assert_eq!(import_next_to_another(&["in", "--dry-run"]).await, (0, checked, String::new()));
+}
+
+/// SIGTERM ends an import that waits for a lock, in its first statement and in a batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_ends_an_import_that_waits_for_a_lock() {
+    for (lock, told) in [
+        ("LOCK TABLE imports IN ACCESS EXCLUSIVE MODE", "error: stopped before the first batch; "),
+        (INSERT, "error: stopped; after line 0: "),
+    ] {
+        let scene = Scene::new(Backend::Postgres).await;
+        scene.write("in", line(5, 1));
+        let admin = scene.ground.connection().await;
+        let other = admin.begin().await.unwrap();
+        other.execute_unprepared(lock).await.unwrap();
+        let child = scene.command(&["in"]).spawn().unwrap();
+        wait_for(&scene.ground.connection().await, BLOCKED).await;
+        signal(&child, Signal::SIGTERM);
+        let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
+        let (code, printed, errors) = ended(output.expect("a signal is ignored").unwrap());
+        assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
+        assert!(errors.starts_with(told), "{errors}");
+        other.rollback().await.unwrap();
+        assert_eq!(scene.import(&["in", "--resume"]).await, (0, summary(1, 1, 0, 0), String::new()));
+    }
 }
