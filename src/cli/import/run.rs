@@ -69,16 +69,24 @@ pub async fn run(args: &Args) -> Result<(), Exit> {
 /// Opens the input, the database and the rejects file, and goes to the first line that is not imported yet. Nothing is
 /// lost where the future is dropped.
 async fn prepare(args: &Args) -> Result<(Reader, Rejects, Target), Exit> {
-    let (name, file) = (args.name()?, args.file().map(ToOwned::to_owned));
+    let file = args.file().map(ToOwned::to_owned);
     let reader = spawn_blocking(move || Reader::open(file)).await.map_err(Exit::failed)?;
     let reader = reader.map_err(|error| Exit::Usage(format!("{}: {error}", args.input_name())))?;
-    let mut rejects = open_rejects(args)?;
+    let name = args.name()?;
     let store = args.database.open_migrated().await?;
+    // Before the import begins: an import of the same name that is running has the file locked.
+    let mut rejects = open_rejects(args)?;
     let target = if args.dry_run {
         Target::DryRun(store, ImportProgress::default())
     } else {
-        let begun = store.begin_import(&name, &reader.head_sha256, args.resume).await;
-        Target::Database(begun.map_err(|error| begin_failed(&error, &name))?)
+        match store.begin_import(&name, &reader.head_sha256, args.resume).await {
+            Ok(import) => Target::Database(import),
+            Err(error) => {
+                // An empty file is removed.
+                drop(rejects.close());
+                return Err(begin_failed(&error, &name));
+            }
+        }
     };
     rejects.truncate(target.progress().rejects_bytes).map_err(Exit::failed)?;
     let reader = skip(reader, *target.progress()).await?;

@@ -243,3 +243,22 @@ mod cases {
         assert_eq!(scene.unfinished().await, []);
     }
 }
+
+#[tokio::test]
+async fn an_import_that_cannot_begin_leaves_no_file() {
+    let scene = Scene::new(Backend::Sqlite).await;
+    scene.write("in", line(1, 1));
+    let mut command = scene.command(&["in"]);
+    let output =
+        command.env("COLLECTIONS_DATABASE_URL", "sqlite:no/such/folder/database").output().await.unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    assert!(!exists(&scene.path("in.rejects.ndjson")));
+    scene
+        .execute(
+            "INSERT INTO imports SELECT 'in', x'00000000000040008000000000000001', 'another', \
+        '2026-01-02T03:04:05+00:00', '2026-01-02T03:04:05+00:00', 1, 1, 1, 0, 0, 0, 0",
+        )
+        .await;
+    assert_eq!(scene.import(&["in", "--resume"]).await.0, 1);
+    assert!(!exists(&scene.path("in.rejects.ndjson")));
+}
