@@ -1,6 +1,10 @@
 //! The loop of an import: from batch to batch, until the input ends or something stops it.
 
-use std::{io, pin::pin};
+use std::{
+    fmt,
+    io::{self, Write},
+    pin::pin,
+};
 
 use tokio::{
     sync::mpsc,
@@ -80,7 +84,14 @@ async fn prepare(args: &Args) -> Result<(Reader, Rejects, Target), Exit> {
         Target::DryRun(store, ImportProgress::default())
     } else {
         match store.begin_import(&name, &reader.head_sha256, args.resume).await {
-            Ok(import) => Target::Database(import),
+            Ok(import) => {
+                if let Some(ImportProgress { line, .. }) = import.discarded() {
+                    note(format_args!(
+                        "import `{name}`: discarded the progress of an unfinished import at line {line}"
+                    ));
+                }
+                Target::Database(import)
+            }
             Err(error) => {
                 // An empty file is removed.
                 drop(rejects.close());
@@ -251,6 +262,12 @@ fn summary(args: &Args, progress: &ImportProgress) -> String {
     format!(
         "{verb} {imported} collections with {entries} entries, {existing} existed already, {rejected} rejected"
     )
+}
+
+/// Writes a line to standard error.
+fn note(line: impl fmt::Display) {
+    // A closed standard error does not end the import.
+    drop(writeln!(io::stderr(), "{line}"));
 }
 
 fn begin_failed(error: &ImportError, name: &str) -> Exit {

@@ -42,10 +42,12 @@ pub struct Import {
     run_id: Uuid,
     started_at: DateTime<Utc>,
     progress: ImportProgress,
+    discarded: Option<ImportProgress>,
 }
 
 impl Store {
-    /// Begins an import, or, with `resume`, continues an unfinished one of this name where there is one.
+    /// Begins an import, or, with `resume`, continues an unfinished one of this name where there is one. Without it the
+    /// progress of such an import is discarded.
     ///
     /// # Errors
     /// The unfinished import had another input, or the database failed.
@@ -77,20 +79,27 @@ impl Store {
         loop {
             let begun = timeout(config::import::TRANSACTION_TIMEOUT, self.claim_import(&new, resume)).await;
             match begun.unwrap_or(Err(ImportError::Timeout)) {
-                Ok(row) => {
+                Ok((row, discarded)) => {
                     let (started_at, progress) = (row.started_at, ImportProgress::of(&row));
-                    return Ok(Import { store: self.clone(), name: row.name, run_id, started_at, progress });
+                    let (store, name) = (self.clone(), row.name);
+                    return Ok(Import { store, name, run_id, started_at, progress, discarded });
                 }
                 Err(error) => attempts.back_off(error).await?,
             }
         }
     }
 
-    /// Makes the progress row this run's own. May be run again after an unknown outcome.
-    async fn claim_import(&self, new: &import::Model, resume: bool) -> Result<import::Model, ImportError> {
+    /// Assigns the progress row to this run, and returns it with the progress that was discarded. Can be retried after an
+    /// unknown outcome.
+    async fn claim_import(
+        &self,
+        new: &import::Model,
+        resume: bool,
+    ) -> Result<(import::Model, Option<ImportProgress>), ImportError> {
         let transaction = self.begin_import_transaction().await?;
-        let found = if resume { find_row(&transaction, &new.name).await? } else { None };
-        let row = if let Some(found) = found {
+        let found = find_row(&transaction, &new.name).await?;
+        let (continued, discarded) = if resume { (found, None) } else { (None, found) };
+        let row = if let Some(found) = continued {
             if found.head_sha256 != new.head_sha256 {
                 return Err(ImportError::OtherInput);
             }
@@ -119,7 +128,8 @@ impl Store {
             new.clone()
         };
         transaction.commit().await?;
-        Ok(row)
+        let discarded = discarded.filter(|row| row.run_id != new.run_id && row.line > 0);
+        Ok((row, discarded.as_ref().map(ImportProgress::of)))
     }
 
     /// READ COMMITTED whatever the database's default: a statement has to see what the one before it waited for. Plans by
@@ -143,6 +153,12 @@ impl Import {
     #[must_use]
     pub fn progress(&self) -> &ImportProgress {
         &self.progress
+    }
+
+    /// The progress of an unfinished import of the same name, which this one replaced.
+    #[must_use]
+    pub fn discarded(&self) -> Option<&ImportProgress> {
+        self.discarded.as_ref()
     }
 
     /// Imports these collections, no id twice, and moves the progress on, in one transaction. `record` gets the progress

@@ -26,7 +26,12 @@ use super::{
     Scene, ended, line, summary,
 };
 
-on_both!(a_signal_ends_it_between_batches, a_cut_input_is_an_error, another_input_is_not_continued);
+on_both!(
+    a_signal_ends_it_between_batches,
+    a_cut_input_is_an_error,
+    another_input_is_not_continued,
+    discarded_progress_is_reported
+);
 
 fn lines(range: std::ops::RangeInclusive<u64>) -> String {
     range.map(|id| line(id, 2)).collect()
@@ -127,6 +132,17 @@ mod cases {
         assert_eq!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap(), rejects);
         // Finished: there is nothing to continue, and it begins at the start.
         assert_eq!(scene.import(&["in", "--resume"]).await.1, summary(0, 0, 2500, 1));
+    }
+
+    pub async fn discarded_progress_is_reported(backend: Backend) {
+        let scene = Scene::new(backend).await;
+        scene.write("in", format!("x\n{}", lines(1..=2500)));
+        assert_eq!(scene.import(&["in", "--max-rejects", "0"]).await.0, 1);
+        std::fs::create_dir(scene.path("b")).unwrap();
+        scene.write("b/in", lines(1..=2000));
+        let told = "import `in`: discarded the progress of an unfinished import at line 1000\n";
+        assert_eq!(scene.import(&["b/in"]).await, (0, summary(1001, 2002, 999, 0), told.to_owned()));
+        assert_eq!(scene.import(&["b/in"]).await, (0, summary(0, 0, 2000, 0), String::new()));
     }
 }
 
