@@ -32,6 +32,8 @@ pub const UNAVAILABLE_ATTEMPTS: u32 = 8;
 /// The pause before the second attempt, doubled before each further one up to the longest.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(100);
 pub const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// The longest pause between two batches on SQLite.
+pub const LONGEST_SQLITE_PAUSE: Duration = Duration::from_secs(1);
 /// How long the batch in progress may take after SIGTERM or SIGINT before it is cancelled, which rolls it back.
 pub const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How often the progress is updated while lines that are already imported are skipped.

@@ -4,12 +4,13 @@ use std::{
     fmt,
     io::{self, Write},
     pin::pin,
+    time::Duration,
 };
 
 use tokio::{
     sync::mpsc,
     task::spawn_blocking,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -143,15 +144,27 @@ async fn import(
     let (sender, mut batches) = mpsc::channel(config::import::BATCHES_WAITING);
     // Not waited for at the end: it may be reading from a terminal.
     drop(spawn_blocking(move || reader.run(&sender)));
+    // The wait for input counts as the pause between two batches.
+    let mut next_batch_at = Instant::now();
     loop {
+        let receive = async {
+            let batch = batches.recv().await;
+            if batch.is_some() {
+                sleep_until(next_batch_at).await;
+            }
+            batch
+        };
         let batch = tokio::select! {
             biased;
             () = stop.requested() => return Err(Interruption::Signal),
-            batch = batches.recv() => batch,
+            batch = receive => batch,
         };
         let Some(batch) = batch else { return Ok(()) };
         let batch = batch.map_err(Interruption::Input)?;
+        let begun = Instant::now();
         run_batch(&batch, target, rejects, stop).await?;
+        let ended = Instant::now();
+        next_batch_at = ended + target.pause_after(ended - begun);
         report.update(target.progress(), batch.consumed);
         if target.progress().rejected > args.max_rejects {
             return Err(Interruption::TooManyRejects);
@@ -183,6 +196,13 @@ impl Target {
         match self {
             Self::Database(import) => import.progress(),
             Self::DryRun(_, progress) => progress,
+        }
+    }
+
+    fn pause_after(&self, batch: Duration) -> Duration {
+        match self {
+            Self::Database(import) => import.pause_after(batch),
+            Self::DryRun(..) => Duration::ZERO,
         }
     }
 

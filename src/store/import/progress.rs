@@ -1,6 +1,6 @@
 //! The progress row of an import, and its transactions.
 
-use std::io;
+use std::{io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -215,6 +215,16 @@ impl Import {
         row.update(&transaction).await?;
         transaction.commit().await?;
         Ok(progress)
+    }
+
+    /// The pause after a batch that took this long. SQLite's write lock is not fair: without pauses, the destroys of a
+    /// running service would time out. Other databases need none.
+    #[must_use]
+    pub fn pause_after(&self, batch: Duration) -> Duration {
+        match self.store.backend() {
+            DbBackend::Sqlite => batch.min(config::import::LONGEST_SQLITE_PAUSE),
+            _ => Duration::ZERO,
+        }
     }
 
     /// Deletes the progress: the import is finished.

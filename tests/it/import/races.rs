@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use collections_service::{
+    config,
     domain::CollectionId,
     store::{CollectionToImport, ImportError, ImportOutcome, ImportProgress},
 };
@@ -17,7 +18,7 @@ use super::{
     Ended, Scene, ended, line, summary,
 };
 
-on_both!(the_later_import_of_a_name_goes_on);
+on_both!(the_later_import_of_a_name_goes_on, batches_on_sqlite_leave_time_for_other_writers);
 
 fn collection(id: i64) -> CollectionToImport {
     CollectionToImport {
@@ -58,6 +59,18 @@ mod cases {
         assert_eq!(ground.store.begin_import("a", "head", true).await.unwrap().progress().line, 2);
         // From the start.
         assert_eq!(ground.store.begin_import("a", "other head", false).await.unwrap().progress().line, 0);
+    }
+
+    pub async fn batches_on_sqlite_leave_time_for_other_writers(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        let import = ground.store.begin_import("a", "head", false).await.unwrap();
+        let pauses =
+            [Duration::from_millis(40), Duration::from_secs(30)].map(|batch| import.pause_after(batch));
+        let expected = match backend {
+            Backend::Sqlite => [Duration::from_millis(40), config::import::LONGEST_SQLITE_PAUSE],
+            Backend::Postgres => [Duration::ZERO; 2],
+        };
+        assert_eq!(pauses, expected);
     }
 }
 
