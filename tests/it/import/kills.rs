@@ -1,4 +1,4 @@
-//! SIGKILL at random moments: what is resumed ends as what was never interrupted.
+//! SIGKILL at random moments: a resumed import has the result of an uninterrupted one.
 
 use std::process::Stdio;
 
@@ -16,6 +16,8 @@ use super::{
 on_both!(killed_imports_end_as_unbroken_ones);
 
 const LINES: u64 = 6_000;
+/// So many kills cannot all hit the start of a process.
+const LONG_RUN: u32 = 10;
 
 /// Good lines, lines that are no JSON, repeated ids that differ, and one with many entries.
 fn input() -> String {
@@ -32,7 +34,7 @@ fn input() -> String {
 mod cases {
     use super::*;
 
-    /// Kills as many times as `TEST_IMPORT_KILLS` says, or three times.
+    /// `TEST_IMPORT_KILLS` is the number of kills, 3 by default.
     pub async fn killed_imports_end_as_unbroken_ones(backend: Backend) {
         let kills: u32 = std::env::var("TEST_IMPORT_KILLS").map_or(3, |count| count.parse().unwrap());
         let input = input();
@@ -50,13 +52,16 @@ mod cases {
             let scene = Scene::new(backend).await;
             scene.write("in", &input);
             let mut line = 0;
-            // A process has three times the share of the time that it would need, so that most make progress.
+            // A process runs for at most half of the time of an uninterrupted import, so that several are killed.
             while killed < kills {
                 let mut command = scene.command(&arguments);
                 let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 let share = f64::from(u16::from_le_bytes(Entropy::default().bytes())) / f64::from(u16::MAX);
                 let ended = tokio::time::timeout(whole.mul_f64(share / 2.0), child.wait()).await;
-                if ended.is_ok() {
+                if let Ok(status) = ended {
+                    // Lines are rejected, so that a complete import has this code too: it leaves no progress.
+                    assert_eq!(status.unwrap().code(), Some(expected.0));
+                    assert_eq!(scene.unfinished().await, []);
                     break;
                 }
                 signal(&child, Signal::SIGKILL);
@@ -74,6 +79,7 @@ mod cases {
             assert!((scene.collections().await, scene.entries().await) == rows, "other rows");
             assert!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap() == rejects, "other rejects");
         }
+        assert!(kills < LONG_RUN || moved > 0, "no process was killed after it had made progress");
         eprintln!(
             "{backend:?}: {killed} kills of {imports} imports of {LINES} lines, {moved} after progress, an unbroken one \
              took {} ms",
