@@ -315,6 +315,11 @@ mod cases {
             (complete(&line(1).replace("custom-", "")), "line 1: id `1`: "),
             (complete(&line(1).replace(&OWNER.to_string(), "0")), "line 1: owner_id `0`: "),
             (complete(&line(1).replace("T10", "T30")), "line 1: destroyed_at `2026-11-27T30"),
+            (complete(&line(1).replace("2026-", "0000-")), "the year in UTC must be from 1 to 9999"),
+            (
+                complete(&line(1).replace("2026-11-27T10:00:00.123456Z", "9999-12-31T23:59:59-00:01")),
+                "the year in UTC must be from 1 to 9999",
+            ),
             (complete(&line(1).replace(UUIDS[0], "x")), "line 1: request_id `x`: "),
             (complete(&line(1).replace("orders", "\\u0000")), "line 1: caller `mtls:\\0`"),
             (complete(&line(1).replace("caller", "client")), "unknown field `client`"),

@@ -4,9 +4,10 @@
 use std::{
     fmt,
     io::{self, BufRead, Read, Write},
+    ops::RangeInclusive,
 };
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, Datelike, SecondsFormat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -38,6 +39,9 @@ struct LastLine {
 
 /// What the last line begins with, and no other.
 const LAST_LINE: &[u8] = b"{\"count\":";
+
+/// The years that RFC 3339 can represent and PostgreSQL accepts.
+const YEARS: RangeInclusive<i32> = 1..=9999;
 
 /// How a file ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -257,6 +261,9 @@ impl Line {
         let destroyed_at = DateTime::parse_from_rfc3339(&self.destroyed_at)
             .map_err(|error| fault("destroyed_at", &self.destroyed_at, error))?
             .to_utc();
+        if !YEARS.contains(&destroyed_at.year()) {
+            return Err(fault("destroyed_at", &self.destroyed_at, "the year in UTC must be from 1 to 9999"));
+        }
         let parsed = self
             .request_id
             .as_deref()
