@@ -2,7 +2,12 @@
 //! service destroys.
 
 use std::{
-    collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Stdio, time::Duration,
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
 };
 
 use collections_service::{
@@ -102,6 +107,17 @@ async fn rows(ground: &Ground, table: &str) -> Vec<String> {
     rows.iter().map(|row| row.try_get("", "line").unwrap()).collect()
 }
 
+/// The files of a folder, in order.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+fn mode(file: &Path) -> u32 {
+    fs::metadata(file).unwrap().permissions().mode() & 0o777
+}
+
 async fn execute(ground: &Ground, statement: &str) {
     ground.connection().await.execute_unprepared(statement).await.unwrap();
 }
@@ -160,14 +176,17 @@ mod cases {
         let folder = ground.folder.path().join("kept");
         fs::create_dir(&folder).unwrap();
         let file = folder.join("tombstones.ndjson");
-        // What an interrupted export left behind, longer than what is written now.
-        fs::write(folder.join("tombstones.ndjson.partial"), "x".repeat(10_000)).unwrap();
+        // Left by an older version, and readable by all users.
+        let leftover = folder.join("tombstones.ndjson.partial");
+        fs::write(&leftover, "x".repeat(10_000)).unwrap();
+        fs::set_permissions(&leftover, fs::Permissions::from_mode(0o644)).unwrap();
         let (code, printed, errors) = tombstones_command(&ground, &["export", "--output", path(&file)]).await;
         assert_eq!((code, errors.as_str()), (0, ""));
         assert_eq!(printed, format!("exported 3 tombstones to {}\n", file.display()));
         assert_eq!(fs::read_to_string(&file).unwrap(), exported);
-        let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["tombstones.ndjson"]);
+        assert_eq!(mode(&file), 0o600);
+        assert_eq!(fs::read_to_string(&leftover).unwrap(), "x".repeat(10_000));
+        assert_eq!(files(&folder), [file, leftover]);
     }
 
     /// Into an empty database: every column comes back as it was, and a second application changes nothing.
@@ -404,7 +423,11 @@ mod cases {
 const MANY: i64 = 30_000;
 
 fn applying(ground: &Ground, file: &str) -> Child {
-    let mut command = command(&["tombstones", "apply", file]);
+    start(ground, &["apply", file])
+}
+
+fn start(ground: &Ground, arguments: &[&str]) -> Child {
+    let mut command = command(&[&["tombstones"], arguments].concat());
     command.env("COLLECTIONS_DATABASE_URL", &ground.url);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -538,9 +561,34 @@ async fn an_export_that_fails_leaves_the_file_as_it_was() {
     );
     assert_eq!(fs::read_to_string(&file).unwrap(), before);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-    let other = fs::File::create(folder.join("tombstones.ndjson.partial")).unwrap();
-    other.try_lock().unwrap();
-    let (code, _, errors) = export().await;
-    assert!(code == 1 && errors.contains("another export writes it"), "{errors}");
-    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+}
+
+/// Neither export writes to the file of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exports_to_one_file_may_overlap() {
+    let ground = Ground::new(Backend::Postgres).await;
+    ground.put(1, OWNER).await;
+    assert_eq!(together(&ground.store, [asked(1)]).await, [Ok(Destroyed::Now)]);
+    let exported = export(&ground).await;
+    let folder = ground.folder.path().join("kept");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("tombstones.ndjson");
+    let held = ground.connection().await.begin().await.unwrap();
+    held.execute_unprepared("LOCK TABLE destroyed_collections").await.unwrap();
+    let mut children = Vec::new();
+    for count in 1..=2 {
+        children.push(start(&ground, &["export", "--output", path(&file)]));
+        let blocked = format!("SELECT 1 FROM ({BLOCKED}) AS blocked HAVING count(*) = {count}");
+        wait_for(&ground.connection().await, &blocked).await;
+        assert_eq!(files(&folder).len(), count);
+    }
+    let modes: Vec<_> = files(&folder).iter().map(|file| mode(file)).collect();
+    assert_eq!(modes, [0o600; 2]);
+    held.rollback().await.unwrap();
+    for child in children {
+        let output = child.wait_with_output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), exported);
+    assert_eq!(files(&folder), [file]);
 }

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -12,6 +12,7 @@ use super::file::Writer;
 use crate::{
     cli::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop},
     config::tombstones::EXPORT_BATCH,
+    domain::Entropy,
     store::Store,
 };
 
@@ -60,28 +61,25 @@ async fn write_all<W: Write>(
     }
 }
 
-/// A file that is written, and deleted unless it is completed. It is named after the one that it becomes.
+/// A file that is written, and deleted unless it is completed. Its name is the target's with a random part, so that each
+/// export has a file of its own.
 struct Partial {
     path: PathBuf,
     file: File,
 }
 
 impl Partial {
-    /// Only its owner may read it: it names users.
+    /// Creates the file, readable by its owner only: it holds user ids.
     fn create(target: &Path) -> io::Result<Self> {
+        let random = u64::from_ne_bytes(Entropy::default().bytes());
         let mut name = OsString::from(target);
-        name.push(".partial");
+        name.push(format!(".{random:016x}.partial"));
         let path = PathBuf::from(name);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::Error::other("another export writes it"),
-            TryLockError::Error(error) => error,
-        })?;
-        file.set_len(0)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Self { path, file })
     }
 
-    /// Puts the file in its place once it is on the disk.
+    /// Renames the file to its target once its content is on the disk.
     fn complete(mut self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.path, target)?;
@@ -94,7 +92,6 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.path.as_os_str().is_empty() {
-            // What is left behind is written over by the next export.
             drop(fs::remove_file(&self.path));
         }
     }
