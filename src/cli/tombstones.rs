@@ -23,9 +23,13 @@ enum Command {
     Export {
         #[command(flatten)]
         database: DatabaseArgs,
-        /// Where to write them. The file is replaced when the export is complete. Without it, standard output
+        /// The file to write instead of standard output. It is replaced when the export is complete, unless it is complete
+        /// and has tombstones that are not in the export
         #[arg(long)]
         output: Option<PathBuf>,
+        /// Also replace a file that has tombstones which are not in the export
+        #[arg(long, requires = "output")]
+        force: bool,
     },
     /// Destroy again what an export names, after a database was restored from a backup. Nothing is applied unless the whole
     /// file is valid
@@ -42,7 +46,7 @@ enum Command {
 
 pub async fn run(args: Args) -> Result<(), Exit> {
     match args.command {
-        Command::Export { database, output } => export::run(&database, output.as_deref()).await,
+        Command::Export { database, output, force } => export::run(&database, output.as_deref(), force).await,
         Command::Apply { database, file, allow_incomplete } => {
             apply::run(&database, &file, allow_incomplete).await
         }

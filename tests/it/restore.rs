@@ -1,6 +1,6 @@
 //! The restore drill: the commands of deploy/RESTORE.md, run as written.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, process::Output, time::Duration};
 
 use nix::sys::signal::Signal;
 use tonic::Code;
@@ -12,8 +12,17 @@ use super::{
 
 const DOCUMENT: &str = include_str!("../../deploy/RESTORE.md");
 
-/// Runs the document's block of commands that has this one.
+const SCHEDULED_EXPORT: &str = "export --output tombstones.ndjson";
+
+/// Runs the document's block of commands that has this one, and returns what it printed.
 async fn run_block(ground: &Ground, command: &str) -> String {
+    let output = output_of_block(ground, command).await;
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{command}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
+}
+
+async fn output_of_block(ground: &Ground, command: &str) -> Output {
     let blocks: Vec<&str> =
         DOCUMENT.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let matching: Vec<_> = blocks.iter().filter(|block| block.contains(command)).collect();
@@ -30,16 +39,23 @@ async fn run_block(ground: &Ground, command: &str) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
     let postgres = std::env::var("TEST_POSTGRES_BIN").expect("no PostgreSQL: start the tests with tests/run");
     let path = format!("{}:{postgres}:{}", binary.display(), std::env::var("PATH").unwrap());
-    let output = tokio::process::Command::new("bash")
+    tokio::process::Command::new("bash")
         .args(["-euc", &script])
         .current_dir(ground.folder.path())
         .env("PATH", path)
         .output()
         .await
-        .unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{script}: {printed}{}", String::from_utf8_lossy(&output.stderr));
-    printed
+        .unwrap()
+}
+
+/// The one that was not stopped, or was started too early.
+async fn assert_scheduled_export_is_refused(ground: &Ground) {
+    let file = ground.folder.path().join("tombstones.ndjson");
+    let before = fs::read(&file).unwrap();
+    let output = output_of_block(ground, SCHEDULED_EXPORT).await;
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && errors.contains("8 of its tombstones"), "{errors}");
+    assert_eq!(fs::read(&file).unwrap(), before);
 }
 
 fn request_id(id: i64) -> String {
@@ -71,31 +87,41 @@ async fn a_restored_database_does_not_bring_destroyed_collections_back() {
     run_block(&ground, "pg_dump").await;
     ground.put(21, OWNER).await;
     destroy_all(&program, (4..=10).chain([21])).await;
-    let exported = run_block(&ground, "tombstones export").await;
+    let exported = run_block(&ground, SCHEDULED_EXPORT).await;
     assert_eq!(exported, "exported 11 tombstones to tombstones.ndjson\n");
+    // After the last scheduled export.
+    destroy_all(&program, [11]).await;
     stop(program).await;
 
+    run_block(&ground, "cp -p").await;
+    let exported = run_block(&ground, "--output damaged.ndjson").await;
+    assert_eq!(exported, "exported 12 tombstones to damaged.ndjson\n");
     run_block(&ground, "pg_restore").await;
     assert_eq!(ground.owned_by(OWNER).await, (4..=20).collect::<Vec<_>>(), "the backup is of another time");
-    let applied = run_block(&ground, "tombstones apply").await;
+    assert_scheduled_export_is_refused(&ground).await;
+    let applied = run_block(&ground, "apply before-restore.ndjson").await;
     assert_eq!(
         applied.lines().last().unwrap(),
         "applied 11 tombstones: 7 collections destroyed again, 1 tombstones of absent collections added, \
          3 tombstones were there already; 8 purges queued"
     );
+    let applied = run_block(&ground, "apply damaged.ndjson").await;
+    assert!(applied.starts_with("applied 12 tombstones: 1 collections destroyed again"), "{applied}");
     run_block(&ground, "purge --once").await;
+    let exported = run_block(&ground, SCHEDULED_EXPORT).await;
+    assert_eq!(exported, "exported 12 tombstones to tombstones.ndjson\n");
 
-    assert_eq!(ground.owned_by(OWNER).await, (11..=20).collect::<Vec<_>>());
+    assert_eq!(ground.owned_by(OWNER).await, (12..=20).collect::<Vec<_>>());
     assert_eq!(ground.owned_by(OTHER).await, [30]);
-    assert_eq!(tombstones(&ground).await, 11);
+    assert_eq!(tombstones(&ground).await, 12);
     let program = Program::serve(&ground, &[]).await;
     program.wait_until_ready().await;
-    destroy_all(&program, (1..=10).chain([21])).await;
-    for id in (1..=10).chain([21]) {
+    destroy_all(&program, (1..=11).chain([21])).await;
+    for id in (1..=11).chain([21]) {
         let id = format!("custom-{id}");
         let refused = destroy(&mut rpc(&program.grpc), OWNER, &id, "").await.unwrap_err();
         assert_eq!(refused.code(), Code::NotFound, "{id}");
     }
-    destroy_all(&program, [11]).await;
+    destroy_all(&program, [12]).await;
     stop(program).await;
 }

@@ -35,6 +35,7 @@ use super::{
 
 on_both!(
     an_export_is_ordered_and_counted_and_hashed,
+    an_export_with_other_tombstones_is_not_replaced,
     what_is_applied_is_what_was_exported,
     what_is_live_is_destroyed_again_and_its_retries_replay,
     ids_of_other_owners_are_left_alone,
@@ -187,6 +188,48 @@ mod cases {
         assert_eq!(mode(&file), 0o600);
         assert_eq!(fs::read_to_string(&leftover).unwrap(), "x".repeat(10_000));
         assert_eq!(files(&folder), [file, leftover]);
+    }
+
+    /// As after a restore: one tombstone is lost, and another one is new.
+    pub async fn an_export_with_other_tombstones_is_not_replaced(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        for id in 1..=4 {
+            ground.put(id, OWNER).await;
+        }
+        let first = together(&ground.store, (1..=3).map(|id| repeatable(id, 0))).await;
+        assert_eq!(first, [Ok(Destroyed::Now); 3]);
+        let folder = ground.folder.path().join("kept");
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("tombstones.ndjson");
+        let export_to = async |file: &Path, more: &[&str]| {
+            tombstones_command(&ground, &[&["export", "--output", path(file)], more].concat()).await
+        };
+        assert_eq!(export_to(&file, &[]).await.0, 0);
+        let before = fs::read_to_string(&file).unwrap();
+        execute(&ground, "DELETE FROM destroyed_collections WHERE id = 2").await;
+        assert_eq!(together(&ground.store, [repeatable(4, 0)]).await, [Ok(Destroyed::Now)]);
+        let (code, printed, errors) = export_to(&file, &[]).await;
+        assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
+        assert!(errors.contains("1 of its tombstones") && errors.contains("--force"), "{errors}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
+        assert_eq!(files(&folder), [file.clone()]);
+
+        let other = folder.join("other.ndjson");
+        assert_eq!(export_to(&other, &[]).await.0, 0);
+        let now = fs::read_to_string(&other).unwrap();
+        assert_eq!(export(&ground).await, now);
+        assert_eq!(export_to(&file, &["--force"]).await.0, 0);
+        assert_eq!(fs::read_to_string(&file).unwrap(), now);
+        // What is not complete cannot be applied, and is replaced.
+        for text in [cut(&before), "x\n", ""] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(export_to(&file, &[]).await.0, 0, "{text}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), now);
+        }
+        assert_eq!(apply(&ground, &write(&ground, &before)).await.0, 0);
+        assert_eq!(export_to(&file, &[]).await.0, 0);
+        assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 5);
+        assert_eq!(tombstones_command(&ground, &["export", "--force"]).await.0, 2);
     }
 
     /// Into an empty database: every column comes back as it was, and a second application changes nothing.
