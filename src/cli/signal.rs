@@ -1,6 +1,12 @@
 //! SIGTERM and SIGINT.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::time::Duration;
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::yield_now,
+    time::timeout,
+};
 
 use super::Exit;
 
@@ -26,12 +32,15 @@ impl Stop {
         }
     }
 
-    /// Whether either has come, without waiting for it.
+    /// Whether either has been received. Returns at once.
     pub async fn is_requested(&mut self) -> bool {
-        tokio::select! {
-            biased;
-            () = self.requested() => true,
-            () = std::future::ready(()) => false,
-        }
+        self.is_requested_within(Duration::ZERO).await
+    }
+
+    /// Whether either has been received or is within this time.
+    pub async fn is_requested_within(&mut self, time: Duration) -> bool {
+        // The runtime receives signals when a task yields to it.
+        yield_now().await;
+        timeout(time, self.requested()).await.is_ok()
     }
 }

@@ -68,7 +68,7 @@ pub struct Foreign {
 pub enum TombstoneError {
     #[error("the database failed: {}", message(.0))]
     Database(#[from] DbErr),
-    #[error("the database did not answer in time")]
+    #[error("the database did not answer within {} s", limits::BATCH_BOUND.as_secs())]
     Timeout,
     #[error("{0} was given to another owner during the command; run the command again")]
     OwnerChanged(CollectionId),
@@ -251,12 +251,12 @@ fn records(batch: &[&Tombstone]) -> Value {
     serde_json::Value::from_iter(records).to_string().into()
 }
 
-/// Runs a step again after a failure that may pass.
+/// Runs a step again after a temporary failure.
 async fn retry<T>(step: impl AsyncFn() -> Result<T, TombstoneError>) -> Result<T, TombstoneError> {
     let mut pause = limits::RETRY_PAUSE;
     for _ in 1..limits::ATTEMPTS {
         match bounded(&step).await {
-            Err(TombstoneError::Database(error)) if may_pass(&error) => {
+            Err(TombstoneError::Database(error)) if is_temporary(&error) => {
                 sleep(pause).await;
                 pause = (pause * 2).min(limits::LONGEST_RETRY_PAUSE);
             }
@@ -271,6 +271,14 @@ async fn bounded<T>(step: &impl AsyncFn() -> Result<T, TombstoneError>) -> Resul
     timeout(bound, step()).await.unwrap_or(Err(TombstoneError::Timeout))
 }
 
-fn may_pass(error: &DbErr) -> bool {
-    matches!(Failure::from(error), Failure::Conflict | Failure::Locked | Failure::Unavailable)
+fn is_temporary(error: &DbErr) -> bool {
+    match Failure::from(error) {
+        Failure::Conflict
+        | Failure::Locked
+        | Failure::Unavailable
+        | Failure::Unprepared
+        // An answer that belongs to another statement, from a pooler that moves connections.
+        | Failure::Misread => true,
+        Failure::Duplicate | Failure::Unusable | Failure::Rejected => false,
+    }
 }

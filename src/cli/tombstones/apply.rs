@@ -42,7 +42,7 @@ async fn check(path: &Path, stop: &mut Stop) -> Result<Contents, Exit> {
     while !reader.next_batch(APPLY_BATCH).map_err(failed)?.is_empty() {
         let count = reader.count();
         progress.report(count, format_args!("{count} tombstones checked"));
-        if is_stopped(stop).await {
+        if stop.is_requested().await {
             return Err(Exit::Failed("stopped; nothing was applied".to_owned()));
         }
     }
@@ -90,10 +90,16 @@ async fn apply(
         if batch.is_empty() {
             break;
         }
-        total.add(store.apply_tombstones(&batch).await.map_err(|error| error.to_string())?);
+        let applied = tokio::select! {
+            biased;
+            applied = store.apply_tombstones(&batch) => applied,
+            // The batch is rolled back, or, where its commit was sent, applied and not counted.
+            () = stop.requested() => return Err("stopped".to_owned()),
+        };
+        total.add(applied.map_err(|error| error.to_string())?);
         let seen = total.seen();
         progress.report(seen, format_args!("{seen} of {} tombstones applied", checked.count));
-        if seen < checked.count && is_stopped(stop).await {
+        if seen < checked.count && stop.is_requested().await {
             return Err("stopped".to_owned());
         }
     }
@@ -101,12 +107,6 @@ async fn apply(
         return Err(named(&"the file was changed during the command"));
     }
     Ok(())
-}
-
-/// The runtime receives signals when the command yields to it.
-async fn is_stopped(stop: &mut Stop) -> bool {
-    tokio::task::yield_now().await;
-    stop.is_requested().await
 }
 
 fn report(total: &Total, end: &End) -> Result<(), Exit> {

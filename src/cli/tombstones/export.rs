@@ -59,7 +59,11 @@ async fn write_all<W: Write>(
     let mut progress = Progress::begin(None);
     let mut last = None;
     loop {
-        let batch = store.tombstones_after(last, EXPORT_BATCH).await.map_err(Exit::failed)?;
+        let batch = tokio::select! {
+            biased;
+            () = stop.requested() => return Err(stopped(writer.count())),
+            batch = store.tombstones_after(last, EXPORT_BATCH) => batch.map_err(Exit::failed)?,
+        };
         let Some(tombstone) = batch.last() else { return Ok(()) };
         last = Some(tombstone.id);
         for tombstone in &batch {
@@ -67,9 +71,6 @@ async fn write_all<W: Write>(
         }
         let count = writer.count();
         progress.report(count, format_args!("{count} tombstones exported"));
-        if stop.is_requested().await {
-            return Err(stopped(count));
-        }
     }
 }
 
