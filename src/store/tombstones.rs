@@ -108,6 +108,13 @@ impl Store {
         retry(async || self.apply_once(batch).await).await
     }
 
+    /// The pause after a batch that took this long. SQLite has one writer, and without pauses the destroys of a service would
+    /// wait for it until all is applied.
+    #[must_use]
+    pub fn pause_after_batch(&self, took: Duration) -> Duration {
+        if self.backend() == DbBackend::Sqlite { took } else { Duration::ZERO }
+    }
+
     async fn apply_once(&self, batch: &[Tombstone]) -> Result<Applied, TombstoneError> {
         let apply =
             Apply { transaction: self.begin_apply().await?, statements: Statements::of(self.backend()) };

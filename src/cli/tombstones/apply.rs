@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::Path};
 
+use tokio::time::Instant;
+
 use super::file::{Contents, End, Reader};
 use crate::{
     cli::{Exit, database::DatabaseArgs, input::Input, print, progress::Progress, signal::Stop},
@@ -90,6 +92,7 @@ async fn apply(
         if batch.is_empty() {
             break;
         }
+        let begun = Instant::now();
         let applied = tokio::select! {
             biased;
             applied = store.apply_tombstones(&batch) => applied,
@@ -99,7 +102,8 @@ async fn apply(
         total.add(applied.map_err(|error| error.to_string())?);
         let seen = total.seen();
         progress.report(seen, format_args!("{seen} of {} tombstones applied", checked.count));
-        if seen < checked.count && stop.is_requested().await {
+        let pause = store.pause_after_batch(begun.elapsed());
+        if seen < checked.count && stop.is_requested_within(pause).await {
             return Err("stopped".to_owned());
         }
     }
