@@ -75,7 +75,7 @@ enum Command {
     Credentials(credentials::Args),
     /// Erase the entries of destroyed collections
     Purge(purge::Args),
-    /// Save the record of what was destroyed, and apply it to a restored database
+    /// Export tombstones, and apply them to a restored database
     Tombstones(tombstones::Args),
     /// Ask a running service for its health: exit 0 serving, 1 arguments, 2 connection, 3 RPC, 4 not serving
     Healthcheck(healthcheck::Args),

@@ -53,7 +53,7 @@ pub use purge::{PurgeBacklog, PurgeError, PurgeLimits, PurgeWait, Purged, Purger
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
-pub use tombstones::{Applied, Foreign, Tombstone, TombstoneError};
+pub use tombstones::{Applied, OwnerMismatch, Tombstone, TombstoneError};
 pub use verify::{Inconsistency, VerifyChunk, VerifyError, VerifyPhase, VerifyPosition};
 
 /// The database behind the service. Cheap to clone.

@@ -1,4 +1,4 @@
-//! `tombstones export|apply`: the record of what was destroyed, out of the database and back into a restored one.
+//! `tombstones export|apply`: copies tombstones to a file, and from it to a restored database.
 
 mod apply;
 mod export;
@@ -38,7 +38,7 @@ enum Command {
         database: DatabaseArgs,
         /// The file that `tombstones export` wrote
         file: PathBuf,
-        /// Also apply a file without its last line, or with one that does not fit
+        /// Also apply a file without its trailing line, or whose count or hash does not match
         #[arg(long)]
         allow_incomplete: bool,
     },

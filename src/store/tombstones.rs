@@ -45,22 +45,21 @@ pub struct Applied {
     pub destroyed: u64,
     /// Tombstones that were missing, of collections that were not live.
     pub recorded: u64,
-    /// Tombstones that were there already, of collections that were not live.
-    pub standing: u64,
+    /// Tombstones that existed already, of collections that were not live.
+    pub existing: u64,
     /// Purges that were queued.
     pub queued: u64,
     /// Ids that belong to another owner in the database. Nothing was changed under them.
-    pub foreign: Vec<Foreign>,
+    pub mismatches: Vec<OwnerMismatch>,
 }
 
 /// An id whose owner in the database is not the one in its tombstone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct OwnerMismatch {
     pub id: CollectionId,
-    /// In the tombstone that was to be applied.
-    pub stated: UserId,
-    /// In the database.
-    pub found: UserId,
+    /// The owner in the tombstone that was to be applied.
+    pub in_file: UserId,
+    pub in_database: UserId,
 }
 
 /// Why tombstones were not read or not applied.
@@ -118,16 +117,16 @@ impl Store {
     async fn apply_once(&self, batch: &[Tombstone]) -> Result<Applied, TombstoneError> {
         let apply =
             Apply { transaction: self.begin_apply().await?, statements: Statements::of(self.backend()) };
-        let foreign = apply.foreign(batch).await?;
-        let skipped: HashSet<CollectionId> = foreign.iter().map(|foreign| foreign.id).collect();
+        let mismatches = apply.mismatches(batch).await?;
+        let skipped: HashSet<CollectionId> = mismatches.iter().map(|mismatch| mismatch.id).collect();
         let batch: Vec<&Tombstone> =
             batch.iter().filter(|tombstone| !skipped.contains(&tombstone.id)).collect();
         // The row first and the tombstone second, as a destroy does.
         let deleted = apply.delete(&batch).await?;
         let written = apply.ids(apply.statements.record, records(&batch)).await?;
         let is_new = |id: i64| deleted.contains(&id) || written.contains(&id);
-        let standing: Vec<i64> = numbers(&batch).filter(|id| !is_new(*id)).collect();
-        let unpurged = apply.unpurged(&standing).await?;
+        let existing: Vec<i64> = numbers(&batch).filter(|id| !is_new(*id)).collect();
+        let unpurged = apply.unpurged(&existing).await?;
         let to_purge: Vec<&Tombstone> = batch
             .iter()
             .copied()
@@ -138,9 +137,9 @@ impl Store {
         Ok(Applied {
             destroyed: deleted.len() as u64,
             recorded: written.difference(&deleted).count() as u64,
-            standing: standing.len() as u64,
+            existing: existing.len() as u64,
             queued: queued.len() as u64,
-            foreign,
+            mismatches,
         })
     }
 
@@ -176,21 +175,22 @@ struct Apply {
 
 impl Apply {
     /// The ids of the batch that are live or destroyed under another owner, in order.
-    async fn foreign(&self, batch: &[Tombstone]) -> Result<Vec<Foreign>, DbErr> {
-        let stated: HashMap<i64, &Tombstone> =
+    async fn mismatches(&self, batch: &[Tombstone]) -> Result<Vec<OwnerMismatch>, DbErr> {
+        let tombstones: HashMap<i64, &Tombstone> =
             batch.iter().map(|tombstone| (tombstone.id.get(), tombstone)).collect();
         let ids: Vec<i64> = batch.iter().map(|tombstone| tombstone.id.get()).collect();
         let mut found = Vec::new();
-        for statement in [self.statements.live, self.statements.standing] {
-            for (id, found_owner) in self.owners(statement, self.array(&ids)).await? {
-                let Some(tombstone) = stated.get(&id) else { continue };
-                if tombstone.owner != found_owner {
-                    found.push(Foreign { id: tombstone.id, stated: tombstone.owner, found: found_owner });
+        for statement in [self.statements.live, self.statements.existing] {
+            for (id, in_database) in self.owners(statement, self.array(&ids)).await? {
+                let Some(tombstone) = tombstones.get(&id) else { continue };
+                let in_file = tombstone.owner;
+                if in_file != in_database {
+                    found.push(OwnerMismatch { id: tombstone.id, in_file, in_database });
                 }
             }
         }
-        found.sort_by_key(|foreign| foreign.id);
-        found.dedup_by_key(|foreign| foreign.id);
+        found.sort_by_key(|mismatch| mismatch.id);
+        found.dedup_by_key(|mismatch| mismatch.id);
         Ok(found)
     }
 
@@ -210,13 +210,13 @@ impl Apply {
     }
 
     /// Those of these destroyed collections that have entries and are not in the queue.
-    async fn unpurged(&self, standing: &[i64]) -> Result<HashSet<i64>, DbErr> {
-        if standing.is_empty() {
+    async fn unpurged(&self, existing: &[i64]) -> Result<HashSet<i64>, DbErr> {
+        if existing.is_empty() {
             return Ok(HashSet::new());
         }
         // Without those that are queued, of which one may have a million entries.
-        let queued = self.ids(self.statements.queued, self.array(standing)).await?;
-        let others: Vec<i64> = standing.iter().copied().filter(|id| !queued.contains(id)).collect();
+        let queued = self.ids(self.statements.queued, self.array(existing)).await?;
+        let others: Vec<i64> = existing.iter().copied().filter(|id| !queued.contains(id)).collect();
         self.ids(self.statements.with_entries, self.array(&others)).await
     }
 

@@ -364,16 +364,16 @@ mod cases {
         let swapped = [line(1), line(3), line(2)].concat();
         let last = whole.lines().last().unwrap();
         for (text, said) in [
-            (String::new(), "the file has no last line"),
-            (lines.clone(), "the file has no last line"),
+            (String::new(), "the file has no trailing line"),
+            (lines.clone(), "the file has no trailing line"),
             (cut(&lines).to_owned(), "the file was cut within line 3"),
             (cut(&whole).to_owned(), "the file was cut within line 4"),
-            (whole.replace("123456", "123457"), "the last line states another hash"),
-            (whole.replace(":3,", ":4,"), "the last line states 4 tombstones, and the file has 3"),
+            (whole.replace("123456", "123457"), "the trailing line states another hash"),
+            (whole.replace(":3,", ":4,"), "the trailing line states 4 tombstones, and the file has 3"),
             (complete(&swapped), "line 3: its id is not greater than the one before"),
             (complete(&[line(1), line(1)].concat()), "line 2: its id is not greater"),
-            (complete(&format!("{}x\n", line(1))), "line 2: no JSON object of a tombstone"),
-            (complete(&format!("{}\n", line(1))), "line 2: no JSON object of a tombstone"),
+            (complete(&format!("{}x\n", line(1))), "line 2: not a valid tombstone object"),
+            (complete(&format!("{}\n", line(1))), "line 2: not a valid tombstone object"),
             (complete(&line(1).replace("custom-", "")), "line 1: id `1`: "),
             (complete(&line(1).replace(&OWNER.to_string(), "0")), "line 1: owner_id `0`: "),
             (complete(&line(1).replace("T10", "T30")), "line 1: destroyed_at `2026-11-27T30"),
@@ -386,8 +386,8 @@ mod cases {
             (complete(&line(1).replace("orders", "\\u0000")), "line 1: caller `mtls:\\0`"),
             (complete(&line(1).replace("caller", "client")), "unknown field `client`"),
             (complete(&line(1).replace("mtls", &"m".repeat(70_000))), "line 1: longer than 65536 bytes"),
-            (format!("{whole}{}", line(4)), "line 5: it stands after the last line"),
-            (format!("{whole}{last}\n"), "line 5: it stands after the last line"),
+            (format!("{whole}{}", line(4)), "line 5: unexpected line after the trailing line"),
+            (format!("{whole}{last}\n"), "line 5: unexpected line after the trailing line"),
         ] {
             let file = write(&ground, &text);
             let (code, printed, errors) = apply(&ground, &file).await;
@@ -401,7 +401,7 @@ mod cases {
             tombstones_command(&ground, &["apply", &write(&ground, text), "--allow-incomplete"]).await
         };
         let (code, _, errors) = allowed(&complete(&format!("{}x\n", line(1)))).await;
-        assert!(code == 1 && errors.contains("line 2: no JSON"), "{errors}");
+        assert!(code == 1 && errors.contains("line 2: not a valid"), "{errors}");
         assert_eq!(tombstones(&ground).await, 0);
         let (code, printed, errors) = allowed(cut(&lines)).await;
         assert_eq!(code, 0, "{errors}");

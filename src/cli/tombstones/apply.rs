@@ -8,7 +8,7 @@ use super::file::{Contents, End, Reader};
 use crate::{
     cli::{Exit, database::DatabaseArgs, input::Input, print, progress::Progress, signal::Stop},
     config::tombstones::{APPLY_BATCH, NAMED},
-    store::{Applied, Foreign, Store},
+    store::{Applied, OwnerMismatch, Store},
 };
 
 pub async fn run(database: &DatabaseArgs, path: &Path, allow_incomplete: bool) -> Result<(), Exit> {
@@ -55,8 +55,8 @@ async fn check(path: &Path, stop: &mut Stop) -> Result<Contents, Exit> {
 #[derive(Default)]
 struct Total {
     applied: Applied,
-    /// Those of other owners, of which `applied` has the first ones.
-    foreign: u64,
+    /// Ids of other owners. `applied` has the first ones.
+    mismatches: u64,
 }
 
 impl Total {
@@ -64,15 +64,15 @@ impl Total {
         let total = &mut self.applied;
         total.destroyed += batch.destroyed;
         total.recorded += batch.recorded;
-        total.standing += batch.standing;
+        total.existing += batch.existing;
         total.queued += batch.queued;
-        self.foreign += batch.foreign.len() as u64;
-        let more = NAMED.saturating_sub(total.foreign.len());
-        total.foreign.extend(batch.foreign.into_iter().take(more));
+        self.mismatches += batch.mismatches.len() as u64;
+        let more = NAMED.saturating_sub(total.mismatches.len());
+        total.mismatches.extend(batch.mismatches.into_iter().take(more));
     }
 
     const fn seen(&self) -> u64 {
-        self.applied.destroyed + self.applied.recorded + self.applied.standing + self.foreign
+        self.applied.destroyed + self.applied.recorded + self.applied.existing + self.mismatches
     }
 }
 
@@ -114,24 +114,24 @@ async fn apply(
 }
 
 fn report(total: &Total, end: &End) -> Result<(), Exit> {
-    let Applied { destroyed, recorded, standing, queued, foreign } = &total.applied;
+    let Applied { destroyed, recorded, existing, queued, mismatches } = &total.applied;
     let incomplete = if *end == End::Complete { String::new() } else { format!("; {end}") };
     print(format_args!(
         "applied {} tombstones: {destroyed} collections destroyed again, {recorded} tombstones of absent collections \
-         added, {standing} tombstones were there already; {queued} purges queued{incomplete}",
-        destroyed + recorded + standing,
+         added, {existing} tombstones were there already; {queued} purges queued{incomplete}",
+        destroyed + recorded + existing,
     ))?;
-    if total.foreign == 0 {
+    if total.mismatches == 0 {
         return Ok(());
     }
     let mut message = format!(
         "{} ids belong to another owner in this database, and were left alone; is the file of another environment?",
-        total.foreign
+        total.mismatches
     );
-    for Foreign { id, stated, found } in foreign {
-        message.push_str(&format!("\n  {id}: of {stated} in the file, of {found} in the database"));
+    for OwnerMismatch { id, in_file, in_database } in mismatches {
+        message.push_str(&format!("\n  {id}: of {in_file} in the file, of {in_database} in the database"));
     }
-    let unnamed = total.foreign.saturating_sub(foreign.len() as u64);
+    let unnamed = total.mismatches.saturating_sub(mismatches.len() as u64);
     if unnamed > 0 {
         message.push_str(&format!("\n  and {unnamed} more"));
     }

@@ -1,5 +1,5 @@
-//! The file of tombstones: a line of JSON for each, ordered by id, and a last line with their number and the SHA-256 of all
-//! bytes before it, by which a file that was cut is found.
+//! The file of tombstones: a line of JSON for each, ordered by id, and a trailing line with their count and the SHA-256
+//! of all bytes before it, which detects a file that was cut or changed.
 
 use std::{
     fmt,
@@ -29,16 +29,16 @@ struct Line {
     caller: Option<String>,
 }
 
-/// The last line.
+/// The trailing line.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LastLine {
+struct TrailingLine {
     count: u64,
     sha256: String,
 }
 
-/// What the last line begins with, and no other.
-const LAST_LINE: &[u8] = b"{\"count\":";
+/// The start of the trailing line, and of no other line.
+const TRAILING_LINE: &[u8] = b"{\"count\":";
 
 /// The years that RFC 3339 can represent and PostgreSQL accepts.
 const YEARS: RangeInclusive<i32> = 1..=9999;
@@ -46,15 +46,15 @@ const YEARS: RangeInclusive<i32> = 1..=9999;
 /// How a file ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With a last line that fits.
+    /// With a trailing line that matches.
     Complete,
     /// Within a line, which was not read.
     Cut { line: u64 },
-    /// After a line that is not the last one.
-    WithoutLastLine,
-    /// With a last line that states another number of lines.
+    /// Without a trailing line.
+    WithoutTrailingLine,
+    /// With a trailing line that states another number of lines.
     OtherCount { stated: u64, found: u64 },
-    /// With a last line that states another hash.
+    /// With a trailing line that states another hash.
     OtherHash,
 }
 
@@ -70,7 +70,7 @@ pub enum FileError {
 /// What is wrong with a line.
 #[derive(Debug, thiserror::Error)]
 pub enum LineFault {
-    #[error("no JSON object of a tombstone: {0}")]
+    #[error("not a valid tombstone object: {0}")]
     Json(#[from] serde_json::Error),
     #[error("{0}")]
     Value(String),
@@ -78,8 +78,8 @@ pub enum LineFault {
     Order,
     #[error("longer than {LINE_LIMIT} bytes")]
     TooLong,
-    #[error("it stands after the last line, which states the number and the hash of the lines before")]
-    AfterLast,
+    #[error("unexpected line after the trailing line")]
+    AfterTrailingLine,
 }
 
 /// Writes tombstones.
@@ -110,10 +110,10 @@ impl<W: Write> Writer<W> {
         self.count
     }
 
-    /// Writes the last line, and returns the number of tombstones.
+    /// Writes the trailing line, and returns the number of tombstones.
     pub fn finish(mut self) -> io::Result<u64> {
-        let last = LastLine { count: self.count, sha256: hex(self.hash) };
-        self.output.write_all(&json(&last)?)?;
+        let trailing = TrailingLine { count: self.count, sha256: hex(self.hash) };
+        self.output.write_all(&json(&trailing)?)?;
         self.output.flush()?;
         Ok(self.count)
     }
@@ -167,10 +167,10 @@ impl<R: BufRead> Reader<R> {
     pub fn next(&mut self) -> Result<Option<Tombstone>, FileError> {
         while self.read_line()? {
             if self.end.is_some() {
-                return Err(self.fault(LineFault::AfterLast));
+                return Err(self.fault(LineFault::AfterTrailingLine));
             }
             let is_whole = self.line.ends_with(b"\n");
-            let read = if self.line.starts_with(LAST_LINE) {
+            let read = if self.line.starts_with(TRAILING_LINE) {
                 self.read_end().map(|()| None)
             } else {
                 self.read_tombstone().map(Some)
@@ -204,7 +204,7 @@ impl<R: BufRead> Reader<R> {
 
     /// What the file holds, once its end was read.
     pub fn contents(self) -> Contents {
-        let end = self.end.unwrap_or(End::WithoutLastLine);
+        let end = self.end.unwrap_or(End::WithoutTrailingLine);
         Contents { count: self.count, sha256: hex(self.hash), end }
     }
 
@@ -235,7 +235,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn read_end(&mut self) -> Result<(), LineFault> {
-        let stated: LastLine = serde_json::from_slice(&self.line)?;
+        let stated: TrailingLine = serde_json::from_slice(&self.line)?;
         self.end = Some(if stated.count != self.count {
             End::OtherCount { stated: stated.count, found: self.count }
         } else if stated.sha256 != hex(self.hash.clone()) {
@@ -281,13 +281,13 @@ impl fmt::Display for End {
         match self {
             Self::Complete => f.write_str("the file is complete"),
             Self::Cut { line } => write!(f, "the file was cut within line {line}"),
-            Self::WithoutLastLine => {
-                f.write_str("the file has no last line with the number and the hash of the others")
+            Self::WithoutTrailingLine => {
+                f.write_str("the file has no trailing line with the count and the hash")
             }
             Self::OtherCount { stated, found } => {
-                write!(f, "the last line states {stated} tombstones, and the file has {found}")
+                write!(f, "the trailing line states {stated} tombstones, and the file has {found}")
             }
-            Self::OtherHash => f.write_str("the last line states another hash: the file was changed"),
+            Self::OtherHash => f.write_str("the trailing line states another hash: the file was changed"),
         }
     }
 }
@@ -300,7 +300,7 @@ fn hex(hash: Sha256) -> String {
 mod tests {
     use super::{Contents, End, FileError, Reader};
 
-    /// Two tombstones and their last line.
+    /// Two tombstones and their trailing line.
     const FILE: &str = "\
 {\"id\":\"custom-1\",\"owner_id\":\"7\",\"destroyed_at\":\"2026-11-27T10:00:00Z\",\"request_id\":null,\"caller\":null}
 {\"id\":\"custom-20\",\"owner_id\":\"8\",\"destroyed_at\":\"2026-11-27T10:00:00.000001Z\",\"request_id\":null,\"caller\":\"jwt:x\"}

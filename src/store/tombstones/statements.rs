@@ -19,7 +19,7 @@ pub struct Statements {
     /// Of these ids: id and owner of each live collection.
     pub live: &'static str,
     /// Of these ids: id and owner of each tombstone.
-    pub standing: &'static str,
+    pub existing: &'static str,
     /// Deletes these collections, and returns id and owner of each.
     pub delete: &'static str,
     /// Writes these tombstones where there is none, and returns the ids of those that it wrote.
@@ -36,7 +36,7 @@ pub struct Statements {
 /// would have to split.
 const POSTGRES: Statements = Statements {
     live: "SELECT id, owner_id FROM collections WHERE id = ANY ($1)",
-    standing: "SELECT id, owner_id FROM destroyed_collections WHERE id = ANY ($1)",
+    existing: "SELECT id, owner_id FROM destroyed_collections WHERE id = ANY ($1)",
     delete: "DELETE FROM collections WHERE id = ANY ($1) RETURNING id, owner_id",
     record: "\
 INSERT INTO destroyed_collections (id, owner_id, destroyed_at, request_id, caller)
@@ -54,7 +54,7 @@ ON CONFLICT (id) DO NOTHING RETURNING id",
 
 const SQLITE: Statements = Statements {
     live: "SELECT id, owner_id FROM collections WHERE id IN (SELECT value FROM json_each(?1))",
-    standing: "SELECT id, owner_id FROM destroyed_collections WHERE id IN (SELECT value FROM json_each(?1))",
+    existing: "SELECT id, owner_id FROM destroyed_collections WHERE id IN (SELECT value FROM json_each(?1))",
     delete: "\
 DELETE FROM collections WHERE id IN (SELECT value FROM json_each(?1)) RETURNING id, owner_id",
     record: "\

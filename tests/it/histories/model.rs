@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use collections_service::{
     domain::{CollectionId, DestroyError, UserId},
     store::{
-        Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, Foreign, ImportOutcome,
-        Inconsistency, NewCollection, Purged, Refusal, Tombstone,
+        Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, ImportOutcome, Inconsistency,
+        NewCollection, OwnerMismatch, Purged, Refusal, Tombstone,
     },
 };
 
@@ -174,14 +174,15 @@ impl Tables {
         let mut applied = Applied::default();
         for tombstone in batch {
             let id = tombstone.id.get();
-            if let Some(found) = self.owner(id).filter(|found| *found != tombstone.owner) {
-                applied.foreign.push(Foreign { id: tombstone.id, stated: tombstone.owner, found });
+            let in_file = tombstone.owner;
+            if let Some(in_database) = self.owner(id).filter(|owner| *owner != in_file) {
+                applied.mismatches.push(OwnerMismatch { id: tombstone.id, in_file, in_database });
                 continue;
             }
             let is_standing = self.tombstones.contains_key(&id);
             applied.destroyed += u64::from(self.collections.contains_key(&id));
             applied.recorded += u64::from(!self.is_known(id));
-            applied.standing += u64::from(is_standing);
+            applied.existing += u64::from(is_standing);
             let is_queued = self.purge_queue.contains_key(&id);
             if !is_queued && (!is_standing || self.has_entries(id)) {
                 self.purge_queue.insert(id, tombstone.destroyed_at);
