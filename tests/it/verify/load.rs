@@ -1,14 +1,14 @@
 //! `verify` next to a service that destroys and purges.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
 use collections_service::{
     config,
     domain::Entropy,
-    store::{PurgeLimits, Store, VerifyPosition},
+    store::{Store, VerifyPosition},
 };
 use futures_util::future::join;
 
@@ -21,53 +21,91 @@ use crate::{
 
 on_both!(a_verification_next_to_destroys_and_purges_finds_nothing, a_fix_next_to_them_changes_nothing);
 
-/// Collections, each put in, destroyed and purged while others are.
+/// Collections, each put in, destroyed and purged while others are, at the least. There are more of them, up to `MOST`, until
+/// everything was read once meanwhile.
 const COLLECTIONS: i64 = 400;
+const MOST: i64 = 4000;
 const AT_ONCE: i64 = 4;
 
-/// Reads everything again and again until the load has ended, and once more. Returns the passes.
-async fn verify_repeatedly(store: &Store, has_ended: &AtomicBool) -> usize {
-    let mut passes = 0;
-    loop {
-        let is_last = has_ended.load(Ordering::Acquire);
-        let mut position = Some(VerifyPosition::default());
-        while let Some(here) = position {
-            let chunk = store.verify_chunk(here).await.unwrap();
-            assert_eq!(chunk.found, [], "pass {passes}, {:?}", chunk.phase);
-            position = chunk.next;
+/// What goes on at the same time.
+#[derive(Default)]
+struct Progress {
+    destroyed: AtomicI64,
+    purged_entries: AtomicU64,
+    /// Verifications that began after the first purge and ended before the last destroy.
+    passes: AtomicUsize,
+    has_ended: AtomicBool,
+}
+
+impl Progress {
+    fn has_purged(&self) -> bool {
+        self.purged_entries.load(Ordering::Acquire) > 0
+    }
+
+    fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Runs the verification again and again until the load has ended, and once more.
+    async fn repeat(&self, verification: impl AsyncFn()) {
+        loop {
+            let (is_begun, is_last) = (self.has_purged(), self.has_ended());
+            verification().await;
+            if is_begun && !self.has_ended() {
+                self.passes.fetch_add(1, Ordering::AcqRel);
+            }
+            if is_last {
+                return;
+            }
         }
-        passes += 1;
-        if is_last {
-            return passes;
-        }
+    }
+
+    /// Puts in, destroys and purges collections.
+    async fn load(&self, ground: &Ground) {
+        let next = AtomicI64::new(1);
+        let worker = async || {
+            loop {
+                let id = next.fetch_add(1, Ordering::Relaxed);
+                if id > MOST || id > COLLECTIONS && self.passes.load(Ordering::Acquire) > 0 {
+                    return;
+                }
+                ground.put(id, OWNER).await;
+                ground.store.destroy(asked(id)).await.unwrap();
+                self.destroyed.fetch_add(1, Ordering::AcqRel);
+            }
+        };
+        let destroying = async {
+            futures_util::future::join_all((0..AT_ONCE).map(|_| worker())).await;
+            self.has_ended.store(true, Ordering::Release);
+        };
+        let purging = async {
+            let mut purger = ground.store.purger(10, false);
+            while !self.has_ended() {
+                let purged = purger.step().await.unwrap();
+                self.purged_entries.fetch_add(purged.entries, Ordering::AcqRel);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        join(destroying, purging).await;
+    }
+
+    /// Afterwards.
+    async fn assert_verified(&self, ground: &Ground) {
+        assert!(self.passes.load(Ordering::Acquire) > 0, "nothing was verified during the load");
+        let (code, object) = verify(ground, &[]).await;
+        let destroyed = self.destroyed.load(Ordering::Acquire);
+        assert_eq!((code, object["checked"]["tombstones"].as_i64()), (0, Some(destroyed)));
     }
 }
 
-/// Puts in, destroys and purges collections; `has_ended` then.
-async fn load(ground: &Ground, has_ended: &AtomicBool) {
-    let next = AtomicI64::new(1);
-    let worker = async || {
-        loop {
-            let id = next.fetch_add(1, Ordering::Relaxed);
-            if id > COLLECTIONS {
-                return;
-            }
-            ground.put(id, OWNER).await;
-            ground.store.destroy(asked(id)).await.unwrap();
-        }
-    };
-    let destroying = async {
-        futures_util::future::join_all((0..AT_ONCE).map(|_| worker())).await;
-        has_ended.store(true, Ordering::Release);
-    };
-    let purging = async {
-        let mut purger = ground.store.purger(PurgeLimits::background(10));
-        while !has_ended.load(Ordering::Acquire) {
-            purger.step().await.unwrap();
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    join(destroying, purging).await;
+/// Reads everything once.
+async fn read_all(store: &Store) {
+    let mut position = Some(VerifyPosition::default());
+    while let Some(here) = position {
+        let chunk = store.verify_chunk(here).await.unwrap();
+        assert_eq!(chunk.found, [], "{:?}", chunk.phase);
+        position = chunk.next;
+    }
 }
 
 mod cases {
@@ -77,24 +115,20 @@ mod cases {
         let ground = Ground::new(backend).await;
         let url = ground.url.clone().into();
         let reader = Store::open(&url, ground.clock.clone(), Entropy::default()).await.unwrap();
-        let has_ended = AtomicBool::new(false);
-        let (passes, ()) = join(verify_repeatedly(&reader, &has_ended), load(&ground, &has_ended)).await;
-        assert!(passes > 10, "{passes} passes");
-        let (code, object) = verify(&ground, &[]).await;
-        assert_eq!((code, object["checked"]["tombstones"].as_i64()), (0, Some(COLLECTIONS)));
-        assert!(config::verify::CHUNK_ROWS > 2 * COLLECTIONS.unsigned_abs(), "a pass is one step a phase");
+        let progress = Progress::default();
+        join(progress.repeat(async || read_all(&reader).await), progress.load(&ground)).await;
+        progress.assert_verified(&ground).await;
+        assert!(config::verify::CHUNK_ROWS > 2 * MOST, "a pass is one step a phase");
     }
 
     pub async fn a_fix_next_to_them_changes_nothing(backend: Backend) {
         let ground = Ground::new(backend).await;
-        let has_ended = AtomicBool::new(false);
-        let fixing = async {
-            while !has_ended.load(Ordering::Acquire) {
-                let (code, object) = verify(&ground, &["--fix"]).await;
-                assert_eq!((code, &object["found"]), (0, &serde_json::json!(0)), "{object}");
-            }
+        let progress = Progress::default();
+        let fix = async || {
+            let (code, object) = verify(&ground, &["--fix"]).await;
+            assert_eq!((code, &object["found"]), (0, &serde_json::json!(0)), "{object}");
         };
-        join(fixing, load(&ground, &has_ended)).await;
-        assert_eq!(verify(&ground, &[]).await.0, 0);
+        join(progress.repeat(fix), progress.load(&ground)).await;
+        progress.assert_verified(&ground).await;
     }
 }
