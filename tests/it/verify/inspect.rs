@@ -48,8 +48,8 @@ mod cases {
             "purge_queued_since": then, "event_pending_since": null,
         });
         assert_eq!((code, destroyed), (0, expected));
+        purge(&ground).await;
         let admin = ground.connection().await;
-        purge(&admin, 1).await;
         execute(&admin, &[&format!("INSERT INTO event_outbox (id, since) VALUES (1, '{then}')")]).await;
         let (code, purged) = inspect(&ground, "custom-1").await;
         assert_eq!((code, &purged["destroyed"]), (0, &tombstone(true)));

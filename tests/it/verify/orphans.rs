@@ -1,6 +1,6 @@
 //! Entries that other programs add by the documented statement, while their collection is destroyed.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use collections_service::domain::DestroyError;
 use futures_util::future::join_all;
@@ -60,9 +60,8 @@ async fn add_until_gone(connection: &DatabaseConnection, id: i64, first: i64, ad
     }
 }
 
-/// A collection that is destroyed and purged while two other sessions add entries to it.
-async fn race(ground: &Ground, connections: &[DatabaseConnection; 3], id: i64, added: &AtomicI64) {
-    let [purger, writers @ ..] = connections;
+/// A collection that is destroyed while two other sessions add entries to it.
+async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added: &AtomicI64) {
     ground.put(id, OWNER).await;
     let own = AtomicI64::new(0);
     let destroyed = async {
@@ -77,11 +76,26 @@ async fn race(ground: &Ground, connections: &[DatabaseConnection; 3], id: i64, a
                 Err(error) => panic!("custom-{id}: {error:?}"),
             }
         }
-        purge(purger, id).await;
     };
     let [first, second] = writers;
     tokio::join!(destroyed, add_until_gone(first, id, 100, &own), add_until_gone(second, id, 101, &own));
     added.fetch_add(own.into_inner(), Ordering::Relaxed);
+}
+
+/// Purges what is destroyed, as a service does, until told otherwise. Returns how many entries were erased.
+async fn purge_repeatedly(ground: &Ground, batch: u32, has_ended: &AtomicBool) -> u64 {
+    let mut purger = ground.store.purger(batch, false);
+    let mut erased = 0;
+    while !has_ended.load(Ordering::Acquire) {
+        match purger.step().await {
+            Ok(purged) => erased += purged.entries,
+            // Another session has locked the SQLite file for too long.
+            Err(error) if error.to_string().contains("locked") => {}
+            Err(error) => panic!("{error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+    erased
 }
 
 mod cases {
@@ -90,27 +104,36 @@ mod cases {
     pub async fn entries_written_by_the_documented_statement_leave_no_orphans(backend: Backend) {
         let ground = Ground::new(backend).await;
         let races = std::env::var("TEST_ORPHAN_RACES").map_or(300, |races| races.parse().unwrap());
-        let (next, added) = (AtomicI64::new(1), AtomicI64::new(0));
+        let (next, added, has_ended) = (AtomicI64::new(1), AtomicI64::new(0), AtomicBool::new(false));
         let worker = async || {
-            let connections =
-                [ground.connection().await, ground.connection().await, ground.connection().await];
+            let writers = [ground.connection().await, ground.connection().await];
             loop {
                 let id = next.fetch_add(1, Ordering::Relaxed);
                 if id > races {
                     return;
                 }
-                race(&ground, &connections, id, &added).await;
+                race(&ground, &writers, id, &added).await;
             }
         };
-        join_all((0..4).map(|_| worker())).await;
+        let racing = async {
+            join_all((0..4).map(|_| worker())).await;
+            has_ended.store(true, Ordering::Release);
+        };
+        // One erases a collection in several steps, the other several collections in one.
+        let purging = [3, 50].map(|batch| purge_repeatedly(&ground, batch, &has_ended));
+        let ((), erased) = tokio::join!(racing, join_all(purging));
+        let erased: u64 = erased.into_iter().sum();
+        assert!(erased > 0, "nothing was purged next to the writers");
+        purge(&ground).await;
         let admin = ground.connection().await;
         assert!(ground.owned_by(OWNER).await.is_empty());
         assert_eq!(number(&admin, "SELECT count(*) FROM destroyed_collections").await, races);
         assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 0);
+        assert_eq!(number(&admin, "SELECT count(*) FROM purge_queue").await, 0);
         assert_eq!(verify(&ground, &[]).await.0, 0);
         let added = added.into_inner();
         assert!(added > races, "{added} entries");
-        eprintln!("{races} races, {added} entries added");
+        eprintln!("{races} races, {added} additions, {erased} entries purged next to them");
     }
 }
 
@@ -151,7 +174,7 @@ async fn the_documented_statement_waits_for_a_destroy_in_flight() {
             assert!(error.contains("could not serialize access"), "{level:?}: {error}");
         }
         assert_eq!(again, Ok(0));
-        purge(&ground.connection().await, 1).await;
+        purge(&ground).await;
         assert_eq!(verify(&ground, &[]).await.0, 0);
     }
 }
