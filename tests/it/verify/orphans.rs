@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use chrono::{DateTime, Utc};
 use collections_service::domain::DestroyError;
 use futures_util::future::join_all;
 use sea_orm::{
@@ -15,27 +16,28 @@ use crate::{
     support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
 };
 
-on_both!(entries_written_by_the_documented_statement_leave_no_orphans);
+on_both!(
+    entries_written_by_the_documented_statement_leave_no_orphans,
+    the_documented_statement_inserts_what_the_service_reads,
+);
 
-/// How other programs add an entry: collection, post, place in the order. It locks the collection's row until the end of the
-/// transaction. No row is inserted where the collection is gone.
-const POSTGRES_ADD_ENTRY: &str = "\
-WITH collection AS (SELECT id FROM collections WHERE id = $1 FOR KEY SHARE)
-INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
-SELECT id, $2, $3, now() FROM collection
-ON CONFLICT DO NOTHING";
+const README: &str = include_str!("../../../README.md");
 
-/// The same on SQLite, which has one writer at a time.
-const SQLITE_ADD_ENTRY: &str = "\
-INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
-SELECT id, ?2, ?3, strftime('%Y-%m-%dT%H:%M:%f+00:00', 'now') FROM collections WHERE id = ?1
-ON CONFLICT DO NOTHING";
+/// How other programs add an entry, as the README has it. The parameters are collection, post, place in the order.
+fn documented_statement(backend: DbBackend) -> &'static str {
+    let (_, section) = README.split_once("\n## Data\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let statements: Vec<_> =
+        section.split("```sql\n").skip(1).map(|block| block.split_once("```").unwrap().0).collect();
+    let [postgres, sqlite] = statements[..] else { panic!("{statements:?}") };
+    if backend == DbBackend::Postgres { postgres } else { sqlite }
+}
 
 /// Returns the rows that were inserted.
 async fn add_entry(connection: &impl ConnectionTrait, id: i64, tweet: i64) -> Result<u64, DbErr> {
     let backend = connection.get_database_backend();
-    let sql = if backend == DbBackend::Postgres { POSTGRES_ADD_ENTRY } else { SQLITE_ADD_ENTRY };
-    let statement = Statement::from_sql_and_values(backend, sql, [id.into(), tweet.into(), tweet.into()]);
+    let values = [id.into(), tweet.into(), tweet.into()];
+    let statement = Statement::from_sql_and_values(backend, documented_statement(backend), values);
     Ok(connection.execute_raw(statement).await?.rows_affected())
 }
 
@@ -134,6 +136,28 @@ mod cases {
         let added = added.into_inner();
         assert!(added > races, "{added} entries");
         eprintln!("{races} races, {added} additions, {erased} entries purged next to them");
+    }
+
+    /// Once, and nothing for an id without collection. The time is as the service writes it.
+    pub async fn the_documented_statement_inserts_what_the_service_reads(backend: Backend) {
+        let ground = Ground::new(backend).await;
+        ground.put(1, OWNER).await;
+        let admin = ground.connection().await;
+        for (id, tweet, expected) in [(1, 9, 1), (1, 9, 0), (1, 1, 0), (2, 9, 0)] {
+            assert_eq!(add_entry(&admin, id, tweet).await, Ok(expected), "{id}, {tweet}");
+        }
+        let query = "SELECT added_at FROM collection_entries ORDER BY tweet_id";
+        let query = Statement::from_string(admin.get_database_backend(), query);
+        let rows = admin.query_all_raw(query).await.unwrap();
+        let times: Vec<DateTime<Utc>> = rows.iter().map(|row| row.try_get("", "added_at").unwrap()).collect();
+        assert_eq!(times.len(), 3);
+        assert!((Utc::now() - times[2]).num_hours() == 0, "{times:?}");
+        if let Backend::Sqlite = backend {
+            let text: Vec<String> = rows.iter().map(|row| row.try_get("", "added_at").unwrap()).collect();
+            let form = |text: &str| text.replace(|digit: char| digit.is_ascii_digit(), "0");
+            let [of_service, of_statement] = [&text[0], &text[2]].map(|text| form(text));
+            assert_eq!(of_statement.replace(".000", ""), of_service.replace(".000", ""));
+        }
     }
 }
 
