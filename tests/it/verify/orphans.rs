@@ -1,13 +1,17 @@
 //! Entries that other programs add by the documented statement, while their collection is destroyed.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
-use collections_service::domain::DestroyError;
+use collections_service::{domain::DestroyError, jobs::purge::PurgeSettings};
 use futures_util::future::join_all;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Statement, TransactionTrait,
 };
+use tokio::time::{Instant, sleep};
 
 use super::{number, purge, verify};
 use crate::{
@@ -84,18 +88,21 @@ async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added
     added.fetch_add(own.into_inner(), Ordering::Relaxed);
 }
 
-/// Purges what is destroyed, as a service does, until told otherwise. Returns how many entries were erased.
+/// Purges what is destroyed, as a service does, until the writers have ended. Returns how many entries were erased.
 async fn purge_repeatedly(ground: &Ground, batch: u32, has_ended: &AtomicBool) -> u64 {
     let mut purger = ground.store.purger(batch, false);
+    let settings = PurgeSettings { batch, pause: Duration::from_millis(1) };
     let mut erased = 0;
     while !has_ended.load(Ordering::Acquire) {
+        let begun = Instant::now();
         match purger.step().await {
             Ok(purged) => erased += purged.entries,
-            // Another session has locked the SQLite file for too long.
-            Err(error) if error.to_string().contains("locked") => {}
+            // The writers have locked the SQLite file for too long. The step is repeated.
+            Err(error) if ["locked", "timed out"].iter().any(|text| error.to_string().contains(text)) => {}
             Err(error) => panic!("{error}"),
         }
-        tokio::task::yield_now().await;
+        // SQLite has one connection for this, the destroys and the collections that are put in.
+        sleep(settings.pause_after(begun.elapsed())).await;
     }
     erased
 }
