@@ -27,7 +27,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
         )));
     }
     if inspected.live.is_none() && inspected.destroyed.is_none() {
-        return Err(Exit::Failed(format!("{} has never been in this database", args.id)));
+        return Err(Exit::Failed(format!("{} is neither live nor destroyed in this database", args.id)));
     }
     Ok(())
 }
@@ -50,8 +50,8 @@ fn in_text(id: CollectionId, inspected: &Inspected) -> String {
     }
     if let Some(tombstone) = &inspected.destroyed {
         let none = || "not recorded".to_owned();
+        lines.push(format!("owner         {}", tombstone.owner));
         lines.push(format!("destroyed at  {}", tombstone.destroyed_at.to_rfc3339()));
-        lines.push(format!("destroyed by  user {}", tombstone.owner));
         lines.push(format!(
             "caller        {}",
             tombstone.caller.as_ref().map_or_else(none, |caller| caller.escape_debug().to_string())

@@ -59,7 +59,7 @@ mod cases {
         );
         let (code, text, _) = operate(&ground, &["inspect", "custom-1"]).await;
         let expected = format!(
-            "custom-1\nstate         destroyed\ndestroyed at  {then}\ndestroyed by  user {owner}\n\
+            "custom-1\nstate         destroyed\nowner         {owner}\ndestroyed at  {then}\n\
              caller        mtls:orders\nrequest id    {}\npurged        yes\nevent         pending since {then}\n",
             UUIDS[0]
         );
@@ -69,7 +69,7 @@ mod cases {
         assert_eq!((code, &unknown["state"]), (1, &json!("unknown")));
         let (code, text, errors) = operate(&ground, &["inspect", "custom-2"]).await;
         assert_eq!((code, text.as_str()), (1, "custom-2\nstate         unknown\n"));
-        assert_eq!(errors, "error: custom-2 has never been in this database\n");
+        assert_eq!(errors, "error: custom-2 is neither live nor destroyed in this database\n");
         for malformed in ["2", "custom-0", "custom-x", ""] {
             let (code, text, errors) = operate(&ground, &["inspect", malformed]).await;
             assert_eq!((code, text.as_str()), (2, ""), "{malformed}: {errors}");
