@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Rows that one statement reads. It is the longest that a snapshot is held: some 20 ms from memory.
-pub const CHUNK_ROWS: u64 = 10_000;
+pub const CHUNK_ROWS: i64 = 10_000;
 /// Ids that one transaction of `--fix` treats.
 pub const FIX_IDS: usize = 100;
 /// Entries that one transaction of `--fix` deletes: that long, a destroy on SQLite waits.

@@ -88,12 +88,10 @@ struct ChunkRow {
     orphans: Option<String>,
 }
 
-/// Entries in the order of the primary key, from `$1` and `$2`. The joins are left for each entry, because a distributed
-/// engine runs them on the node that has the rows. Their second conditions follow from the first: without them PostgreSQL's merge
-/// join would read the other tables from their beginning for each chunk.
-fn entries_statement() -> String {
-    format!(
-        "\
+/// Entries in the order of the primary key, from `$1` and `$2`, at most `$3`. The joins are left for each entry, because a
+/// distributed engine runs them on the node that has the rows. Their second conditions follow from the first: without them
+/// PostgreSQL's merge join would read the other tables from their beginning for each chunk.
+const ENTRIES: &str = "\
 WITH chunk AS MATERIALIZED (
   SELECT entry.collection_id AS id, entry.tweet_id, live.id AS live, tombstone.id AS destroyed, queued.id AS queued
   FROM collection_entries AS entry
@@ -101,32 +99,36 @@ WITH chunk AS MATERIALIZED (
   LEFT JOIN destroyed_collections AS tombstone ON tombstone.id = entry.collection_id AND tombstone.id >= $1
   LEFT JOIN purge_queue AS queued ON queued.id = entry.collection_id AND queued.id >= $1
   WHERE (entry.collection_id, entry.tweet_id) >= ($1, $2)
-  ORDER BY entry.collection_id, entry.tweet_id LIMIT {}
+  ORDER BY entry.collection_id, entry.tweet_id LIMIT $3
 ) SELECT count(*) AS rows, count(DISTINCT id) AS ids, min(id) AS first, max(id) AS last,
   (SELECT tweet_id FROM chunk ORDER BY id DESC, tweet_id DESC LIMIT 1) AS last_tweet,
   (SELECT string_agg(CAST(id AS text), ',') FROM (SELECT DISTINCT id FROM chunk
     WHERE live IS NULL AND destroyed IS NOT NULL AND queued IS NULL) AS kind) AS found,
   (SELECT string_agg(CAST(id AS text), ',') FROM (SELECT DISTINCT id FROM chunk
     WHERE live IS NULL AND destroyed IS NULL) AS kind) AS orphans
-FROM chunk",
-        verify::CHUNK_ROWS
-    )
-}
+FROM chunk";
 
-/// Rows of a table in the order of their ids, from `$1`, with the row of the other table where it has one.
-fn pairs_statement(table: &str, other: &str, is_finding: &str) -> String {
-    format!(
-        "\
+/// Rows of a table in the order of their ids, from `$1`, at most `$2`, with the row of the other table where it has one.
+macro_rules! pairs {
+    ($table:literal, $other:literal, $is_finding:literal) => {
+        concat!(
+            "\
 WITH chunk AS MATERIALIZED (
   SELECT this.id, other.id AS other
-  FROM {table} AS this LEFT JOIN {other} AS other ON other.id = this.id AND other.id >= $1
-  WHERE this.id >= $1 ORDER BY this.id LIMIT {}
+  FROM ",
+            $table,
+            " AS this LEFT JOIN ",
+            $other,
+            " AS other ON other.id = this.id AND other.id >= $1
+  WHERE this.id >= $1 ORDER BY this.id LIMIT $2
 ) SELECT count(*) AS rows, count(*) AS ids, min(id) AS first, max(id) AS last, CAST(NULL AS bigint) AS last_tweet,
-  (SELECT string_agg(CAST(id AS text), ',') FROM chunk WHERE other {is_finding}) AS found,
+  (SELECT string_agg(CAST(id AS text), ',') FROM chunk WHERE other ",
+            $is_finding,
+            ") AS found,
   CAST(NULL AS text) AS orphans
-FROM chunk",
-        verify::CHUNK_ROWS
-    )
+FROM chunk"
+        )
+    };
 }
 
 impl VerifyPhase {
@@ -149,12 +151,12 @@ impl VerifyPhase {
         }
     }
 
-    fn statement(self) -> String {
+    const fn statement(self) -> &'static str {
         match self {
-            Self::PurgeQueue => pairs_statement("purge_queue", "destroyed_collections", "IS NULL"),
-            Self::EventOutbox => pairs_statement("event_outbox", "destroyed_collections", "IS NULL"),
-            Self::Tombstones => pairs_statement("destroyed_collections", "collections", "IS NOT NULL"),
-            Self::Entries => entries_statement(),
+            Self::PurgeQueue => pairs!("purge_queue", "destroyed_collections", "IS NULL"),
+            Self::EventOutbox => pairs!("event_outbox", "destroyed_collections", "IS NULL"),
+            Self::Tombstones => pairs!("destroyed_collections", "collections", "IS NOT NULL"),
+            Self::Entries => ENTRIES,
         }
     }
 }
@@ -166,7 +168,7 @@ impl VerifyPosition {
 
     /// After the last row of a chunk.
     fn after(self, row: &ChunkRow) -> Option<Self> {
-        let is_last = row.rows < i64::try_from(verify::CHUNK_ROWS).unwrap_or(i64::MAX);
+        let is_last = row.rows < verify::CHUNK_ROWS;
         let from = row.last.filter(|_| !is_last).and_then(|last| match row.last_tweet {
             Some(tweet) if tweet < i64::MAX => Some((last, tweet + 1)),
             _ => last.checked_add(1).map(|next| (next, i64::MIN)),
@@ -190,9 +192,10 @@ impl Store {
     async fn verify_chunk_once(&self, position: VerifyPosition) -> Result<VerifyChunk, VerifyError> {
         let phase = position.phase;
         let (id, tweet) = position.from.unwrap_or((i64::MIN, i64::MIN));
+        let most = verify::CHUNK_ROWS.into();
         let values: Vec<Value> = match phase {
-            VerifyPhase::Entries => vec![id.into(), tweet.into()],
-            _ => vec![id.into()],
+            VerifyPhase::Entries => vec![id.into(), tweet.into(), most],
+            _ => vec![id.into(), most],
         };
         let statement = Statement::from_sql_and_values(self.backend(), phase.statement(), values);
         let row = self.db.query_one_raw(statement).await?;

@@ -20,7 +20,7 @@ on_both!(
 );
 
 /// Entries `1..=entries` under each of these ids.
-async fn add_entries(connection: &DatabaseConnection, ids: &str, entries: u64) {
+async fn add_entries(connection: &DatabaseConnection, ids: &str, entries: i64) {
     let insert = format!(
         "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {entries})
          INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at)
