@@ -4,7 +4,7 @@ mod report;
 
 use super::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop};
 use crate::store::{Inconsistency, Store, VerifyChunk, VerifyError, VerifyPhase, VerifyPosition};
-use report::Report;
+use report::{Report, counted};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -48,12 +48,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
         }));
     }
     print(if args.json { report.in_json() } else { report.in_text(args.fix) })?;
-    match (report.found(), report.fixed()) {
-        (0, _) => Ok(()),
-        (found, fixed) if found == fixed => Ok(()),
-        (found, _) if !args.fix => Err(Exit::Failed(format!("{found} findings"))),
-        (found, fixed) => Err(Exit::Failed(format!("{found} findings, of which {fixed} are fixed"))),
-    }
+    if report.found() == report.fixed() { Ok(()) } else { Err(Exit::Failed(report.result(args.fix))) }
 }
 
 impl Verification {
@@ -71,9 +66,10 @@ impl Verification {
             self.show(&chunk);
             position = chunk.next;
             if position.is_some() {
-                self.go_on().await?;
+                self.check_signal().await?;
             }
         }
+        self.report.oldest_purge = self.store.oldest_queued_purge().await.map_err(Interruption::Failed)?;
         Ok(())
     }
 
@@ -84,25 +80,26 @@ impl Verification {
             self.report.add_fixed(kind, fixed);
             ids = rest;
             if !ids.is_empty() {
-                self.go_on().await?;
+                self.check_signal().await?;
             }
         }
         Ok(())
     }
 
     /// Ends the command between two steps when a signal has arrived.
-    async fn go_on(&mut self) -> Result<(), Interruption> {
+    async fn check_signal(&mut self) -> Result<(), Interruption> {
         if self.stop.is_requested().await { Err(Interruption::Signal) } else { Ok(()) }
     }
 
     fn show(&mut self, chunk: &VerifyChunk) {
-        let (rows, found) = (self.report.rows(chunk.phase), self.report.found());
+        let (rows, found) =
+            (self.report.rows(chunk.phase), counted(self.report.found(), "finding", "findings"));
         let what = match chunk.phase {
             VerifyPhase::PurgeQueue => "rows of the purge queue",
             VerifyPhase::EventOutbox => "rows of the event outbox",
             VerifyPhase::Tombstones => "tombstones",
             VerifyPhase::Entries => "entries",
         };
-        self.progress.report(rows, format_args!("{rows} {what} checked, {found} findings so far"));
+        self.progress.report(rows, format_args!("{what}: {rows} checked; {found} so far"));
     }
 }

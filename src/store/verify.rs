@@ -7,6 +7,7 @@ mod fix;
 
 use std::num::ParseIntError;
 
+use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Statement, Value};
 use tokio::time::{sleep, timeout};
 
@@ -131,6 +132,8 @@ FROM chunk"
     };
 }
 
+const OLDEST_QUEUED_PURGE: &str = "SELECT min(since) AS since FROM purge_queue";
+
 impl VerifyPhase {
     const fn next(self) -> Option<Self> {
         match self {
@@ -218,6 +221,19 @@ impl Store {
             found,
             next: position.after(&row),
         })
+    }
+
+    /// Since when the oldest row of the purge queue waits; `None` where the queue is empty. Takes as long as the queue is.
+    ///
+    /// # Errors
+    /// The database failed or was too slow.
+    pub async fn oldest_queued_purge(&self) -> Result<Option<DateTime<Utc>>, VerifyError> {
+        self.attempt(async || {
+            let query = Statement::from_string(self.backend(), OLDEST_QUEUED_PURGE);
+            let row = self.db.query_one_raw(query).await?;
+            Ok(row.map(|row| row.try_get("", "since")).transpose()?.flatten())
+        })
+        .await
     }
 
     /// Runs a step within its time, and again where other transactions have undone it or the database is away for a moment.

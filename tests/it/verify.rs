@@ -113,7 +113,7 @@ mod cases {
     pub async fn a_database_that_follows_the_rules_has_no_findings(backend: Backend) {
         let ground = Ground::new(backend).await;
         let (code, output, errors) = operate(&ground, &["verify"]).await;
-        let checked = "checked 0 collections with 0 entries, 0 tombstones, 0 rows of queues: nothing found\n";
+        let checked = "checked 0 entries under 0 ids, 0 tombstones, 0 rows of queues: nothing found\n";
         assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
         for id in 1..=5 {
             ground.put(id, OWNER).await;
@@ -122,7 +122,8 @@ mod cases {
         purge(&ground).await;
         ground.store.destroy(asked(2)).await.unwrap();
         let (code, output, errors) = operate(&ground, &["verify"]).await;
-        let checked = "checked 4 collections with 8 entries, 2 tombstones, 1 rows of queues: nothing found\n";
+        let checked = "oldest row of the purge queue: 2026-11-23T19:18:20+00:00\n\
+                       checked 8 entries under 4 ids, 2 tombstones, 1 row of queues: nothing found\n";
         assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
         let (code, object) = verify(&ground, &["--fix"]).await;
         assert_eq!(code, 0);
@@ -131,7 +132,10 @@ mod cases {
         });
         assert_eq!(object["checked"], checked);
         assert_eq!((&object["found"], &object["fixed"]), (&json!(0), &json!(0)));
+        assert_eq!(object["purge_queue_oldest"], "2026-11-23T19:18:20+00:00");
         assert_eq!(ids(&object), []);
+        purge(&ground).await;
+        assert_eq!(verify(&ground, &[]).await.1["purge_queue_oldest"], Value::Null);
     }
 
     pub async fn every_kind_is_found_and_named(backend: Backend) {
@@ -142,6 +146,11 @@ mod cases {
             assert_eq!(code, 1);
             assert_eq!(ids(&object), expected_findings());
             assert_eq!((&object["found"], &object["fixed"]), (&json!(8), &json!(0)));
+            let (_, text, _) = operate(&ground, &["verify"]).await;
+            for finding in object["findings"].as_array().unwrap() {
+                let advice = finding["advice"].as_str().unwrap();
+                assert!(text.contains(&format!("\n  what to do: {advice}\n")), "{finding} {text}");
+            }
         }
         let (code, output, errors) = operate(&ground, &["verify"]).await;
         assert_eq!((code, errors.as_str()), (1, "error: 8 findings\n"));
@@ -149,7 +158,7 @@ mod cases {
             assert!(ids.iter().all(|id| output.contains(&format!("\n  {id}\n"))), "{output}");
         }
         assert_eq!(output.matches("what to do: ").count(), 5, "{output}");
-        let last = "checked 5 collections with 8 entries, 2 tombstones, 4 rows of queues: 8 findings";
+        let last = "checked 8 entries under 5 ids, 2 tombstones, 4 rows of queues: 8 findings";
         assert_eq!(output.lines().last(), Some(last));
     }
 
@@ -162,7 +171,7 @@ mod cases {
         let (code, object) = verify(&ground, &["--fix"]).await;
         assert_eq!((code, ids(&object)), (1, vec![("live_and_destroyed", vec!["custom-4"])]));
         let (_, _, errors) = operate(&ground, &["verify", "--fix"]).await;
-        assert_eq!(errors, "error: 1 findings, of which 0 are fixed\n");
+        assert_eq!(errors, "error: 1 finding, 0 fixed\n");
         let admin = ground.connection().await;
         for (query, expected) in [
             ("SELECT count(*) FROM collection_entries WHERE collection_id IN (1, 7)", 4),
@@ -186,7 +195,7 @@ mod cases {
         execute(&ground.connection().await, &["DELETE FROM collections WHERE id = 4"]).await;
         let (code, output, errors) = operate(&ground, &["verify", "--fix"]).await;
         assert_eq!((code, errors.as_str()), (0, ""), "{output}");
-        assert!(output.ends_with(": 7 findings, 7 of them fixed\n"), "{output}");
+        assert!(output.ends_with(": 7 findings, 7 fixed\n"), "{output}");
         assert_eq!(verify(&ground, &[]).await.0, 0);
     }
 }

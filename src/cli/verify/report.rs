@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::{
     config::verify,
+    domain::CollectionId,
     store::{Inconsistency, VerifyChunk, VerifyPhase},
 };
 
@@ -16,8 +18,10 @@ pub struct Report {
     tombstones: u64,
     entries: u64,
     /// Ids that have entries.
-    collections: u64,
+    ids: u64,
     findings: BTreeMap<Inconsistency, Finding>,
+    /// Since when the oldest row of the purge queue waits; `None` where the queue is empty.
+    pub oldest_purge: Option<DateTime<Utc>>,
 }
 
 /// All ids of one kind.
@@ -79,6 +83,16 @@ const fn advice(kind: Inconsistency) -> &'static str {
     }
 }
 
+/// A row that was written by hand may have a number that is no valid id. It is shown without the prefix.
+fn display_id(number: i64) -> String {
+    CollectionId::new(number).map_or_else(|| number.to_string(), |id| id.to_string())
+}
+
+/// The number and the noun in its singular or plural.
+pub fn counted(number: u64, singular: &str, plural: &str) -> String {
+    format!("{number} {}", if number == 1 { singular } else { plural })
+}
+
 impl Report {
     /// Counts the rows of a chunk.
     pub const fn count(&mut self, chunk: &VerifyChunk) {
@@ -88,7 +102,7 @@ impl Report {
             VerifyPhase::Tombstones => self.tombstones += chunk.rows,
             VerifyPhase::Entries => {
                 self.entries += chunk.rows;
-                self.collections += chunk.ids;
+                self.ids += chunk.ids;
             }
         }
     }
@@ -137,29 +151,40 @@ impl Report {
     /// For a command that did not read everything.
     pub fn until_now(&self) -> String {
         let (found, fixed) = (self.found(), self.fixed());
-        format!("{}: {found} findings so far, {fixed} of them fixed, which stay so", self.checked())
+        let found = counted(found, "finding", "findings");
+        format!("{}: {found} so far, {fixed} fixed; repairs are kept", self.checked())
     }
 
     fn checked(&self) -> String {
         format!(
-            "checked {} collections with {} entries, {} tombstones, {} rows of queues",
-            self.collections,
-            self.entries,
-            self.tombstones,
-            self.purge_rows + self.event_rows
+            "checked {} under {}, {}, {} of queues",
+            counted(self.entries, "entry", "entries"),
+            counted(self.ids, "id", "ids"),
+            counted(self.tombstones, "tombstone", "tombstones"),
+            counted(self.purge_rows + self.event_rows, "row", "rows"),
         )
     }
 
-    /// The findings of each kind, and a last line.
+    /// How much was found and repaired.
+    pub fn result(&self, fix: bool) -> String {
+        let found = counted(self.found(), "finding", "findings");
+        match self.found() {
+            0 => "nothing found".to_owned(),
+            _ if fix => format!("{found}, {} fixed", self.fixed()),
+            _ => found,
+        }
+    }
+
+    /// The findings of each kind, the age of the purge queue, and a last line.
     pub fn in_text(&self, fix: bool) -> String {
         let mut text = String::new();
         for (kind, finding) in KINDS.iter().filter_map(|kind| self.findings.get_key_value(kind)) {
-            text.push_str(&format!("{} {}", finding.found, title(*kind)));
+            text.push_str(&format!("{}: {}", title(*kind), finding.found));
             if finding.fixed > 0 {
-                text.push_str(&format!(", {} of them fixed", finding.fixed));
+                text.push_str(&format!(", {} fixed", finding.fixed));
             }
             for id in &finding.named {
-                text.push_str(&format!("\n  custom-{id}"));
+                text.push_str(&format!("\n  {}", display_id(*id)));
             }
             let unnamed = finding.found.saturating_sub(finding.named.len() as u64);
             if unnamed > 0 {
@@ -167,13 +192,10 @@ impl Report {
             }
             text.push_str(&format!("\n  what to do: {}\n", advice(*kind)));
         }
-        let (found, fixed) = (self.found(), self.fixed());
-        let result = match found {
-            0 => "nothing found".to_owned(),
-            _ if fix => format!("{found} findings, {fixed} of them fixed"),
-            _ => format!("{found} findings"),
-        };
-        text + &format!("{}: {result}", self.checked())
+        if let Some(since) = self.oldest_purge {
+            text.push_str(&format!("oldest row of the purge queue: {}\n", since.to_rfc3339()));
+        }
+        text + &format!("{}: {}", self.checked(), self.result(fix))
     }
 
     pub fn in_json(&self) -> String {
@@ -184,17 +206,19 @@ impl Report {
                 "kind": name(*kind),
                 "found": finding.map_or(0, |finding| finding.found),
                 "fixed": finding.map_or(0, |finding| finding.fixed),
-                "ids": ids.iter().map(|id| format!("custom-{id}")).collect::<Vec<_>>(),
+                "ids": ids.iter().map(|id| display_id(*id)).collect::<Vec<_>>(),
+                "advice": advice(*kind),
             })
         });
         json!({
             "checked": {
-                "collections_with_entries": self.collections,
+                "collections_with_entries": self.ids,
                 "entries": self.entries,
                 "tombstones": self.tombstones,
                 "purge_queue": self.purge_rows,
                 "event_outbox": self.event_rows,
             },
+            "purge_queue_oldest": self.oldest_purge.map(|since| since.to_rfc3339()),
             "findings": findings.collect::<Vec<_>>(),
             "found": self.found(),
             "fixed": self.fixed(),

@@ -23,8 +23,8 @@ const QUEUE_PURGE: &str = "\
 INSERT INTO purge_queue (id, since) SELECT id, $2 FROM destroyed_collections
 WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM collections WHERE id = $1) ON CONFLICT (id) DO NOTHING";
 
-/// Takes the id until the end of the transaction: an import of it that is in flight is waited for, and a later one waits.
-/// Otherwise one could put its collection in between the check and the DELETE, and lose entries. `$2` is any time.
+/// Inserts a placeholder row, so that a concurrent insert of the id waits until the end of the transaction; one in flight is waited
+/// for. Without it an import could insert the collection between the check and the DELETE, and lose entries. `$2` is any time.
 const RESERVE: &str = "\
 INSERT INTO collections (id, owner_id, name, timeline_order, created_at) VALUES ($1, 1, '', '', $2)
 ON CONFLICT (id) DO NOTHING";
