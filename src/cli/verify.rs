@@ -2,6 +2,10 @@
 
 mod report;
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 use super::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop};
 use crate::store::{Inconsistency, Store, VerifyChunk, VerifyError, VerifyPhase, VerifyPosition};
 use report::{Report, counted};
@@ -75,15 +79,24 @@ impl Verification {
 
     async fn fix_all(&mut self, kind: Inconsistency, mut ids: &[i64]) -> Result<(), Interruption> {
         while !ids.is_empty() {
+            let begun = Instant::now();
             let done = self.store.fix(kind, ids).await.map_err(Interruption::Failed)?;
             let (fixed, rest) = ids.split_at_checked(done).unwrap_or((ids, &[]));
             self.report.add_fixed(kind, fixed);
             ids = rest;
-            if !ids.is_empty() {
-                self.check_signal().await?;
-            }
+            // On SQLite destroys run between these transactions only; without pauses they would starve.
+            self.pause(begun.elapsed()).await?;
         }
         Ok(())
+    }
+
+    /// Ends the command at once when a signal arrives.
+    async fn pause(&mut self, duration: Duration) -> Result<(), Interruption> {
+        tokio::select! {
+            biased;
+            () = self.stop.requested() => Err(Interruption::Signal),
+            () = sleep(duration) => Ok(()),
+        }
     }
 
     /// Ends the command between two steps when a signal has arrived.
