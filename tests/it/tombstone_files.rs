@@ -212,7 +212,7 @@ mod cases {
         assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
         assert!(errors.contains("1 of its tombstones") && errors.contains("--force"), "{errors}");
         assert_eq!(fs::read_to_string(&file).unwrap(), before);
-        assert_eq!(files(&folder), [file.clone()]);
+        assert_eq!(files(&folder), [file.as_path()]);
 
         let other = folder.join("other.ndjson");
         assert_eq!(export_to(&other, &[]).await.0, 0);

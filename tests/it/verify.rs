@@ -5,6 +5,7 @@ mod load;
 mod orphans;
 mod steps;
 
+use collections_service::store::PurgeLimits;
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use serde_json::{Value, json};
 
@@ -61,8 +62,8 @@ async fn number(connection: &DatabaseConnection, query: &str) -> i64 {
 
 /// Purges until nothing is left that can be purged.
 async fn purge(ground: &Ground) {
-    let mut purger = ground.store.purger(100, true);
-    while ground.store.purge_backlog().await.unwrap().purgeable > 0 {
+    let mut purger = ground.store.purger(PurgeLimits::once(100));
+    while ground.store.purge_backlog(None).await.unwrap().purgeable > 0 {
         purger.step().await.unwrap();
     }
 }

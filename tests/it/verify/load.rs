@@ -8,7 +8,7 @@ use std::{
 use collections_service::{
     config,
     domain::Entropy,
-    store::{Store, VerifyPosition},
+    store::{PurgeLimits, Store, VerifyPosition},
 };
 use futures_util::future::join;
 
@@ -79,7 +79,7 @@ impl Progress {
             self.has_ended.store(true, Ordering::Release);
         };
         let purging = async {
-            let mut purger = ground.store.purger(10, false);
+            let mut purger = ground.store.purger(PurgeLimits::background(10));
             while !self.has_ended() {
                 let purged = purger.step().await.unwrap();
                 self.purged_entries.fetch_add(purged.entries, Ordering::AcqRel);

@@ -6,7 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use collections_service::{domain::DestroyError, jobs::purge::PurgeSettings};
+use collections_service::{domain::DestroyError, jobs::purge::PurgeSettings, store::PurgeLimits};
 use futures_util::future::join_all;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Statement, TransactionTrait,
@@ -90,15 +90,13 @@ async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added
 
 /// Purges what is destroyed, as a service does, until the writers have ended. Returns how many entries were erased.
 async fn purge_repeatedly(ground: &Ground, batch: u32, has_ended: &AtomicBool) -> u64 {
-    let mut purger = ground.store.purger(batch, false);
+    let mut purger = ground.store.purger(PurgeLimits::background(batch));
     let settings = PurgeSettings { batch, pause: Duration::from_millis(1) };
     let mut erased = 0;
     while !has_ended.load(Ordering::Acquire) {
         let begun = Instant::now();
         match purger.step().await {
             Ok(purged) => erased += purged.entries,
-            // The writers have locked the SQLite file for too long. The step is repeated.
-            Err(error) if ["locked", "timed out"].iter().any(|text| error.to_string().contains(text)) => {}
             Err(error) => panic!("{error}"),
         }
         // SQLite has one connection for this, the destroys and the collections that are put in.
