@@ -6,7 +6,11 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use collections_service::{domain::DestroyError, jobs::purge::PurgeSettings, store::PurgeLimits};
+use collections_service::{
+    domain::{Clock, DestroyError},
+    jobs::purge::PurgeSettings,
+    store::PurgeLimits,
+};
 use futures_util::future::join_all;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, DbErr, IsolationLevel, Statement, TransactionTrait,
@@ -156,7 +160,7 @@ mod cases {
         let rows = admin.query_all_raw(query).await.unwrap();
         let times: Vec<DateTime<Utc>> = rows.iter().map(|row| row.try_get("", "added_at").unwrap()).collect();
         assert_eq!(times.len(), 3);
-        assert!((Utc::now() - times[2]).num_hours() == 0, "{times:?}");
+        assert!((Clock::System.now() - times[2]).num_hours() == 0, "{times:?}");
         if let Backend::Sqlite = backend {
             let text: Vec<String> = rows.iter().map(|row| row.try_get("", "added_at").unwrap()).collect();
             let form = |text: &str| text.replace(|digit: char| digit.is_ascii_digit(), "0");
