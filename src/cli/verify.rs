@@ -2,8 +2,6 @@
 
 mod report;
 
-use std::time::Duration;
-
 use tokio::time::{Instant, sleep};
 
 use super::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop};
@@ -32,16 +30,22 @@ struct Verification {
     store: Store,
     fix: bool,
     report: Report,
-    stop: Stop,
     progress: Progress,
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let stop = Stop::listen()?;
-    let store = args.database.open_migrated().await?;
+    let mut stop = Stop::listen()?;
+    let store = tokio::select! {
+        store = args.database.open_migrated() => store?,
+        () = stop.requested() => return Err(Exit::Failed("stopped by a signal".to_owned())),
+    };
     let (report, progress) = (Report::default(), Progress::begin(None));
-    let mut verification = Verification { store, fix: args.fix, report, stop, progress };
-    let ended = verification.read_all().await;
+    let mut verification = Verification { store, fix: args.fix, report, progress };
+    // What a step has not committed is rolled back.
+    let ended = tokio::select! {
+        ended = verification.read_all() => ended.map_err(Interruption::Failed),
+        () = stop.requested() => Err(Interruption::Signal),
+    };
     let Verification { report, progress, .. } = verification;
     drop(progress);
     if let Err(interruption) = ended {
@@ -56,10 +60,10 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 impl Verification {
-    async fn read_all(&mut self) -> Result<(), Interruption> {
+    async fn read_all(&mut self) -> Result<(), VerifyError> {
         let mut position = Some(VerifyPosition::default());
         while let Some(here) = position {
-            let chunk = self.store.verify_chunk(here).await.map_err(Interruption::Failed)?;
+            let chunk = self.store.verify_chunk(here).await?;
             self.report.count(&chunk);
             for (kind, ids) in &chunk.found {
                 self.report.add(*kind, ids);
@@ -69,39 +73,22 @@ impl Verification {
             }
             self.show(&chunk);
             position = chunk.next;
-            if position.is_some() {
-                self.check_signal().await?;
-            }
         }
-        self.report.oldest_purge = self.store.oldest_queued_purge().await.map_err(Interruption::Failed)?;
+        self.report.oldest_purge = self.store.oldest_queued_purge().await?;
         Ok(())
     }
 
-    async fn fix_all(&mut self, kind: Inconsistency, mut ids: &[i64]) -> Result<(), Interruption> {
+    async fn fix_all(&mut self, kind: Inconsistency, mut ids: &[i64]) -> Result<(), VerifyError> {
         while !ids.is_empty() {
             let begun = Instant::now();
-            let done = self.store.fix(kind, ids).await.map_err(Interruption::Failed)?;
+            let done = self.store.fix(kind, ids).await?;
             let (fixed, rest) = ids.split_at_checked(done).unwrap_or((ids, &[]));
             self.report.add_fixed(kind, fixed);
             ids = rest;
             // On SQLite destroys run between these transactions only; without pauses they would starve.
-            self.pause(begun.elapsed()).await?;
+            sleep(begun.elapsed()).await;
         }
         Ok(())
-    }
-
-    /// Ends the command at once when a signal arrives.
-    async fn pause(&mut self, duration: Duration) -> Result<(), Interruption> {
-        tokio::select! {
-            biased;
-            () = self.stop.requested() => Err(Interruption::Signal),
-            () = sleep(duration) => Ok(()),
-        }
-    }
-
-    /// Ends the command between two steps when a signal has arrived.
-    async fn check_signal(&mut self) -> Result<(), Interruption> {
-        if self.stop.is_requested().await { Err(Interruption::Signal) } else { Ok(()) }
     }
 
     fn show(&mut self, chunk: &VerifyChunk) {

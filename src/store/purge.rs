@@ -76,7 +76,7 @@ pub struct PurgeBacklog {
     pub purgeable: i64,
     /// Of ids that have no tombstone, or a row in `collections`: nothing is erased for them.
     pub blocked: i64,
-    pub oldest: Option<DateTime<Utc>>,
+    /// Of the latest destroy.
     pub newest: Option<DateTime<Utc>>,
 }
 
@@ -128,7 +128,7 @@ const LAST_SECOND: DateTime<Utc> = match DateTime::from_timestamp(253_402_300_79
 
 const BACKLOG: &str = "\
 SELECT count(*) FILTER (WHERE is_purgeable) AS purgeable, count(*) FILTER (WHERE NOT is_purgeable) AS blocked,
-  min(since) AS oldest, max(since) AS newest FROM (
+  max(since) AS newest FROM (
   SELECT since, EXISTS (SELECT 1 FROM destroyed_collections WHERE destroyed_collections.id = purge_queue.id)
     AND NOT EXISTS (SELECT 1 FROM collections WHERE collections.id = purge_queue.id) AS is_purgeable
   FROM purge_queue WHERE since <= $1) AS queued";
