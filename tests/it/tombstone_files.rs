@@ -373,6 +373,10 @@ mod cases {
             (complete(&swapped), "line 3: its id is not greater than the one before"),
             (complete(&[line(1), line(1)].concat()), "line 2: its id is not greater"),
             (complete(&format!("{}x\n", line(1))), "line 2: not a valid tombstone object"),
+            (
+                complete("[\"custom-1\", \"1\", \"2026-11-27T10:00:00Z\", null, null]\n"),
+                "line 1: expected a JSON object, not an array",
+            ),
             (complete(&format!("{}\n", line(1))), "line 2: not a valid tombstone object"),
             (complete(&line(1).replace("custom-", "")), "line 1: id `1`: "),
             (complete(&line(1).replace(&OWNER.to_string(), "0")), "line 1: owner_id `0`: "),

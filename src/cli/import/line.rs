@@ -57,6 +57,10 @@ struct Time(DateTime<Utc>);
 pub fn parse(text: &[u8]) -> Result<CollectionToImport, String> {
     let text = std::str::from_utf8(text)
         .map_err(|error| format!("the line is not UTF-8 after {} bytes", error.valid_up_to()))?;
+    // serde would take the elements of an array for the fields, by their order.
+    if text.trim_start().starts_with('[') {
+        return Err("expected a JSON object, not an array".to_owned());
+    }
     let line: Line = serde_json::from_str(text).map_err(|error| reason(&error))?;
     let texts =
         [("name", Some(&line.name)), ("description", line.description.as_ref()), ("url", line.url.as_ref())];

@@ -25,6 +25,8 @@ pub enum RejectsError {
     Io { path: PathBuf, error: io::Error },
     #[error("{}: another import is writing this file", .0.display())]
     Locked(PathBuf),
+    #[error("{}: not a regular file; rejects are written to a file that can be truncated", .0.display())]
+    NotRegular(PathBuf),
     #[error("{}: this is the input; name another file for the rejects", .0.display())]
     Input(PathBuf),
     #[error(
@@ -59,6 +61,9 @@ impl Rejects {
         let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
         if input.is_some_and(|input| identity(input).is_some() && identity(input) == identity(&path)) {
             return Err(RejectsError::Input(path));
+        }
+        if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(RejectsError::NotRegular(path));
         }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(failed)?;

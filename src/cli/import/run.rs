@@ -107,7 +107,9 @@ async fn prepare(args: &Args) -> Result<(Reader, Rejects, Target), Exit> {
 
 fn open_rejects(args: &Args) -> Result<Rejects, Exit> {
     Rejects::open(args.rejects(), args.file()).map_err(|error| match error {
-        RejectsError::Io { .. } | RejectsError::Input(_) => Exit::Usage(format!("--rejects: {error}")),
+        RejectsError::Io { .. } | RejectsError::Input(_) | RejectsError::NotRegular(_) => {
+            Exit::Usage(format!("--rejects: {error}"))
+        }
         error => Exit::failed(error),
     })
 }

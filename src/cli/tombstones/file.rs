@@ -72,6 +72,8 @@ pub enum FileError {
 pub enum LineFault {
     #[error("not a valid tombstone object: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("expected a JSON object, not an array")]
+    Array,
     #[error("{0}")]
     Value(String),
     #[error("its id is not greater than the one before")]
@@ -224,6 +226,10 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn read_tombstone(&mut self) -> Result<Tombstone, LineFault> {
+        // serde would take the elements of an array for the fields, by their order.
+        if self.line.trim_ascii_start().starts_with(b"[") {
+            return Err(LineFault::Array);
+        }
         let tombstone = serde_json::from_slice::<Line>(&self.line)?.parse()?;
         if self.last.is_some_and(|last| last >= tombstone.id) {
             return Err(LineFault::Order);

@@ -115,6 +115,7 @@ async fn an_input_that_cannot_be_read_is_named() {
         (&["plain.gz", "--rejects", "plain.gz"], 2, "plain.gz"),
         (&["key", "--rejects", "key"], 2, "this is the input"),
         (&["key", "--rejects", "no/folder"], 2, "--rejects: no/folder"),
+        (&["key", "--rejects", "/dev/null"], 2, "--rejects: /dev/null: not a regular file"),
         (&["key", "--name", ""], 2, "--name"),
         (&["key", "--dry-run", "--resume"], 2, "--resume"),
     ] {

@@ -18,7 +18,8 @@ on_both!(
 /// A line, and the reason to reject it.
 const BAD: [(&[u8], &str); 30] = [
     (b"{", "not valid JSON: EOF while parsing an object (column 1)"),
-    (b"[1]", "invalid type: integer `1`, expected a string (column 2)"),
+    (b"[1]", "expected a JSON object, not an array"),
+    (br#" ["custom-9", 7, "n", null, null, null, null, [1]]"#, "expected a JSON object, not an array"),
     (b"\xff", "the line is not UTF-8 after 0 bytes"),
     (b"{\"id\":\"custom-9\",\"owner_id\":1,\"name\":\"a\xffb\"}", "the line is not UTF-8 after 39 bytes"),
     (br#"{"owner_id":1,"name":"a"}"#, "missing field `id` (column 25)"),
