@@ -17,7 +17,7 @@ use crate::config::import;
 #[command(after_help = "Examples:
   collections-service import collections.ndjson.zst
   collections-service import --dry-run collections.ndjson
-  pg_dump_to_ndjson | collections-service import --name nightly -")]
+  ssh backup cat collections.ndjson | collections-service import --name nightly -")]
 pub struct Args {
     #[command(flatten)]
     database: DatabaseArgs,

@@ -159,7 +159,7 @@ async fn the_statements_of_the_document_run() {
     assert_eq!(code, 0, "{output}{error}");
     let statements: Vec<&str> =
         document.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(statements.len(), 4, "{statements:?}");
+    assert_eq!(statements.len(), 5, "{statements:?}");
     let psql = Path::new(&std::env::var("TEST_POSTGRES_BIN").unwrap()).join("psql");
     for statement in statements {
         let psql = Command::new(&psql)

@@ -16,7 +16,7 @@ on_both!(
 );
 
 /// A line, and the reason to reject it.
-const BAD: [(&[u8], &str); 30] = [
+const BAD: [(&[u8], &str); 31] = [
     (b"{", "not valid JSON: EOF while parsing an object (column 1)"),
     (b"[1]", "expected a JSON object, not an array"),
     (br#" ["custom-9", 7, "n", null, null, null, null, [1]]"#, "expected a JSON object, not an array"),
