@@ -198,6 +198,7 @@ impl Purger {
         self.candidates.clear();
         self.alone = 0;
         self.erased.clear();
+        self.rewriter.forget();
         self.cursor = None;
         let is_sqlite = self.database.pool.get_database_backend() == DbBackend::Sqlite;
         match &purged {

@@ -92,6 +92,11 @@ impl Rewriter {
         Self { limits, not_before: Instant::now(), rewritten: 0 }
     }
 
+    /// The next list of erased ids has none of those of the last one.
+    pub fn forget(&mut self) {
+        self.rewritten = 0;
+    }
+
     /// Rewrites the file, empties its write-ahead log, which holds what it held before, and deletes these rows of the queue.
     /// Returns how many they were, or why they have to stay; then they are given again, and may be followed by more.
     pub async fn finish(
@@ -110,14 +115,11 @@ impl Rewriter {
         }
         match self.finish_once(database.pool.get_sqlite_connection_pool(), file, erased).await {
             Ok(Some(finished)) => {
-                self.rewritten = 0;
+                self.forget();
                 Ok(Ok(finished))
             }
             Ok(None) => Ok(Err(PurgeWait::Busy)),
-            Err(error) => {
-                self.rewritten = 0;
-                Err(sqlx_error(error))
-            }
+            Err(error) => Err(sqlx_error(error)),
         }
     }
 
