@@ -174,7 +174,7 @@ fn capacity(args: &Args) -> Result<Capacity, Exit> {
     let others = 3 + u32::from(purge);
     if args.database_connections < args.batches_in_flight + others {
         return Err(Exit::Usage(format!(
-            "--database-connections: needs {others} more than --batches-in-flight, or nothing else gets one"
+            "--database-connections: needs {others} more than --batches-in-flight, for readiness, the purge, locked rows and credentials"
         )));
     }
     Ok(Capacity {

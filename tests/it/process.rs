@@ -137,7 +137,7 @@ async fn a_drain_loses_nothing_on_postgres() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_of_many_batches_loses_nothing() {
-    let many = ["--batches-in-flight", "12", "--database-connections", "15"];
+    let many = ["--batches-in-flight", "12", "--database-connections", "16"];
     a_drain_loses_nothing(Backend::Postgres, &many).await;
 }
 
