@@ -20,9 +20,9 @@ pub const QUEUE_BOUND: Duration = Duration::from_secs(60);
 pub const CANDIDATES: i64 = 10_000;
 /// SQLite: ids whose entries are erased before the file is rewritten, 8 bytes each in memory.
 pub const ERASED: usize = 10_000;
-/// SQLite: the largest file, in bytes, that the background purge rewrites (`VACUUM`). Destroys wait for that, about a third of a
-/// second with this size.
-pub const VACUUM_LIMIT: u64 = 64 * 1024 * 1024;
+/// SQLite: the largest file, in bytes, that the background purge rewrites (`VACUUM`). Destroys wait for that, half
+/// a second to a second with this size.
+pub const VACUUM_LIMIT: u64 = 32 * 1024 * 1024;
 /// SQLite: after the file was rewritten, it is rewritten again no earlier than so many times as long as that took.
 pub const VACUUM_PAUSE_FACTOR: u32 = 100;
 /// SQLite: how long the purge waits for a reader in another process before it leaves the write-ahead log as it is. Destroys
