@@ -44,7 +44,7 @@ SELECT name, create_distributed_table(name, distribution_column,
   FROM to_distribute;
 SELECT name, truncate_local_data_after_distributing_table(name) FROM to_distribute;
 
--- oauth_applications, oauth_access_tokens and seaql_migrations stay tables of the coordinator. They are small, and no
+-- oauth_applications, oauth_access_tokens, imports and seaql_migrations stay tables of the coordinator. They are small, and no
 -- statement joins them with the others. As reference tables they would be written on all nodes at once, so that while
 -- one node is down no token could be issued or revoked.
 
