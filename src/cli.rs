@@ -65,7 +65,7 @@ enum Command {
     Gateway(Box<gateway::Args>),
     /// Create or inspect the database schema
     Migrate(migrate::Args),
-    /// Print what the database holds about one id: exit 1 when it has never existed, or its rows contradict each other
+    /// Print what the database holds about one id: exit 1 when it is unknown, or its rows contradict each other
     Inspect(inspect::Args),
     /// Check the whole database for rows that contradict each other: exit 1 when one is found and not fixed
     Verify(verify::Args),
