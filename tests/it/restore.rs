@@ -70,10 +70,10 @@ async fn destroy_all(program: &Program, ids: impl IntoIterator<Item = i64>) {
     }
 }
 
-/// The owner's collections, over a new connection: the restore ends those that are open.
-async fn live(ground: &Ground) -> Vec<i64> {
+/// The collections of an owner, over a new connection: the restore ends those that are open.
+async fn live(ground: &Ground, owner: i64) -> Vec<i64> {
     let connection = ground.connection().await;
-    let query = format!("SELECT id FROM collections WHERE owner_id = {OWNER} ORDER BY id");
+    let query = format!("SELECT id FROM collections WHERE owner_id = {owner} ORDER BY id");
     let rows =
         connection.query_all_raw(Statement::from_string(connection.get_database_backend(), query)).await;
     rows.unwrap().iter().map(|row| row.try_get("", "id").unwrap()).collect()
@@ -108,7 +108,7 @@ async fn a_restored_database_does_not_bring_destroyed_collections_back() {
     let exported = run_block(&ground, "--output damaged.ndjson").await;
     assert_eq!(exported, "exported 12 tombstones to damaged.ndjson\n");
     run_block(&ground, "pg_restore --exit-on-error").await;
-    assert_eq!(live(&ground).await, (4..=20).collect::<Vec<_>>(), "the backup is of another time");
+    assert_eq!(live(&ground, OWNER).await, (4..=20).collect::<Vec<_>>(), "the backup is of another time");
     assert_scheduled_export_is_refused(&ground).await;
     let applied = run_block(&ground, "apply before-restore.ndjson").await;
     assert_eq!(
@@ -122,8 +122,8 @@ async fn a_restored_database_does_not_bring_destroyed_collections_back() {
     let exported = run_block(&ground, SCHEDULED_EXPORT).await;
     assert_eq!(exported, "exported 12 tombstones to tombstones.ndjson\n");
 
-    assert_eq!(live(&ground).await, (12..=20).collect::<Vec<_>>());
-    assert_eq!(ground.owned_by(OTHER).await, [30]);
+    assert_eq!(live(&ground, OWNER).await, (12..=20).collect::<Vec<_>>());
+    assert_eq!(live(&ground, OTHER).await, [30]);
     assert_eq!(tombstones(&ground).await, 12);
     let program = Program::serve(&ground, &[]).await;
     program.wait_until_ready().await;
