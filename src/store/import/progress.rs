@@ -132,9 +132,8 @@ impl Store {
         Ok((row, discarded.as_ref().map(ImportProgress::of)))
     }
 
-    /// READ COMMITTED whatever the database's default: a statement has to see what the one before it waited for. Plans by
-    /// index alone and for the values at hand: one made while the tables are small would be kept while the import fills
-    /// them.
+    /// On PostgreSQL plans use indexes and are made for each statement's values: a cached plan that was made while the tables
+    /// are small would be used while the import fills them.
     async fn begin_import_transaction(&self) -> Result<DatabaseTransaction, DbErr> {
         let transaction = begin_write(&self.db).await?;
         if self.backend() == DbBackend::Sqlite {

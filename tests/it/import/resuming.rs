@@ -11,17 +11,13 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    process::Child,
-};
+use tokio::{io::AsyncWriteExt, process::Child};
 
 use super::{
     super::{
         destroy::on_both,
         faults::front,
-        support::{Backend, Ground, cluster::Cluster, fresh_database, operator::signal},
+        support::{Backend, Ground, cluster::Cluster, fresh_database, operator::signal, relay::lose_answers},
     },
     Scene, ended, line, summary,
 };
@@ -178,38 +174,15 @@ async fn an_outage_of_the_database_is_outlived_or_reported() {
     assert_eq!(scene.entries().await.len(), 8000);
 }
 
-/// Passes messages on, but every second time that the server reports a commit, it closes the connection instead.
-async fn cut_commits(listener: TcpListener, server: String, cuts: Arc<AtomicU32>) {
-    let commits = Arc::new(AtomicU32::new(0));
-    while let Ok((client, _)) = listener.accept().await {
-        let upstream = TcpStream::connect(&server).await.unwrap();
-        let (commits, cuts) = (commits.clone(), cuts.clone());
-        tokio::spawn(async move {
-            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-                (client.into_split(), upstream.into_split());
-            let forward = async { tokio::io::copy(&mut from_client, &mut to_server).await };
-            let back = async {
-                let mut buffer = vec![0; 64 * 1024];
-                loop {
-                    let length = from_server.read(&mut buffer).await.unwrap_or(0);
-                    let answer = buffer.get(..length).unwrap_or_default();
-                    let is_commit = answer.windows(7).any(|part| part == b"COMMIT\0");
-                    let commit = if is_commit { commits.fetch_add(1, Ordering::Relaxed) } else { 0 };
-                    // The first are those of the checks before the import.
-                    if commit > 4 && commit % 2 == 1 {
-                        cuts.fetch_add(1, Ordering::Relaxed);
-                        return;
-                    }
-                    if answer.is_empty() || to_client.write_all(answer).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                _ended = forward => {}
-                () = back => {}
-            }
-        });
+/// Every second acknowledgement of a commit. The first are those of the checks before the import.
+fn every_second_commit(cuts: Arc<AtomicU32>) -> impl Fn(&[u8]) -> bool {
+    let commits = AtomicU32::new(0);
+    move |answer| {
+        let is_commit = answer.windows(7).any(|part| part == b"COMMIT\0");
+        let commit = if is_commit { commits.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let is_lost = commit > 4 && commit % 2 == 1;
+        cuts.fetch_add(u32::from(is_lost), Ordering::Relaxed);
+        is_lost
     }
 }
 
@@ -218,7 +191,7 @@ async fn cut_commits(listener: TcpListener, server: String, cuts: Arc<AtomicU32>
 async fn a_lost_acknowledgement_is_resolved() {
     let mut scene = Scene::new(Backend::Postgres).await;
     let ((listener, through, server), cuts) = (front(&scene.ground.url).await, Arc::new(AtomicU32::new(0)));
-    tokio::spawn(cut_commits(listener, server, cuts.clone()));
+    tokio::spawn(lose_answers(listener, server, every_second_commit(cuts.clone())));
     let input: String =
         (1..=20).map(|part| format!("x\n{}", lines(part * 1000..=part * 1000 + 400))).collect();
     scene.write("in", input);

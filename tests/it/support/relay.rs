@@ -1,9 +1,12 @@
-//! A TCP relay in front of a server, for an address that moves to another server.
+//! A TCP relay in front of a server, for an address that moves to another server, and for answers that are lost.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
@@ -53,5 +56,37 @@ async fn forward(mut client: TcpStream, mut targets: watch::Receiver<u16>) {
     tokio::select! {
         _closed = forwarded => {}
         _switched = targets.changed() => {}
+    }
+}
+
+/// Forwards connections to the server, and closes one instead of forwarding an answer that is to be lost.
+pub async fn lose_answers(
+    listener: TcpListener,
+    server: String,
+    is_lost: impl Fn(&[u8]) -> bool + Send + Sync + 'static,
+) {
+    let is_lost = Arc::new(is_lost);
+    while let Ok((client, _)) = listener.accept().await {
+        let upstream = TcpStream::connect(&server).await.unwrap();
+        let is_lost = is_lost.clone();
+        tokio::spawn(async move {
+            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                (client.into_split(), upstream.into_split());
+            let forward = async { tokio::io::copy(&mut from_client, &mut to_server).await };
+            let back = async {
+                let mut buffer = vec![0; 64 * 1024];
+                loop {
+                    let length = from_server.read(&mut buffer).await.unwrap_or(0);
+                    let answer = &buffer[..length];
+                    if answer.is_empty() || is_lost(answer) || to_client.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                _ended = forward => {}
+                () = back => {}
+            }
+        });
     }
 }
