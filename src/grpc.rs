@@ -44,7 +44,7 @@ pub struct Health {
 #[must_use]
 pub fn service(store: Store, admission: Admission, callers: Callers) -> Service {
     let server = CollectionsServiceServer::new(Collections::new(store))
-        .max_decoding_message_size(config::MESSAGE_LIMIT);
+        .max_decoding_message_size(config::calls::MESSAGE_LIMIT);
     Guarded::new(server, admission, callers)
 }
 
@@ -64,7 +64,7 @@ pub fn public_routes(
             // With these, grpcurl shows error details as text.
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let streams = Arc::new(Semaphore::new(config::OPEN_STREAMS));
+    let streams = Arc::new(Semaphore::new(config::calls::OPEN_STREAMS));
     let beside = Routes::new(Beside::new(health.service.clone(), streams.clone(), callers.clone()))
         .add_service(Beside::new(reflection().build_v1()?, streams.clone(), callers.clone()))
         .add_service(Beside::new(reflection().build_v1alpha()?, streams, callers.clone()));
@@ -74,7 +74,7 @@ pub fn public_routes(
 /// What the admin listener serves: health alone, without credentials, for probes.
 #[must_use]
 pub fn admin_routes(health: &Health) -> Routes {
-    let streams = Arc::new(Semaphore::new(config::OPEN_STREAMS));
+    let streams = Arc::new(Semaphore::new(config::calls::OPEN_STREAMS));
     Routes::new(Beside::new(health.service.clone(), streams, Callers::default()))
 }
 

@@ -1,13 +1,6 @@
 //! The composition root: build, bind, serve, drain.
 
-mod jwks;
-mod listener;
 mod readiness;
-mod reload;
-mod resolver;
-mod roster;
-mod tls;
-mod upstream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,18 +15,8 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-pub use self::{
-    jwks::{Jwks, JwksError, JwksSource, Jwt, SourceError},
-    readiness::NotReady,
-    resolver::{UpstreamUrl, UpstreamUrlError},
-    tls::{ClientTls, Clients, Identity, ServerTls, TlsError},
-};
-use self::{
-    listener::{Lifecycle, Listener, Protocol},
-    readiness::Readiness,
-    reload::Watched,
-    upstream::Upstream,
-};
+pub use self::readiness::NotReady;
+use self::readiness::Readiness;
 use crate::{
     domain::{Clock, Entropy},
     grpc::{self, Health, Routes},
@@ -42,10 +25,16 @@ use crate::{
         oauth1::{Origin, Verifier},
     },
     jobs::purge::{self, PurgeSettings},
+    jwks::{JwksError, Jwt},
+    net::{
+        ClientTls, FileWatch, Lifecycle, Listener, Protocol, ServerTls, ServerTlsReceiver, TlsError,
+        raise_file_limit,
+    },
     rate_limit::RateLimit,
     rest::{self, Edge, Surroundings},
     store::{CredentialCache, Credentials, KeyRing, KeyRingError, PurgeLimits, Store},
     telemetry::Metrics,
+    upstream::{Upstream, UpstreamUrl},
 };
 
 /// What to serve, and where. Port 0 takes a free one.
@@ -178,7 +167,7 @@ impl Running {
             None => None,
         };
         let (jwt, jwks) = jwt.unzip();
-        listener::allow_many_files();
+        raise_file_limit();
         let lifecycle = Lifecycle::new(settings.entropy.clone());
         let mut loaded = Loaded { clock: settings.clock.clone(), tasks: JoinSet::new() };
         let admin_listener = bind("--admin-addr", settings.admin).await?;
@@ -302,20 +291,20 @@ impl Loaded {
         &mut self,
         flag: &'static str,
         tls: Option<ServerTls>,
-    ) -> Result<Option<listener::Tls>, StartError> {
+    ) -> Result<Option<ServerTlsReceiver>, StartError> {
         let Some(tls) = tls else { return Ok(None) };
         let (files, clock) = (tls.files(), self.clock.clone());
-        let loaded = Watched::load(flag, files, move || tls.load(&clock));
+        let loaded = FileWatch::load(flag, files, move || tls.load(&clock));
         let (watched, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
-        self.tasks.spawn(watched.keep());
+        self.tasks.spawn(watched.run());
         Ok(Some(current))
     }
 
     /// The keys that open secrets.
     fn keys(&mut self, keys: Arc<KeyRing>) -> Result<(), StartError> {
         let files = vec![keys.path().to_owned()];
-        let (watched, _reloaded) = Watched::load("--credentials-key-file", files, move || keys.reload())?;
-        self.tasks.spawn(watched.keep());
+        let (watched, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
+        self.tasks.spawn(watched.run());
         Ok(())
     }
 
@@ -329,9 +318,9 @@ impl Loaded {
         let made = Upstream::new(url, tls, self.clock.clone(), admission);
         let flag = "--upstream-cert";
         let (upstream, watched, mut resolver) = made.map_err(|error| StartError::Tls { flag, error })?;
-        resolver.look().await;
-        self.tasks.spawn(watched.keep());
-        self.tasks.spawn(resolver.keep());
+        resolver.poll_once().await;
+        self.tasks.spawn(watched.run());
+        self.tasks.spawn(resolver.run());
         Ok(local(upstream))
     }
 }

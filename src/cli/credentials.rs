@@ -183,9 +183,12 @@ fn lost(key: &str) -> impl FnOnce(Exit) -> Exit {
 
 /// What people call an application, on one line of a terminal.
 fn parse_name(name: &str) -> Result<String, String> {
-    let fits = (1..=config::APPLICATION_NAME_LIMIT).contains(&name.len()) && !name.contains(char::is_control);
-    let expected =
-        format!("expected 1 to {} bytes without control characters", config::APPLICATION_NAME_LIMIT);
+    let fits = (1..=config::credentials::APPLICATION_NAME_LIMIT).contains(&name.len())
+        && !name.contains(char::is_control);
+    let expected = format!(
+        "expected 1 to {} bytes without control characters",
+        config::credentials::APPLICATION_NAME_LIMIT
+    );
     if fits { Ok(name.to_owned()) } else { Err(expected) }
 }
 

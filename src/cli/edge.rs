@@ -7,9 +7,10 @@ use ipnet::IpNet;
 use super::Exit;
 use crate::{
     identity::{PeerName, oauth1::Origin},
+    net::{ClientAuth, KeyPair, ServerTls},
     rate_limit::RateLimit,
     rest::Surroundings,
-    server::{Clients, Identity, Rest, ServerTls},
+    server::Rest,
     store::KeyRing,
 };
 
@@ -53,13 +54,13 @@ pub struct Edge {
 impl GrpcTls {
     /// `others` says that callers without a certificate can prove themselves in another way.
     pub fn server(&self, others: bool) -> Option<ServerTls> {
-        let identity = identity(self.tls_cert.as_ref(), self.tls_key.as_ref())?;
+        let key_pair = key_pair(self.tls_cert.as_ref(), self.tls_key.as_ref())?;
         let clients = match self.client_ca.clone() {
-            None => Clients::Anyone,
-            Some(authorities) if others => Clients::Optional(authorities),
-            Some(authorities) => Clients::Required(authorities),
+            None => ClientAuth::Anyone,
+            Some(authorities) if others => ClientAuth::Optional(authorities),
+            Some(authorities) => ClientAuth::Required(authorities),
         };
-        Some(ServerTls { identity, clients, alpn: &["h2"] })
+        Some(ServerTls { key_pair, clients, alpn: &["h2"] })
     }
 }
 
@@ -71,8 +72,8 @@ impl Edge {
         keys: Arc<KeyRing>,
         rate_limit: Option<RateLimit>,
     ) -> Result<Rest, Exit> {
-        let tls = identity(self.rest_tls_cert.as_ref(), self.rest_tls_key.as_ref())
-            .map(|identity| ServerTls { identity, clients: Clients::Anyone, alpn: &["h2", "http/1.1"] });
+        let tls = key_pair(self.rest_tls_cert.as_ref(), self.rest_tls_key.as_ref())
+            .map(|key_pair| ServerTls { key_pair, clients: ClientAuth::Anyone, alpn: &["h2", "http/1.1"] });
         if self.require_tls && tls.is_none() && self.trusted_proxy.is_empty() {
             return Err(Exit::Usage(
                 "--require-tls: no request could come over TLS; give --rest-tls-cert, or --trusted-proxy"
@@ -99,10 +100,10 @@ impl Edge {
 }
 
 /// A certificate with its key; clap has seen to it that there is none without the other.
-fn identity(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<Identity> {
+fn key_pair(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<KeyPair> {
     certificate
         .zip(key)
-        .map(|(certificate, key)| Identity { certificate: certificate.clone(), key: key.clone() })
+        .map(|(certificate, key)| KeyPair { certificate: certificate.clone(), key: key.clone() })
 }
 
 fn parse_network(text: &str) -> Result<IpNet, String> {

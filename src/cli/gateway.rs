@@ -8,9 +8,11 @@ use super::{
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
-    server::{ClientTls, Identity, Rpc, Settings, UpstreamUrl},
+    net::{ClientTls, KeyPair},
+    server::{Rpc, Settings},
     store::Capacity,
     telemetry::Metrics,
+    upstream::UpstreamUrl,
 };
 
 #[derive(Debug, clap::Args)]
@@ -63,10 +65,10 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 fn settings(args: &Args) -> Result<Settings, Exit> {
-    let identity = args.upstream_cert.clone().zip(args.upstream_key.clone());
-    let identity = identity.map(|(certificate, key)| Identity { certificate, key });
+    let key_pair = args.upstream_cert.clone().zip(args.upstream_key.clone());
+    let key_pair = key_pair.map(|(certificate, key)| KeyPair { certificate, key });
     let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
-    match (args.upstream.is_tls(), &identity) {
+    match (args.upstream.is_tls(), &key_pair) {
         (true, None) => {
             return refuse(
                 "--upstream-cert: is needed, or the RPC does not know this gateway as a trusted peer",
@@ -83,13 +85,13 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     Ok(Settings {
         rpc: Rpc::Upstream(
             args.upstream.clone(),
-            ClientTls { authorities: args.upstream_ca.clone(), identity },
+            ClientTls { authorities: args.upstream_ca.clone(), key_pair },
         ),
         rest: Some(args.edge.rest(args.rest_addr, keys, args.rate_limit.limit(&metrics)?)?),
         jwt: args.jwt.settings()?,
         admin: args.admin_addr,
         purge: None,
-        max_in_flight: config::REST_IN_FLIGHT,
+        max_in_flight: config::calls::REST_IN_FLIGHT,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,
         clock: Clock::System,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Exit;
-use crate::server::{JwksSource, Jwt};
+use crate::jwks::{JwksSource, Jwt};
 
 #[derive(Debug, clap::Args)]
 pub struct JwtArgs {

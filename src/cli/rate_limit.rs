@@ -26,7 +26,7 @@ impl RateLimitArgs {
                 return Err(Exit::Usage("--redis-url: is of no use, because --rate-limit is 0".to_owned()));
             }
             Some(url) => Counter::Redis(Box::new(
-                Shared::new(url, config::REDIS_BUDGET, metrics.clone()).map_err(Exit::usage)?,
+                Shared::new(url, config::rate_limit::REDIS_TIMEOUT, metrics.clone()).map_err(Exit::usage)?,
             )),
             None => Counter::Memory(Memory::default()),
         };

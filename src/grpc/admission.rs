@@ -70,7 +70,7 @@ impl Admission {
         if count.fetch_add(1, Ordering::Relaxed) == 0 {
             let admission = self.clone();
             tokio::spawn(async move {
-                tokio::time::sleep(config::REFUSALS_INTERVAL).await;
+                tokio::time::sleep(config::calls::REFUSAL_LOG_INTERVAL).await;
                 admission.log_refusals();
             });
         }

@@ -160,10 +160,10 @@ fn log(response: &Response<Body>, duration: Duration) {
     }
 }
 
-/// How long the call may take: what `grpc-timeout` says, within [`config::CALL_TIMEOUT`].
+/// How long the call may take: what `grpc-timeout` says, within [`config::calls::TIMEOUT`].
 fn timeout(headers: &HeaderMap) -> Duration {
     let asked = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-    asked.unwrap_or(config::CALL_TIMEOUT).min(config::CALL_TIMEOUT)
+    asked.unwrap_or(config::calls::TIMEOUT).min(config::calls::TIMEOUT)
 }
 
 /// gRPC's form: at most eight digits and a unit.

@@ -34,7 +34,7 @@ impl Collections {
         let user = extensions.get::<AuthenticatedUser>().ok_or(DestroyError::CredentialsMissing)?;
         let deadline = extensions
             .get::<Deadline>()
-            .map_or_else(|| Instant::now() + config::CALL_TIMEOUT, |Deadline(deadline)| *deadline);
+            .map_or_else(|| Instant::now() + config::calls::TIMEOUT, |Deadline(deadline)| *deadline);
         let id: CollectionId = id.parse().map_err(|error| match error {
             ParseCollectionIdError::Empty => DestroyError::IdRequired,
             ParseCollectionIdError::Malformed => DestroyError::IdInvalid,

@@ -45,7 +45,7 @@ pub struct Verifier {
 /// Why a token is refused. The caller learns the failure it stands for, the log this.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum JwtError {
-    #[error("the token is longer than {} bytes", config::JWT_LIMIT)]
+    #[error("the token is longer than {} bytes", config::identity::JWT_LIMIT)]
     TooLong,
     #[error("the token is not three parts in base64url with a JSON header")]
     Malformed,
@@ -143,10 +143,10 @@ impl Verifier {
         }
         // A NumericDate may have a fraction. A double holds a second of today to a millionth.
         let now = self.clock.now().timestamp_micros() as f64 / 1e6;
-        if claims.nbf.is_some_and(|from| now < from - config::JWT_LEEWAY) {
+        if claims.nbf.is_some_and(|from| now < from - config::identity::JWT_LEEWAY) {
             return Err(JwtError::Early);
         }
-        if now >= claims.exp + config::JWT_LEEWAY {
+        if now >= claims.exp + config::identity::JWT_LEEWAY {
             return Err(JwtError::Expired);
         }
         let user = claims.sub.as_ref().filter(|sub| !claims.is_of_a_client(sub));

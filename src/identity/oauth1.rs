@@ -96,7 +96,7 @@ impl Verifier {
         Span::current().record("oauth.consumer_key", claims.consumer_key);
         // Saturating: the timestamp is the client's to choose.
         let late = self.clock.now().timestamp().saturating_sub(claims.timestamp);
-        if late.saturating_abs() > config::OAUTH_WINDOW {
+        if late.saturating_abs() > config::identity::OAUTH_WINDOW {
             Span::current().record("oauth.late_by_s", late);
             return Err(DestroyError::TimestampOutOfBounds);
         }
@@ -183,7 +183,7 @@ impl<'a> Claims<'a> {
         };
         let required = |name: &str| text(name)?.filter(|value| !value.is_empty());
         // PostgreSQL's texts hold no NUL.
-        let is_key = |key: &&str| key.len() <= config::OAUTH_KEY_LIMIT && !key.contains('\0');
+        let is_key = |key: &&str| key.len() <= config::identity::OAUTH_KEY_LIMIT && !key.contains('\0');
         if let Some(version) = text("oauth_version")? {
             ["1.0", "1.0a", "1.0A"].contains(&version).then_some(())?;
         }

@@ -100,7 +100,7 @@ impl PeerName {
             GeneralName::DNSName(name) => dns(name),
             _ => None,
         };
-        names.iter().filter_map(read).take(config::PEER_NAME_COUNT).collect()
+        names.iter().filter_map(read).take(config::identity::PEER_NAME_COUNT).collect()
     }
 }
 
@@ -128,7 +128,8 @@ fn spiffe(text: &str) -> Option<PeerName> {
     };
     let is_domain = plain(domain, b"-._") && !domain.bytes().any(|byte| byte.is_ascii_uppercase());
     let is_path = path.split('/').all(|part| plain(part, b"-._") && part != "." && part != "..");
-    (text.len() <= config::PEER_NAME_LIMIT && is_domain && is_path).then(|| PeerName::Spiffe(text.to_owned()))
+    (text.len() <= config::identity::PEER_NAME_LIMIT && is_domain && is_path)
+        .then(|| PeerName::Spiffe(text.to_owned()))
 }
 
 fn dns(text: &str) -> Option<PeerName> {

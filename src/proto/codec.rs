@@ -39,5 +39,5 @@ where
 
 fn buffers() -> BufferSettings {
     // The second number is about streams, and there are none.
-    BufferSettings::new(config::MESSAGE_BUFFER, config::MESSAGE_LIMIT)
+    BufferSettings::new(config::calls::MESSAGE_BUFFER, config::calls::MESSAGE_LIMIT)
 }

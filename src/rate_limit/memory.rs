@@ -54,7 +54,7 @@ impl Memory {
 impl Counts {
     /// The count of a user; none where there are too many users to count, who then are not limited.
     fn count(&mut self, user: UserId) -> Option<&mut u32> {
-        if self.used.len() >= config::RATE_LIMIT_USERS && !self.used.contains_key(&user) {
+        if self.used.len() >= config::rate_limit::KEY_LIMIT && !self.used.contains_key(&user) {
             return None;
         }
         Some(self.used.entry(user).or_default())

@@ -52,7 +52,7 @@ struct Link {
 }
 
 impl Shared {
-    /// Does not connect yet. No request waits longer than the budget, usually [`config::REDIS_BUDGET`].
+    /// Does not connect yet. No request waits longer than the budget, usually [`config::rate_limit::REDIS_TIMEOUT`].
     ///
     /// # Errors
     /// The URL is not understood.
@@ -134,8 +134,8 @@ impl Shared {
     /// A connection over which requests can be counted: whoever accepts connections, or answers a ping, need not let us.
     async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
         let bounds = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(config::REDIS_CONNECT_WAIT))
-            .set_response_timeout(Some(config::REDIS_CONNECT_WAIT));
+            .set_connection_timeout(Some(config::rate_limit::REDIS_CONNECT_TIMEOUT))
+            .set_response_timeout(Some(config::rate_limit::REDIS_CONNECT_TIMEOUT));
         let mut connection = self.client.get_multiplexed_async_connection_with_config(&bounds).await?;
         let mut probe = self.script.prepare_invoke();
         probe.key("collections:rate:probe").arg(1).arg(0).arg(1);
@@ -146,7 +146,7 @@ impl Shared {
     /// Looks again and again.
     pub async fn keep(self) {
         loop {
-            tokio::time::sleep(config::REDIS_INTERVAL).await;
+            tokio::time::sleep(config::rate_limit::REDIS_RETRY_INTERVAL).await;
             self.look().await;
         }
     }

@@ -65,8 +65,8 @@ const FORWARDED: [&str; 3] = ["traceparent", "tracestate", "x-request-id"];
 
 impl Gateway {
     pub fn new(service: Rpc, edge: Edge) -> Self {
-        let places = Semaphore::new(config::REST_IN_FLIGHT);
-        let slow_bodies = Semaphore::new(config::SLOW_BODIES);
+        let places = Semaphore::new(config::calls::REST_IN_FLIGHT);
+        let slow_bodies = Semaphore::new(config::calls::SLOW_BODIES);
         let client = CollectionsServiceClient::new(service);
         Self { client, edge, places, slow_bodies }
     }
@@ -91,7 +91,7 @@ impl Gateway {
         }
         // The service limits the calls; this limits the bodies that are kept until there is a call.
         let Ok(_place) = self.places.try_acquire() else { return Outcome::Failed(DestroyError::Overloaded) };
-        let deadline = Instant::now() + config::CALL_TIMEOUT;
+        let deadline = Instant::now() + config::calls::TIMEOUT;
         let body = match self.read(parts, body).await {
             Ok(body) => body,
             Err(outcome) => return outcome,
@@ -132,16 +132,16 @@ impl Gateway {
         const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
         let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let announced = announced.and_then(|length| length.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > config::BODY_LIMIT as u64) {
+        if announced.is_some_and(|length| length > config::calls::BODY_LIMIT as u64) {
             return Err(TOO_LARGE);
         }
-        let mut whole = pin!(Limited::new(body, config::BODY_LIMIT).collect());
-        let mut collected = tokio::time::timeout(config::BODY_GRACE, whole.as_mut()).await;
+        let mut whole = pin!(Limited::new(body, config::calls::BODY_LIMIT).collect());
+        let mut collected = tokio::time::timeout(config::calls::BODY_GRACE, whole.as_mut()).await;
         if collected.is_err() {
             let Ok(_place) = self.slow_bodies.try_acquire() else {
                 return Err(Outcome::Failed(DestroyError::Overloaded));
             };
-            collected = tokio::time::timeout(config::BODY_WAIT, whole).await;
+            collected = tokio::time::timeout(config::calls::BODY_TIMEOUT, whole).await;
         }
         match collected {
             Ok(Ok(body)) => Ok(body.to_bytes()),
@@ -311,7 +311,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<String, DestroyError> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let Some(key) = keys.next() else { return Ok(String::new()) };
     let key = key.to_str().unwrap_or_default().trim().trim_matches('"');
-    if key.is_empty() || key.len() > config::REQUEST_ID_LIMIT || keys.next().is_some() {
+    if key.is_empty() || key.len() > config::calls::REQUEST_ID_LIMIT || keys.next().is_some() {
         return Err(DestroyError::RequestIdInvalid);
     }
     Ok(key.to_owned())

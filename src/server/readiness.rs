@@ -93,7 +93,8 @@ impl Readiness {
     pub async fn run(mut self) {
         loop {
             let is_ready = matches!(self.logged, Some(Ok(())));
-            let interval = if is_ready { config::READINESS_INTERVAL } else { config::READINESS_RETRY };
+            let interval =
+                if is_ready { config::calls::READINESS_INTERVAL } else { config::calls::READINESS_RETRY };
             self.database.wait(interval).await;
             let checked = self.check().await;
             self.log_change(checked);

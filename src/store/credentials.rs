@@ -194,7 +194,7 @@ impl Credentials {
     pub async fn check(&self) -> Result<(), CredentialError> {
         let newest = application::Entity::find()
             .order_by_desc(application::Column::CreatedAt)
-            .limit(config::CREDENTIAL_SAMPLE)
+            .limit(config::credentials::READINESS_SAMPLE)
             .all(&self.store.db);
         for model in newest.await? {
             self.open(&model.key_id, &model.sealed_secret, &app_row(&model.consumer_key))?;
@@ -250,7 +250,7 @@ impl Credentials {
 
 /// What needs no keys.
 impl Store {
-    /// Revokes a token for good; every replica refuses it within [`config::CREDENTIAL_LIFE`].
+    /// Revokes a token for good; every replica refuses it within [`config::credentials::CACHE_LIFETIME`].
     ///
     /// # Errors
     /// The token is unknown, or the database failed.
@@ -329,7 +329,10 @@ impl CredentialDirectory for CredentialCache {
 }
 
 fn cache<V: Clone + Send + Sync + 'static>() -> Cache<String, V> {
-    Cache::builder().max_capacity(config::CREDENTIAL_CACHE).time_to_live(config::CREDENTIAL_LIFE).build()
+    Cache::builder()
+        .max_capacity(config::credentials::CACHE_SIZE)
+        .time_to_live(config::credentials::CACHE_LIFETIME)
+        .build()
 }
 
 /// What the secret of an application is bound to.

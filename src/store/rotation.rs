@@ -82,10 +82,12 @@ impl Credentials {
     pub async fn rotate(&self, place: &Place) -> Result<Rotated, RotationError> {
         let mut attempt = 1;
         loop {
-            let rotated = tokio::time::timeout(config::ROTATION_BOUND, self.rotate_once(place)).await;
+            let rotated =
+                tokio::time::timeout(config::credentials::ROTATION_TIMEOUT, self.rotate_once(place)).await;
             match rotated.map_err(|_elapsed| RotationError::Timeout)? {
                 Err(RotationError::Database(error))
-                    if attempt < config::ROTATION_ATTEMPTS && Failure::from(&error) == Failure::Conflict =>
+                    if attempt < config::credentials::ROTATION_ATTEMPTS
+                        && Failure::from(&error) == Failure::Conflict =>
                 {
                     tokio::time::sleep(Duration::from_millis(1 << attempt)).await;
                     attempt += 1;
@@ -114,13 +116,16 @@ impl Credentials {
         columns: [E::Column; 3],
     ) -> Result<Rotated, RotationError> {
         let [key, ..] = columns;
-        let mut query =
-            E::find().select_only().columns(columns).order_by_asc(key).limit(config::ROTATION_BATCH);
+        let mut query = E::find()
+            .select_only()
+            .columns(columns)
+            .order_by_asc(key)
+            .limit(config::credentials::ROTATION_BATCH);
         if let Some(after) = &place.after {
             query = query.filter(key.gt(after));
         }
         let rows: Vec<(String, String, Vec<u8>)> = query.into_tuple().all(&self.store.db).await?;
-        let is_full = rows.len() as u64 == config::ROTATION_BATCH;
+        let is_full = rows.len() as u64 == config::credentials::ROTATION_BATCH;
         let last = rows.last().filter(|_| is_full).map(|(key, ..)| key.clone());
         let mut rotated = Rotated { next: place.next(last), ..Rotated::default() };
         let mut changes = Vec::new();

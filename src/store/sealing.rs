@@ -53,7 +53,7 @@ pub enum KeyRingError {
     Unreadable(#[from] io::Error),
     #[error("everybody on this machine may read or write it: take that away with `chmod o=`")]
     Exposed,
-    #[error("is longer than {} bytes", config::KEY_FILE_LIMIT)]
+    #[error("is longer than {} bytes", config::credentials::KEY_FILE_LIMIT)]
     TooLong,
     #[error("line {0}: expected <key id>:<base64 of 32 bytes>")]
     Malformed(usize),
@@ -181,9 +181,9 @@ fn read_file(path: &Path) -> Result<Zeroizing<String>, KeyRingError> {
         return Err(KeyRingError::Exposed);
     }
     // With room for all of it: a string that grows leaves copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(config::KEY_FILE_LIMIT + 1));
-    file.take(config::KEY_FILE_LIMIT as u64 + 1).read_to_string(&mut text)?;
-    if text.len() > config::KEY_FILE_LIMIT {
+    let mut text = Zeroizing::new(String::with_capacity(config::credentials::KEY_FILE_LIMIT + 1));
+    file.take(config::credentials::KEY_FILE_LIMIT as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > config::credentials::KEY_FILE_LIMIT {
         return Err(KeyRingError::TooLong);
     }
     Ok(text)

@@ -49,7 +49,7 @@ impl Write for Line {
             waiting.extend_from_slice(line);
             waiting.len()
         };
-        if self.urgent || waiting > config::LOG_BUFFER {
+        if self.urgent || waiting > config::calls::LOG_BUFFER {
             flush();
         } else if waiting == line.len() {
             match Handle::try_current() {

@@ -3,20 +3,55 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// A room, and the others that it may import. `main` and `lib` only put them together.
-const ROOMS: [(&str, &[&str]); 13] = [
-    ("cli", &["config", "domain", "identity", "jobs", "rate_limit", "rest", "server", "store", "telemetry"]),
+const ROOMS: [(&str, &[&str]); 16] = [
+    (
+        "cli",
+        &[
+            "config",
+            "domain",
+            "identity",
+            "jobs",
+            "jwks",
+            "net",
+            "rate_limit",
+            "rest",
+            "server",
+            "store",
+            "telemetry",
+            "upstream",
+        ],
+    ),
     ("collections", &["domain", "identity", "store"]),
     ("config", &[]),
     ("domain", &[]),
     ("grpc", &["collections", "config", "domain", "identity", "proto", "store", "telemetry"]),
     ("identity", &["config", "domain"]),
     ("jobs", &["config", "store"]),
+    ("jwks", &["config", "domain", "identity"]),
+    ("net", &["config", "domain", "identity"]),
     ("proto", &["config"]),
     ("rate_limit", &["config", "domain", "telemetry"]),
     ("rest", &["config", "domain", "identity", "proto", "rate_limit", "telemetry"]),
-    ("server", &["config", "domain", "grpc", "identity", "jobs", "rate_limit", "rest", "store", "telemetry"]),
+    (
+        "server",
+        &[
+            "config",
+            "domain",
+            "grpc",
+            "identity",
+            "jobs",
+            "jwks",
+            "net",
+            "rate_limit",
+            "rest",
+            "store",
+            "telemetry",
+            "upstream",
+        ],
+    ),
     ("store", &["config", "domain"]),
     ("telemetry", &["config", "domain"]),
+    ("upstream", &["config", "domain", "grpc", "identity", "net", "rest"]),
 ];
 
 /// A word, and the rooms that may hold it.

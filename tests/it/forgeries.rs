@@ -107,7 +107,7 @@ impl Keys {
         let last = token.chars().last().unwrap();
         // A signature of 64 bytes leaves four bits of its last letter over.
         let stray = char::from(last as u8 + 1);
-        let huge = claims_with("padding", json!("x".repeat(config::JWT_LIMIT)));
+        let huge = claims_with("padding", json!("x".repeat(config::identity::JWT_LIMIT)));
         let mut broken: Vec<String> = vec![
             String::new(),
             ".".to_owned(),

@@ -8,10 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use collections_service::{
-    domain::DestroyError,
-    server::{ClientTls, Rpc},
-};
+use collections_service::{domain::DestroyError, net::ClientTls, server::Rpc};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::Incoming;
@@ -177,7 +174,7 @@ async fn gateway(upstream: &str) -> App {
     let ground = Ground::new(Backend::Sqlite).await;
     let url = upstream.parse().unwrap();
     App::start_with(ground, |settings| {
-        settings.rpc = Rpc::Upstream(url, ClientTls { authorities: None, identity: None });
+        settings.rpc = Rpc::Upstream(url, ClientTls { authorities: None, key_pair: None });
     })
     .await
 }

@@ -155,7 +155,7 @@ async fn streams_without_a_user_have_a_limit() {
             }
             assert_eq!(health.check(ask()).await.unwrap().get_ref().status, 1);
         }
-        let limit = collections_service::config::OPEN_STREAMS;
+        let limit = collections_service::config::calls::OPEN_STREAMS;
         assert_eq!((held.len(), refused), (limit, 360 - limit), "{origin}");
         // The places come back.
         drop(held);
@@ -181,5 +181,5 @@ async fn slow_bodies_hold_up_nobody_else() {
         let read = tokio::time::timeout(Duration::from_millis(10), read).await;
         refused += usize::from(read.is_ok_and(|read| read.is_ok()) && &answer == b"HTTP/1.1 503");
     }
-    assert_eq!(refused, 300 - collections_service::config::SLOW_BODIES, "{PATH}");
+    assert_eq!(refused, 300 - collections_service::config::calls::SLOW_BODIES, "{PATH}");
 }

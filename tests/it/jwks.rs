@@ -12,7 +12,7 @@ use collections_service::{
     config,
     domain::{Clock, DestroyError},
     identity::jwt::{KeySet, KeySource, Verifier},
-    server::{Jwks, JwksSource},
+    jwks::{Jwks, JwksSource},
 };
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
@@ -103,7 +103,7 @@ async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     // A key that appears within the pause has to wait for it, or for the next round of the loop.
     endpoint.publish(&[&old, &new]);
-    bench.pass(config::JWKS_PROMPT_PAUSE - 1);
+    bench.pass(config::jwks::PROMPTED_INTERVAL - 1);
     assert_eq!((bench.user(&new).await, endpoint.fetches()), (Err(CredentialsInvalid), 2));
     bench.pass(1);
     assert_eq!((bench.user(&new).await, endpoint.fetches()), (Ok(OWNER), 3));
@@ -125,7 +125,10 @@ async fn a_call_does_not_wait_long_for_a_key() {
     let begun = Instant::now();
     assert_eq!(bench.user(&new).await, Err(CredentialsInvalid));
     let waited = begun.elapsed();
-    assert!(waited >= config::JWKS_PATIENCE && waited < config::JWKS_PATIENCE * 3 / 2, "{waited:?}");
+    assert!(
+        waited >= config::jwks::PROMPTED_TIMEOUT && waited < config::jwks::PROMPTED_TIMEOUT * 3 / 2,
+        "{waited:?}"
+    );
     // The others are served meanwhile, and the fetch goes on without whoever asked for it.
     assert_eq!(bench.user(&old).await, Ok(OWNER));
     assert_eq!((bench.user(&new).await, endpoint.fetches()), (Ok(OWNER), 2));
@@ -137,7 +140,7 @@ async fn the_last_good_keys_are_kept_but_not_for_ever() {
     let endpoint = Endpoint::start(&[&old]).await;
     let bench = Bench::over(endpoint.source()).await;
     let good = jwks(&[&old]);
-    let many: Vec<Value> = (0..=config::JWKS_KEYS).map(|_| old.jwk.clone()).collect();
+    let many: Vec<Value> = (0..=config::jwks::KEY_LIMIT).map(|_| old.jwk.clone()).collect();
     for (status, body) in [
         (500, good.clone()),
         (404, String::new()),
@@ -147,7 +150,7 @@ async fn the_last_good_keys_are_kept_but_not_for_ever() {
         (200, good.trim_end_matches('}').to_owned()),
         (200, r#"{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"old","alg":"HS256"}]}"#.to_owned()),
         (200, json!({ "keys": many }).to_string()),
-        (200, format!("{good}{}", " ".repeat(config::JWKS_LIMIT as usize))),
+        (200, format!("{good}{}", " ".repeat(config::jwks::SIZE_LIMIT as usize))),
         (200, "<html>Sign in</html>".to_owned()),
     ] {
         endpoint.change(|reply| (reply.status, reply.body) = (status, body.clone()));
@@ -161,7 +164,7 @@ async fn the_last_good_keys_are_kept_but_not_for_ever() {
     assert_eq!(elsewhere.fetches(), 0, "a redirect was followed");
 
     let failed = 10;
-    bench.pass(config::JWKS_AGE - failed);
+    bench.pass(config::jwks::MAX_AGE - failed);
     assert_eq!(bench.user(&old).await, Ok(OWNER));
     bench.pass(1);
     assert_eq!(bench.user(&old).await, Err(StoreUnavailable));
@@ -249,7 +252,7 @@ async fn a_service_finds_its_keys_by_itself() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(send(&app, &old).await, 401);
     mount("third", "{");
-    tokio::time::sleep(config::JWKS_REREAD * 3 / 2).await;
+    tokio::time::sleep(config::jwks::FILE_INTERVAL * 3 / 2).await;
     assert_eq!(send(&app, &new).await, 404);
     mount("fourth", &jwks(&[&old]));
     until(async || send(&app, &old).await == 404).await;
@@ -369,7 +372,7 @@ async fn the_log_says_once_what_is_wrong_with_the_keys() {
     let program = Program::serve(&ground, &more).await;
     let write = async |text: &str| {
         write_private(&keys, text);
-        tokio::time::sleep(config::JWKS_REREAD * 7 / 2).await;
+        tokio::time::sleep(config::jwks::FILE_INTERVAL * 7 / 2).await;
     };
     write("{").await;
     write(&jwks(&[&key])).await;

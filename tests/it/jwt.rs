@@ -6,7 +6,7 @@ use collections_service::{
     config,
     domain::{Clock, DestroyError},
     identity::{AuthenticatedUser, jwt::Verifier},
-    server::{Jwks, JwksSource},
+    jwks::{Jwks, JwksSource},
 };
 use http::Request;
 use jsonwebtoken::Algorithm;
@@ -44,7 +44,7 @@ async fn verify(verifier: &Verifier, token: &str) -> Result<i64, DestroyError> {
 
 #[tokio::test]
 async fn every_allowed_algorithm_is_believed() {
-    let keys: Vec<Key> = config::JWT_ALGORITHMS
+    let keys: Vec<Key> = config::identity::JWT_ALGORITHMS
         .into_iter()
         .map(|algorithm| Key::new(&format!("{algorithm:?}"), algorithm))
         .collect();

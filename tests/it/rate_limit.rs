@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use collections_service::{
-    config::REDIS_BUDGET,
+    config::rate_limit::REDIS_TIMEOUT,
     domain::{Clock, Secret},
     rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
     store::Capacity,
@@ -249,7 +249,7 @@ async fn a_redis_that_dies_and_comes_back_is_survived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_hangs_costs_next_to_nothing() {
     let redis = Redis::start().await;
-    let shared = Shared::new(&Secret::from(redis.url()), REDIS_BUDGET, Metrics::new()).unwrap();
+    let shared = Shared::new(&Secret::from(redis.url()), REDIS_TIMEOUT, Metrics::new()).unwrap();
     shared.look().await;
     let counter = Counter::Redis(Box::new(shared.clone()));
     let limit = RateLimit::new(rule("1000/15m"), Clock::System, counter);
@@ -312,7 +312,7 @@ async fn a_redis_that_never_counts_is_said_once() {
     redis::cmd("ACL").arg(&rules).query_async::<()>(&mut admin).await.unwrap();
     for redis in [&away, &refusing] {
         let metrics = Metrics::new();
-        let shared = Shared::new(&Secret::from(redis.url()), REDIS_BUDGET, metrics.clone()).unwrap();
+        let shared = Shared::new(&Secret::from(redis.url()), REDIS_TIMEOUT, metrics.clone()).unwrap();
         let counter = Counter::Redis(Box::new(shared.clone()));
         let limit = RateLimit::new(rule("3/1h"), Clock::System, counter);
         for remaining in [2, 1, 0] {

@@ -4,9 +4,9 @@ use std::{path::Path, time::Duration};
 
 use collections_service::{
     domain::Clock,
+    net::{ClientAuth, KeyPair, ServerTls},
     proto::DestroyRequest,
     rest::Surroundings,
-    server::{Clients, Identity, ServerTls},
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -31,8 +31,8 @@ pub const SERVICE: &str = "spiffe://example.org/orders";
 /// A gRPC listener that asks for a certificate, or at least looks at one.
 pub fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
     let (certificate, key) = authority.server().write(folder, "server");
-    let clients = Clients::Optional(authority.write(folder, "ca.pem"));
-    ServerTls { identity: Identity { certificate, key }, clients, alpn: &["h2"] }
+    let clients = ClientAuth::Optional(authority.write(folder, "ca.pem"));
+    ServerTls { key_pair: KeyPair { certificate, key }, clients, alpn: &["h2"] }
 }
 
 async fn app(authority: &Authority, peers: &[&str]) -> App {
@@ -259,10 +259,10 @@ async fn rest_is_served_over_tls() {
     ground.put(1, OWNER).await;
     ground.put(2, OWNER).await;
     let (certificate, key) = authority.server().write(ground.folder.path(), "rest");
-    let identity = Identity { certificate, key };
+    let key_pair = KeyPair { certificate, key };
     let app = App::start_with(ground, |settings| {
         let rest = settings.rest.as_mut().unwrap();
-        rest.tls = Some(ServerTls { identity, clients: Clients::Anyone, alpn: &["h2", "http/1.1"] });
+        rest.tls = Some(ServerTls { key_pair, clients: ClientAuth::Anyone, alpn: &["h2", "http/1.1"] });
         rest.surroundings.require_tls = true;
     })
     .await;

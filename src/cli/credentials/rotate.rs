@@ -30,7 +30,7 @@ pub async fn run(credentials: &Credentials, key_id: &str) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
     let mut progress = Progress::begin(None);
     let mut resealed = 0;
-    for number in 1..=config::ROTATION_PASSES {
+    for number in 1..=config::credentials::ROTATION_PASSES {
         let passed = pass(number, credentials, &mut resealed, &mut stop, &mut progress).await;
         let pass = passed.map_err(|cut| {
             let done = format!("{resealed} secrets were re-sealed and stay so; run rotate-key again");
@@ -65,7 +65,7 @@ async fn pass(
         pass.current += rotated.current;
         pass.changed += rotated.resealed + rotated.overtaken;
         pass.unopened += rotated.unopened.len() as u64;
-        let more = config::ROTATION_NAMED.saturating_sub(pass.named.len());
+        let more = config::credentials::ROTATION_NAMED.saturating_sub(pass.named.len());
         pass.named.extend(rotated.unopened.into_iter().take(more));
         place = rotated.next;
         let seen = pass.current + pass.changed + pass.unopened;

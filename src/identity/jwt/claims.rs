@@ -63,7 +63,7 @@ pub enum Texts {
 
 impl<'a> Token<'a> {
     pub fn read(text: &'a str) -> Result<Self, JwtError> {
-        if text.len() > config::JWT_LIMIT {
+        if text.len() > config::identity::JWT_LIMIT {
             return Err(JwtError::TooLong);
         }
         let (signed, signature) = text.rsplit_once('.').ok_or(JwtError::Malformed)?;
@@ -76,7 +76,7 @@ impl<'a> Token<'a> {
         if header.typ.as_ref().is_some_and(|typ| !is_access_token(typ)) {
             return Err(JwtError::Type);
         }
-        if !config::JWT_ALGORITHMS.contains(&header.alg) {
+        if !config::identity::JWT_ALGORITHMS.contains(&header.alg) {
             return Err(JwtError::Algorithm);
         }
         Ok(Self { header, signed, claims, signature: decode(signature)? })
@@ -140,7 +140,9 @@ fn is_access_token(typ: &str) -> bool {
 
 /// Whether the audit trail can keep it: PostgreSQL's texts hold no NUL, and a log line is one line.
 fn is_name(client: &str) -> bool {
-    !client.is_empty() && client.len() <= config::JWT_CLIENT_LIMIT && !client.contains(char::is_control)
+    !client.is_empty()
+        && client.len() <= config::identity::JWT_CLIENT_LIMIT
+        && !client.contains(char::is_control)
 }
 
 /// Without padding, without stray bits: one text for one value.

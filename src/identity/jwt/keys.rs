@@ -19,7 +19,7 @@ pub struct KeySet {
 pub enum KeySetError {
     #[error("it is no JWKS: {0}")]
     Malformed(#[from] serde_json::Error),
-    #[error("it has more than {} keys", config::JWKS_KEYS)]
+    #[error("it has more than {} keys", config::jwks::KEY_LIMIT)]
     TooMany,
     #[error("none of its {0} keys can verify a signature of an allowed algorithm")]
     Useless(usize),
@@ -62,7 +62,7 @@ impl KeySet {
     pub fn parse(text: &[u8]) -> Result<Self, KeySetError> {
         let set: Jwks = serde_json::from_slice(text)?;
         let number = set.keys.len();
-        if number > config::JWKS_KEYS {
+        if number > config::jwks::KEY_LIMIT {
             return Err(KeySetError::TooMany);
         }
         let keys: Vec<Key> = set
@@ -135,7 +135,7 @@ impl Jwk {
         if let Some(name) = &self.alg {
             algorithms.retain(|algorithm| name.parse() == Ok(*algorithm));
         }
-        algorithms.retain(|algorithm| config::JWT_ALGORITHMS.contains(algorithm));
+        algorithms.retain(|algorithm| config::identity::JWT_ALGORITHMS.contains(algorithm));
         (!algorithms.is_empty()).then_some(Key { kid: self.kid, algorithms, key })
     }
 

@@ -18,14 +18,14 @@ pub struct Parameters<'a>(Vec<(Text<'a>, Text<'a>)>);
 type Text<'a> = Cow<'a, [u8]>;
 
 impl<'a> Parameters<'a> {
-    /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::PARAMETER_LIMIT`]. `+` is
+    /// Reads a query or a form-urlencoded body, no further than one parameter over [`config::identity::PARAMETER_LIMIT`]. `+` is
     /// a space; a `%` that begins no escape stands for itself, as in every browser.
     #[must_use]
     pub fn decode(encoded: &'a [u8]) -> Self {
         let pairs = encoded.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
         Self(
             pairs
-                .take(config::PARAMETER_LIMIT + 1)
+                .take(config::identity::PARAMETER_LIMIT + 1)
                 .map(|pair| {
                     let mut halves = pair.splitn(2, |byte| *byte == b'=');
                     let mut half = || form_decode(halves.next().unwrap_or_default());
@@ -43,7 +43,7 @@ impl<'a> Parameters<'a> {
     /// Whether there are more than anybody needs: each costs far more memory than it has bytes.
     #[must_use]
     pub fn are_too_many(&self) -> bool {
-        self.0.len() > config::PARAMETER_LIMIT
+        self.0.len() > config::identity::PARAMETER_LIMIT
     }
 
     /// Every value of a parameter.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::AtomicI64};
 
 use collections_service::{
-    config::PARAMETER_LIMIT,
+    config::identity::PARAMETER_LIMIT,
     domain::{Clock, DestroyError, UserId},
     identity::oauth1::{Origin, Parameters, Request, Scheme, Verifier},
 };

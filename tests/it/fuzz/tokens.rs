@@ -9,7 +9,7 @@ use collections_service::{
         jwt::{KeySet, KeySource, NoKeys, Verifier},
     },
     rate_limit::Rule,
-    server::UpstreamUrl,
+    upstream::UpstreamUrl,
 };
 use jsonwebtoken::Algorithm;
 use proptest::prelude::*;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use collections_service::server::{JwksSource, Jwt};
+use collections_service::jwks::{JwksSource, Jwt};
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, EncodingKey, crypto, jwk::Jwk};

@@ -19,7 +19,7 @@ use crate::domain::Clock;
 
 /// A certificate chain and its key, in PEM.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub struct KeyPair {
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
@@ -27,14 +27,14 @@ pub struct Identity {
 /// What a listener shows its clients, and asks of them.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    pub identity: Identity,
-    pub clients: Clients,
+    pub key_pair: KeyPair,
+    pub clients: ClientAuth,
     pub alpn: &'static [&'static str],
 }
 
 /// What a listener asks of those who connect.
 #[derive(Clone, Debug)]
-pub enum Clients {
+pub enum ClientAuth {
     /// No certificate.
     Anyone,
     /// A certificate that these authorities (PEM) signed, or none: there is another way to prove oneself.
@@ -48,7 +48,7 @@ pub enum Clients {
 pub struct ClientTls {
     /// The authorities (PEM) that may sign the server's certificate; without them, those that browsers trust.
     pub authorities: Option<PathBuf>,
-    pub identity: Option<Identity>,
+    pub key_pair: Option<KeyPair>,
 }
 
 /// Why a certificate, a key or an authority cannot be used. Says which file, never what is in it.
@@ -68,10 +68,10 @@ pub enum TlsError {
 impl ServerTls {
     /// The files whose contents [`Self::load`] uses.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mut files = vec![self.identity.certificate.clone(), self.identity.key.clone()];
+        let mut files = vec![self.key_pair.certificate.clone(), self.key_pair.key.clone()];
         match &self.clients {
-            Clients::Anyone => {}
-            Clients::Optional(path) | Clients::Required(path) => files.push(path.clone()),
+            ClientAuth::Anyone => {}
+            ClientAuth::Optional(path) | ClientAuth::Required(path) => files.push(path.clone()),
         }
         files
     }
@@ -81,22 +81,22 @@ impl ServerTls {
     pub fn load(&self, clock: &Clock) -> Result<Arc<ServerConfig>, TlsError> {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .map_err(unfit(&self.identity.certificate))?;
+            .map_err(unfit(&self.key_pair.certificate))?;
         let builder = match &self.clients {
-            Clients::Anyone => builder.with_no_client_auth(),
-            Clients::Optional(path) | Clients::Required(path) => {
+            ClientAuth::Anyone => builder.with_no_client_auth(),
+            ClientAuth::Optional(path) | ClientAuth::Required(path) => {
                 let roots = Arc::new(authorities(path)?);
                 let mut verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-                if matches!(self.clients, Clients::Optional(_)) {
+                if matches!(self.clients, ClientAuth::Optional(_)) {
                     verifier = verifier.allow_unauthenticated();
                 }
                 builder.with_client_cert_verifier(verifier.build().map_err(unfit(path))?)
             }
         };
-        let (chain, key) = self.identity.load(clock)?;
+        let (chain, key) = self.key_pair.load(clock)?;
         let config = builder.with_single_cert(chain, key);
-        let mut config = config.map_err(unfit(&self.identity.certificate))?;
-        if !matches!(self.clients, Clients::Anyone) {
+        let mut config = config.map_err(unfit(&self.key_pair.certificate))?;
+        if !matches!(self.clients, ClientAuth::Anyone) {
             // A session that is resumed brings its certificate along unverified, however long ago it expired.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
@@ -109,8 +109,8 @@ impl ServerTls {
 impl ClientTls {
     /// The files whose contents [`Self::load`] uses.
     pub fn files(&self) -> Vec<PathBuf> {
-        let identity = self.identity.iter().flat_map(|it| [it.certificate.clone(), it.key.clone()]);
-        identity.chain(self.authorities.clone()).collect()
+        let key_pair = self.key_pair.iter().flat_map(|it| [it.certificate.clone(), it.key.clone()]);
+        key_pair.chain(self.authorities.clone()).collect()
     }
 
     /// # Errors
@@ -123,13 +123,13 @@ impl ClientTls {
         let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         // This fails only for a provider without ciphers, which ours is not.
         let builder = builder.map_err(unfit(Path::new("TLS")))?.with_root_certificates(roots);
-        let Some(identity) = &self.identity else { return Ok(builder.with_no_client_auth()) };
-        let (chain, key) = identity.load(clock)?;
-        builder.with_client_auth_cert(chain, key).map_err(unfit(&identity.certificate))
+        let Some(key_pair) = &self.key_pair else { return Ok(builder.with_no_client_auth()) };
+        let (chain, key) = key_pair.load(clock)?;
+        builder.with_client_auth_cert(chain, key).map_err(unfit(&key_pair.certificate))
     }
 }
 
-impl Identity {
+impl KeyPair {
     fn load(
         &self,
         clock: &Clock,

@@ -6,10 +6,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -29,16 +26,13 @@ use tonic_types::StatusExt;
 use tower::{BoxError, Service, timeout::Timeout, util::BoxCloneSyncService};
 use tracing::{Span, field};
 
-use super::{
-    reload::Watched,
-    resolver::{Resolver, UpstreamUrl},
-    tls::{ClientTls, TlsError},
-};
+use super::{balancer::Balancer, resolver::Resolver, url::UpstreamUrl};
 use crate::{
     config,
     domain::{Clock, DestroyError},
     grpc::{Admission, status_of},
     identity::AuthenticatedUser,
+    net::{ClientTls, FileWatch, TlsError},
     rest::Bounds,
 };
 
@@ -49,18 +43,9 @@ type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, 
 #[derive(Clone)]
 pub struct Upstream {
     channel: watch::Receiver<Channel>,
-    backends: watch::Receiver<Arc<[Backend]>>,
-    next: Arc<AtomicUsize>,
+    balancer: Arc<Balancer>,
+    scheme: &'static str,
     admission: Admission,
-}
-
-/// One address of the RPC.
-#[derive(Clone, Debug)]
-pub struct Backend {
-    pub address: SocketAddr,
-    origin: String,
-    /// Until when it is passed over, because it could not be reached.
-    away_until: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A call that may be sent more than once.
@@ -91,12 +76,14 @@ impl Upstream {
         tls: ClientTls,
         clock: Clock,
         admission: Admission,
-    ) -> Result<(Self, Watched, Resolver), TlsError> {
+    ) -> Result<(Self, FileWatch, Resolver), TlsError> {
         let (files, name) = (tls.files(), url.name.clone());
         let build = move || Ok(channel(tls.load(&clock)?, name.clone()));
-        let (reload, channel) = Watched::load("--upstream-cert", files, build)?;
-        let (resolver, backends) = Resolver::new(url);
-        Ok((Self { channel, backends, next: Arc::default(), admission }, reload, resolver))
+        let (reload, channel) = FileWatch::load("--upstream-cert", files, build)?;
+        let scheme = url.scheme;
+        let (resolver, addresses) = Resolver::new(url);
+        let balancer = Arc::new(Balancer::new(addresses));
+        Ok((Self { channel, balancer, scheme, admission }, reload, resolver))
     }
 
     async fn answer(self, request: Request<Body>) -> Result<Response<Body>, DestroyError> {
@@ -118,42 +105,33 @@ impl Upstream {
     async fn by_turns(&self, call: &Call) -> Result<Response<Body>, DestroyError> {
         let mut attempt = 1;
         loop {
-            let Some(backend) = self.next_backend() else {
+            let Some(address) = self.balancer.pick() else {
                 return Err(blame("the name of the upstream has no address"));
             };
-            let last = attempt == config::UPSTREAM_ATTEMPTS;
-            match self.send(&backend, call).await {
+            let last = attempt == config::upstream::ATTEMPTS;
+            match self.send(address, call).await {
                 Ok(response) if last || !call.bounds.repeatable || !is_unavailable(&response) => {
                     return Ok(response.map(Body::new));
                 }
                 Ok(_unavailable) => {}
                 Err(Failure::Unsent(cause)) => {
-                    backend.pass_over();
+                    self.balancer.eject(address);
                     if last {
-                        return Err(blame(format_args!("{}: {cause}", backend.address)));
+                        return Err(blame(format_args!("{address}: {cause}")));
                     }
                 }
                 Err(Failure::Unknown(cause)) if last || !call.bounds.repeatable => {
-                    return Err(blame(format_args!("{}: {cause}", backend.address)));
+                    return Err(blame(format_args!("{address}: {cause}")));
                 }
                 Err(Failure::Unknown(_)) => {}
             }
-            tokio::time::sleep(config::UPSTREAM_PAUSE * attempt).await;
+            tokio::time::sleep(config::upstream::BACKOFF * attempt).await;
             attempt += 1;
         }
     }
 
-    /// By turns, those first that could be reached.
-    fn next_backend(&self) -> Option<Backend> {
-        let backends = self.backends.borrow();
-        let first = self.next.fetch_add(1, Ordering::Relaxed) % backends.len().max(1);
-        let mut turns = backends.iter().cycle().skip(first).take(backends.len());
-        let reachable = turns.clone().find(|backend| !backend.is_away());
-        reachable.or_else(|| turns.next()).cloned()
-    }
-
-    async fn send(&self, backend: &Backend, call: &Call) -> Result<Response<Incoming>, Failure> {
-        let request = call.to(backend).map_err(|error| Failure::Unsent(error.to_string()))?;
+    async fn send(&self, address: SocketAddr, call: &Call) -> Result<Response<Incoming>, Failure> {
+        let request = call.to(self.scheme, address).map_err(|error| Failure::Unsent(error.to_string()))?;
         let channel = self.channel.borrow().clone();
         channel.request(request).await.map_err(|error| {
             let cause = chain(&error);
@@ -180,22 +158,6 @@ impl Service<Request<Body>> for Upstream {
     }
 }
 
-impl Backend {
-    pub fn new(scheme: &str, address: SocketAddr) -> Self {
-        Self { address, origin: format!("{scheme}://{address}"), away_until: Arc::default() }
-    }
-
-    fn pass_over(&self) {
-        let mut away_until = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        *away_until = Some(Instant::now() + config::UPSTREAM_AWAY);
-    }
-
-    fn is_away(&self) -> bool {
-        let away_until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        away_until.is_some_and(|until| Instant::now() < until)
-    }
-}
-
 impl Call {
     async fn read(request: Request<Body>) -> Option<Self> {
         let (parts, body) = request.into_parts();
@@ -210,8 +172,8 @@ impl Call {
     }
 
     /// One try: the user in the metadata, and the time that is left.
-    fn to(&self, backend: &Backend) -> Result<Request<Full<Bytes>>, http::Error> {
-        let uri: Uri = format!("{}{}", backend.origin, self.path).parse()?;
+    fn to(&self, scheme: &str, address: SocketAddr) -> Result<Request<Full<Bytes>>, http::Error> {
+        let uri: Uri = format!("{scheme}://{address}{}", self.path).parse()?;
         let left = self.bounds.deadline.saturating_duration_since(Instant::now()).as_millis();
         let mut request = Request::post(uri).body(Full::new(self.body.clone()))?;
         *request.headers_mut() = self.parts.headers.clone();
@@ -223,7 +185,7 @@ impl Call {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("backends", &self.backends).finish_non_exhaustive()
+        f.debug_struct("Upstream").field("balancer", &self.balancer).finish_non_exhaustive()
     }
 }
 
@@ -242,10 +204,10 @@ fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
         .http2_only(true)
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .http2_keep_alive_interval(config::KEEPALIVE)
-        .http2_keep_alive_timeout(config::KEEPALIVE)
+        .http2_keep_alive_interval(config::net::KEEPALIVE)
+        .http2_keep_alive_timeout(config::net::KEEPALIVE)
         .http2_keep_alive_while_idle(true)
-        .build(Connector::new(Timeout::new(connector, config::UPSTREAM_CONNECT_WAIT)))
+        .build(Connector::new(Timeout::new(connector, config::upstream::CONNECT_TIMEOUT)))
 }
 
 fn is_unavailable<B>(response: &Response<B>) -> bool {
@@ -270,41 +232,4 @@ fn blame(cause: impl fmt::Display) -> DestroyError {
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Admission, ClientTls, Clock, SocketAddr, Upstream};
-
-    /// By turns, over those that can be reached; what is known of an address outlives the next look at the name.
-    #[tokio::test(start_paused = true)]
-    async fn calls_take_turns() -> Result<(), Box<dyn std::error::Error>> {
-        let tls = ClientTls { authorities: None, identity: None };
-        let url = "http://localhost:1".parse()?;
-        let (upstream, _watched, mut resolver) = Upstream::new(url, tls, Clock::System, Admission::new(0))?;
-        let turn = || upstream.next_backend().map(|backend| backend.address.port());
-        assert_eq!(turn(), None);
-        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        resolver.found(vec![address(1), address(3), address(2), address(2)]);
-        let mut turns: Vec<_> = (0..6).filter_map(|_| turn()).collect();
-        turns.sort_unstable();
-        assert_eq!(turns, [1, 1, 2, 2, 3, 3]);
-
-        for _ in 0..3 {
-            upstream
-                .next_backend()
-                .filter(|backend| backend.address.port() == 2)
-                .inspect(super::Backend::pass_over);
-        }
-        resolver.found(vec![address(2), address(4)]);
-        assert!((0..6).all(|_| turn() == Some(4)));
-        tokio::time::sleep(crate::config::UPSTREAM_AWAY).await;
-        assert_eq!((0..6).filter(|_| turn() == Some(2)).count(), 3);
-
-        for _ in 0..2 {
-            upstream.next_backend().inspect(super::Backend::pass_over);
-        }
-        assert!(turn().is_some(), "where nobody can be reached, somebody is tried");
-        Ok(())
-    }
 }

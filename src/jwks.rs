@@ -69,7 +69,7 @@ impl Jwt {
     pub async fn start(self, clock: Clock) -> Result<(Verifier, AbortOnDropHandle<()>), JwksError> {
         let jwks = Jwks::open(self.jwks, clock.clone()).await?;
         let verifier = Verifier::new(Arc::new(jwks.clone()), &self.issuer, &self.audiences, clock);
-        Ok((verifier, AbortOnDropHandle::new(tokio::spawn(jwks.keep()))))
+        Ok((verifier, AbortOnDropHandle::new(tokio::spawn(jwks.run()))))
     }
 }
 
@@ -87,7 +87,7 @@ impl Jwks {
             held,
             prompted,
             turn: Mutex::default(),
-            waiters: Semaphore::new(config::JWKS_WAITERS),
+            waiters: Semaphore::new(config::jwks::WAITER_LIMIT),
         }));
         match jwks.0.read().await {
             Err(error) if jwks.0.source.is_file() => Err(error),
@@ -106,17 +106,17 @@ impl Jwks {
     }
 
     /// Reads again and again.
-    async fn keep(self) {
-        let mut retry = config::JWKS_RETRY;
+    async fn run(self) {
+        let mut retry = config::jwks::RETRY_BACKOFF;
         let mut well = self.0.held.borrow().trouble.is_none();
         loop {
             let interval = self.0.source.interval();
             if well {
-                retry = config::JWKS_RETRY;
+                retry = config::jwks::RETRY_BACKOFF;
                 tokio::time::sleep(interval).await;
             } else {
                 tokio::time::sleep(retry.min(interval)).await;
-                retry = (retry * 2).min(config::JWKS_LONGEST_RETRY);
+                retry = (retry * 2).min(config::jwks::RETRY_BACKOFF_MAX);
             }
             well = self.refresh().await;
         }
@@ -129,7 +129,7 @@ impl KeySource for Jwks {
         let trouble = || held.trouble.clone().unwrap_or_default();
         let keys = held.keys.as_ref().ok_or_else(|| NoKeys(trouble()))?;
         let age = (self.0.clock.now() - held.at).num_seconds();
-        if age > config::JWKS_AGE {
+        if age > config::jwks::MAX_AGE {
             return Err(NoKeys(format!("the last good one is {age} s old; {}", trouble())));
         }
         Ok(keys.clone())
@@ -143,7 +143,7 @@ impl KeySource for Jwks {
             let begun = self.0.prompted.send_if_modified(|prompted| {
                 // Of a clock that was set back, too, or there would be none for as long.
                 let paused =
-                    |last: DateTime<Utc>| (now - last).num_seconds().abs() >= config::JWKS_PROMPT_PAUSE;
+                    |last: DateTime<Utc>| (now - last).num_seconds().abs() >= config::jwks::PROMPTED_INTERVAL;
                 let begin = prompted.last.is_none_or(paused);
                 if begin {
                     prompted.last = Some(now);
@@ -168,7 +168,7 @@ impl KeySource for Jwks {
                 });
             }
             let finished = prompted.wait_for(|prompted| prompted.finished >= wanted);
-            let _patient = tokio::time::timeout(config::JWKS_PATIENCE, finished).await;
+            let _patient = tokio::time::timeout(config::jwks::PROMPTED_TIMEOUT, finished).await;
         })
     }
 }

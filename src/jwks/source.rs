@@ -60,9 +60,9 @@ pub enum JwksError {
     Http(String),
     #[error("the answer was HTTP {0}, not 200")]
     Status(StatusCode),
-    #[error("it did not come within {} s", config::JWKS_WAIT.as_secs())]
+    #[error("it did not come within {} s", config::jwks::FETCH_TIMEOUT.as_secs())]
     Slow,
-    #[error("it is larger than {} bytes", config::JWKS_LIMIT)]
+    #[error("it is larger than {} bytes", config::jwks::SIZE_LIMIT)]
     TooLarge,
     #[error(transparent)]
     Keys(#[from] KeySetError),
@@ -109,8 +109,8 @@ impl JwksSource {
     /// The pause between two readings.
     pub(super) const fn interval(&self) -> Duration {
         match self {
-            Self::File(_) => config::JWKS_REREAD,
-            Self::Url { .. } => config::JWKS_REFRESH,
+            Self::File(_) => config::jwks::FILE_INTERVAL,
+            Self::Url { .. } => config::jwks::REFRESH_INTERVAL,
         }
     }
 
@@ -124,7 +124,7 @@ impl JwksSource {
                 read.await.map_err(|died| JwksError::File(io::Error::other(died)))?
             }
             Self::Url { url, client } => {
-                let fetched = tokio::time::timeout(config::JWKS_WAIT, fetch(client, url)).await;
+                let fetched = tokio::time::timeout(config::jwks::FETCH_TIMEOUT, fetch(client, url)).await;
                 fetched.map_err(|_elapsed| JwksError::Slow)?
             }
         }
@@ -158,8 +158,8 @@ fn roots(ca: Option<&Path>) -> Result<RootCertStore, SourceError> {
 
 fn read_file(path: &Path) -> Result<Bytes, JwksError> {
     let mut text = Vec::new();
-    File::open(path)?.take(config::JWKS_LIMIT + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > config::JWKS_LIMIT { Err(JwksError::TooLarge) } else { Ok(text.into()) }
+    File::open(path)?.take(config::jwks::SIZE_LIMIT + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > config::jwks::SIZE_LIMIT { Err(JwksError::TooLarge) } else { Ok(text.into()) }
 }
 
 /// One GET. Where it is sent on to elsewhere it does not follow: the configured place is the one that is trusted.
@@ -173,7 +173,7 @@ async fn fetch(client: &HttpsClient, url: &Uri) -> Result<Bytes, JwksError> {
     if response.status() != StatusCode::OK {
         return Err(JwksError::Status(response.status()));
     }
-    match Limited::new(response.into_body(), config::JWKS_LIMIT as usize).collect().await {
+    match Limited::new(response.into_body(), config::jwks::SIZE_LIMIT as usize).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(JwksError::TooLarge),
         Err(error) => Err(JwksError::Http(explain(error.as_ref()))),

@@ -15,7 +15,7 @@ use crate::config;
 
 /// A file, or several that belong together. Their contents are compared, because Kubernetes swaps a mounted Secret by
 /// turning a link, and whoever writes one file after the other is caught between the two.
-pub struct Watched {
+pub struct FileWatch {
     /// What names them.
     flag: &'static str,
     files: Vec<PathBuf>,
@@ -28,7 +28,7 @@ pub struct Watched {
 /// A hash of each file; `None` where it could not be read.
 type Fingerprint = Vec<Option<u64>>;
 
-impl Watched {
+impl FileWatch {
     /// Loads something from files, and again whenever they change: the receiver has the last one that could be loaded.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Watched {
 
     /// One look. Contents that have changed are put to use once they have stood still from one look to the next; if they
     /// cannot be used, what was in use stays so, and the log says it once.
-    pub fn look(&mut self) {
+    pub fn poll_once(&mut self) {
         let seen = fingerprint(&self.files);
         if seen == self.used {
             self.fresh = None;
@@ -74,11 +74,11 @@ impl Watched {
     }
 
     /// Looks again and again, where reading a file may block.
-    pub async fn keep(mut self) {
+    pub async fn run(mut self) {
         loop {
-            tokio::time::sleep(config::RELOAD_INTERVAL).await;
+            tokio::time::sleep(config::net::RELOAD_INTERVAL).await;
             let looked = tokio::task::spawn_blocking(move || {
-                self.look();
+                self.poll_once();
                 self
             });
             match looked.await {
@@ -89,9 +89,9 @@ impl Watched {
     }
 }
 
-impl fmt::Debug for Watched {
+impl fmt::Debug for FileWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watched")
+        f.debug_struct("FileWatch")
             .field("flag", &self.flag)
             .field("files", &self.files)
             .finish_non_exhaustive()
@@ -105,7 +105,7 @@ fn fingerprint(files: &[PathBuf]) -> Fingerprint {
 /// Through a buffer that is wiped, by a hash that holds eight bytes of it at a time: some of the files are keys, and pieces
 /// of what SHA-256 hashes stay on the stack.
 fn hash(file: &Path) -> io::Result<u64> {
-    let mut contents = File::open(file)?.take(config::WATCHED_FILE_LIMIT);
+    let mut contents = File::open(file)?.take(config::net::WATCHED_FILE_LIMIT);
     let mut buffer = Zeroizing::new([0; 4096]);
     let mut hasher = DefaultHasher::new();
     loop {

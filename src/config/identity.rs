@@ -1,0 +1,32 @@
+//! Limits of credentials.
+
+use jsonwebtoken::Algorithm;
+
+/// The longest consumer key or token that is looked up, in bytes: whoever asks chooses them, and the cache keeps them.
+pub const OAUTH_KEY_LIMIT: usize = 256;
+/// OAuth timestamps may differ from our clock by this many seconds.
+pub const OAUTH_WINDOW: i64 = 300;
+/// The longest name in a certificate that is compared, in bytes: SPIFFE's own limit.
+pub const PEER_NAME_LIMIT: usize = 2048;
+/// Names that are read from one certificate.
+pub const PEER_NAME_COUNT: usize = 100;
+/// What a JWT may be signed with. Public keys alone: whoever can verify a shared secret can also forge with it.
+pub const JWT_ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+/// The longest JWT, in bytes: half of what all headers may have.
+pub const JWT_LIMIT: usize = 8 * 1024;
+/// By how many seconds an issuer's clock may differ from ours.
+pub const JWT_LEEWAY: f64 = 30.0;
+/// The longest name of a client in a JWT, in bytes: the audit trail keeps it.
+pub const JWT_CLIENT_LIMIT: usize = 256;
+/// Parameters in a query, and in a form.
+pub const PARAMETER_LIMIT: usize = 256;

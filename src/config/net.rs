@@ -1,0 +1,43 @@
+//! Limits of listeners and their connections.
+
+use std::time::Duration;
+
+/// The largest set of request headers, in bytes.
+pub const HEADER_LIMIT: u32 = 16 * 1024;
+/// The longest an HTTP/1 connection may be idle, or the headers of a request may take to arrive. Longer than the minute
+/// for which proxies keep an idle connection: they would use it again just when it is closed.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
+/// Calls in flight on one HTTP/2 connection.
+pub const STREAM_LIMIT: u32 = 100;
+/// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
+pub const RESET_LIMIT: usize = 1024;
+/// Open connections on one listener. Over it, the one that has been idle longest leaves for the next.
+pub const CONNECTION_LIMIT: usize = 2048;
+/// Connections on one listener that have not made a call yet: in a TLS handshake, sending slow headers, or silent. Over
+/// it, the oldest of them leaves, so that a flood of them costs nobody a place who ever made a call.
+pub const NEW_CONNECTION_LIMIT: usize = 512;
+/// The longest a TLS handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest a connection may take to its first call: preface and headers, however slowly they come.
+pub const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection may be without a call before it is told to go away.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long an idle connection has to go when another one needs its place.
+pub const EVICTION_GRACE: Duration = Duration::from_millis(250);
+/// Bytes that a peer may send on one stream, and on one HTTP/2 connection, before we have read them: HTTP/2's own
+/// default, which a destroy does not fill.
+pub const WINDOW: u32 = 64 * 1024 - 1;
+/// How often files are looked at that may change while the service runs. A change is used at the second look that sees
+/// it: within two seconds with ease.
+pub const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
+/// How much of a file is looked at to see whether it has changed, in bytes: a bundle of public authorities has a third.
+pub const WATCHED_FILE_LIMIT: u64 = 1024 * 1024;
+/// How old a connection may become, give or take a tenth, before it is told to go away: gRPC clients hold on to theirs,
+/// so without an age a new replica would never get work.
+pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
+/// How long connections may take to hand over the last answers once every accepted call is finished.
+pub const LINGER: Duration = Duration::from_secs(1);
+/// The pause before the next try when a connection could not be accepted, for want of file descriptors say.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
+pub const KEEPALIVE: Duration = Duration::from_secs(20);

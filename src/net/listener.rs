@@ -1,0 +1,151 @@
+//! The accept loop, and the limits of HTTP on each connection.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper_util::{
+    rt::{TokioExecutor, TokioTimer},
+    server::conn::auto::Builder,
+};
+use rustix::process::{Resource, Rlimit};
+use rustls::ServerConfig;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
+use tower::{BoxError, Service};
+
+use super::{connection::Connection, connection_table::ConnectionTable, lifecycle::Lifecycle};
+use crate::config;
+
+/// A listener's TLS configuration, which is replaced when its files change.
+pub type ServerTlsReceiver = watch::Receiver<Arc<ServerConfig>>;
+
+/// The protocol of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/2 alone.
+    Grpc,
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Listener {
+    pub address: SocketAddr,
+    socket: TcpListener,
+}
+
+impl Listener {
+    /// # Errors
+    /// The socket does not know its own address.
+    pub fn new(socket: TcpListener) -> io::Result<Self> {
+        Ok(Self { address: socket.local_addr()?, socket })
+    }
+
+    /// Serves in tasks of the lifecycle until that closes; every connection finishes what it has begun. With `tls`, nobody
+    /// is served without; whoever connects gets the configuration that is current then.
+    pub fn serve<S, B>(
+        self,
+        service: S,
+        protocol: Protocol,
+        tls: Option<ServerTlsReceiver>,
+        lifecycle: &Lifecycle,
+    ) where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let builder = builder(protocol);
+        let shared = lifecycle.clone();
+        let table = ConnectionTable::new();
+        let close = lifecycle.close.clone();
+        let accepting = async move {
+            for number in 0.. {
+                let (stream, address) = accept(&self.socket).await;
+                let entry = table.admit(number).await;
+                let connection = Connection {
+                    builder: builder.clone(),
+                    address: address.ip().to_canonical(),
+                    service: service.clone(),
+                    lifecycle: shared.clone(),
+                    entry,
+                };
+                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
+                shared.connections.spawn(connection.serve(stream, tls));
+            }
+        };
+        lifecycle.connections.spawn(async move {
+            close.run_until_cancelled(accepting).await;
+        });
+    }
+}
+
+/// Connections are files. The soft limit is low for the sake of programs that count theirs by bits; the hard one is ours.
+pub fn raise_file_limit() {
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, files = limits.current, "the limit of open files stays as it is");
+    }
+}
+
+/// The next connection. Where the process is out of file descriptors, it waits for some to come back.
+async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut failing = false;
+    loop {
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "TCP_NODELAY was refused");
+                }
+                return (stream, peer);
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "connections cannot be accepted");
+                }
+                failing = true;
+                tokio::time::sleep(config::net::ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// Every limit is named: a connection may neither open streams nor cause resets without bound (RUSTSEC-2024-0003), nor
+/// fill our memory with what nobody has read yet.
+fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config::net::HEADER_TIMEOUT)
+        .max_buf_size(config::net::HEADER_LIMIT as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config::net::STREAM_LIMIT)
+        .max_local_error_reset_streams(config::net::RESET_LIMIT)
+        .max_header_list_size(config::net::HEADER_LIMIT)
+        .initial_stream_window_size(config::net::WINDOW)
+        .initial_connection_window_size(config::net::WINDOW)
+        .keep_alive_interval(config::net::KEEPALIVE)
+        .keep_alive_timeout(config::net::KEEPALIVE);
+    match protocol {
+        Protocol::Grpc => {
+            // gRPC has no use for a date.
+            builder.http2().auto_date_header(false);
+            builder.http2_only()
+        }
+        Protocol::Http => builder,
+    }
+}
