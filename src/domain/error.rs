@@ -1,6 +1,6 @@
 //! The one table that pairs each failure with its gRPC status, its reason, its HTTP status and its 1.1 code and message.
 
-use tonic::Code;
+use std::{borrow::Cow, fmt};
 
 /// Every way in which a destroy can fail, on both protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +32,27 @@ pub enum DestroyError {
     Internal,
 }
 
+/// A failed destroy: the error for the client, and its cause for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestroyFailure {
+    pub error: DestroyError,
+    /// What an operator can act on. Never shown to a client; holds no secret.
+    pub cause: Option<Cow<'static, str>>,
+}
+
+/// The gRPC status code of a failure, with the names of the gRPC specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrpcCode {
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Internal,
+    Unavailable,
+    Unauthenticated,
+}
+
 /// Failures that only the REST edge knows, which never reach the RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EdgeError {
@@ -44,15 +65,17 @@ pub enum EdgeError {
 /// One line of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorRow {
-    pub grpc: Code,
+    pub grpc: GrpcCode,
     /// `google.rpc.ErrorInfo.reason`.
     pub reason: &'static str,
     /// The HTTP status.
     pub http: u16,
     /// The 1.1 error code.
     pub code: u16,
-    /// The 1.1 error message; also the gRPC status message.
+    /// The 1.1 error message.
     pub message: &'static str,
+    /// The gRPC status message.
+    pub grpc_message: &'static str,
 }
 
 const NO_ACCESS: &str = "Your credentials do not allow access to this resource.";
@@ -85,7 +108,7 @@ impl DestroyError {
     /// This failure's line of the table.
     #[must_use]
     pub const fn row(self) -> ErrorRow {
-        use Code::{
+        use GrpcCode::{
             DeadlineExceeded, Internal, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted,
             Unauthenticated, Unavailable,
         };
@@ -131,7 +154,27 @@ impl DestroyError {
             Self::DeadlineExceeded => (DeadlineExceeded, "DEADLINE_EXCEEDED", 503, 130, BUSY),
             Self::Internal => (Internal, "INTERNAL", 500, 131, "Internal error"),
         };
-        ErrorRow { grpc, reason, http, code, message }
+        let grpc_message = match self {
+            Self::IdRequired => "id is required",
+            Self::IdInvalid => "id is not \"custom-\" and a decimal in 1..=9223372036854775807",
+            Self::RequestIdInvalid => "request_id is not a UUID",
+            Self::CredentialsMissing => "credentials are missing",
+            Self::CredentialsInvalid => "credentials are invalid",
+            Self::TokenInvalid => "token is invalid or expired",
+            Self::TimestampOutOfBounds => "timestamp is out of bounds",
+            Self::ApplicationInvalid => "application is unknown or suspended",
+            Self::UserContextRequired => "credentials name no user",
+            Self::WriteAccessRequired => "credentials do not allow write access",
+            Self::CallerNotAllowed => "calling service is not on the allow-list",
+            Self::NotOwner => "collection is owned by another user",
+            Self::NotFound => "collection not found",
+            Self::RateLimited => "rate limit exceeded",
+            Self::Overloaded => "service is overloaded",
+            Self::StoreUnavailable => "store is unavailable",
+            Self::DeadlineExceeded => "deadline exceeded",
+            Self::Internal => "internal error",
+        };
+        ErrorRow { grpc, reason, http, code, message, grpc_message }
     }
 
     /// Whether somebody who runs the service has to look into it.
@@ -144,6 +187,19 @@ impl DestroyError {
     #[must_use]
     pub fn from_reason(reason: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|error| error.row().reason == reason)
+    }
+}
+
+impl DestroyFailure {
+    /// With a cause for the log.
+    pub fn new(error: DestroyError, cause: impl fmt::Display) -> Self {
+        Self { error, cause: Some(cause.to_string().into()) }
+    }
+}
+
+impl From<DestroyError> for DestroyFailure {
+    fn from(error: DestroyError) -> Self {
+        Self { error, cause: None }
     }
 }
 

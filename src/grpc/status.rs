@@ -6,7 +6,10 @@ use http::{HeaderMap, Response};
 use tonic::{Code, Status, body::Body};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{config, domain::DestroyError};
+use crate::{
+    config,
+    domain::{DestroyError, GrpcCode},
+};
 
 const DOMAIN: &str = "collections.v1";
 
@@ -16,17 +19,31 @@ pub fn status_of(error: DestroyError) -> Status {
     let row = error.row();
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, HashMap::new());
-    match row.grpc {
+    let code = code_of(row.grpc);
+    match code {
         Code::InvalidArgument => {
             let field = if error == DestroyError::RequestIdInvalid { "request_id" } else { "id" };
-            details.add_bad_request_violation(field, row.message);
+            details.add_bad_request_violation(field, row.grpc_message);
         }
         Code::Unavailable | Code::ResourceExhausted => {
-            details.set_retry_info(Some(config::RETRY_AFTER));
+            details.set_retry_info(Some(config::calls::RETRY_AFTER));
         }
         _ => {}
     }
-    Status::with_error_details(row.grpc, row.message, details)
+    Status::with_error_details(code, row.grpc_message, details)
+}
+
+const fn code_of(code: GrpcCode) -> Code {
+    match code {
+        GrpcCode::InvalidArgument => Code::InvalidArgument,
+        GrpcCode::DeadlineExceeded => Code::DeadlineExceeded,
+        GrpcCode::NotFound => Code::NotFound,
+        GrpcCode::PermissionDenied => Code::PermissionDenied,
+        GrpcCode::ResourceExhausted => Code::ResourceExhausted,
+        GrpcCode::Internal => Code::Internal,
+        GrpcCode::Unavailable => Code::Unavailable,
+        GrpcCode::Unauthenticated => Code::Unauthenticated,
+    }
 }
 
 /// The answer to a call that is not admitted. It is made once, because it has to cost far less than to serve the call.

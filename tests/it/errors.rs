@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use collections_service::domain::{DestroyError, EdgeError};
+use collections_service::{
+    domain::{DestroyError, EdgeError},
+    grpc::status_of,
+};
 use http::Request;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{
@@ -95,7 +98,8 @@ impl Seen {
     }
 
     fn status(&mut self, status: &Status, expected: &'static str) {
-        let (code, _, _, message) = self.row(expected);
+        let (code, ..) = self.row(expected);
+        let message = DestroyError::from_reason(expected).unwrap().row().grpc_message;
         assert_eq!((reason(status).as_str(), status.code(), status.message()), (expected, code, message));
         let details = status.get_error_details();
         assert_eq!(details.retry_info().is_some(), code == Code::Unavailable);
@@ -125,7 +129,9 @@ impl Seen {
 fn the_table_is_the_contracts() {
     let rows = DestroyError::ALL.map(|error| {
         let row = error.row();
-        (row.reason, row.grpc, row.http, row.code, row.message)
+        let code = status_of(error).code();
+        assert_eq!(format!("{code:?}"), format!("{:?}", row.grpc));
+        (row.reason, code, row.http, row.code, row.message)
     });
     assert_eq!(rows, TABLE);
     assert_eq!(EdgeError::TlsRequired.row(), (403, 92, "SSL is required"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use collections_service::{proto::DestroyRequest, server::Clients};
+use collections_service::{net::ClientAuth, proto::DestroyRequest};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 
@@ -156,7 +156,8 @@ async fn call(rpc: &mut TlsRpc, named: Named, token: Option<&str>, id: i64) -> S
         Err(status) if status.details().is_empty() => String::new(),
         Err(status) => {
             let row = collections_service::domain::DestroyError::from_reason(&reason(&status)).unwrap().row();
-            assert_eq!((status.code(), status.message()), (row.grpc, row.message));
+            let code = format!("{:?}", status.code());
+            assert_eq!((code, status.message()), (format!("{:?}", row.grpc), row.grpc_message));
             reason(&status)
         }
     }
@@ -168,7 +169,7 @@ async fn each_cell_is_answered_as_it_should() {
     let key = Key::new("k", Algorithm::RS256);
     let ground = Ground::new(Backend::Sqlite).await;
     let tls = server_tls(ground.folder.path(), &ours);
-    assert!(matches!(tls.clients, Clients::Optional(_)));
+    assert!(matches!(tls.clients, ClientAuth::Optional(_)));
     let jwks = file(ground.folder.path(), &[&key]);
     let app = App::start_with(ground, |settings| {
         let grpc = grpc_of(settings);
