@@ -7,25 +7,23 @@ use std::{
     hint::black_box,
     pin::Pin,
     sync::{Arc, atomic::AtomicI64},
+    time::Duration,
 };
 
 use axum::body::Body;
-use bytes::Bytes;
 use collections_service::{
+    collections::{Admission, DestroyApi, DestroyCall, DestroyFuture},
     domain::{
-        AccessToken, Application, Clock, CollectionId, CredentialDirectory, DestroyError, DirectoryError,
-        Entropy, Found, Secret, UserId,
+        AccessToken, Application, Clock, CollectionId, CredentialDirectory, DestroyError, Destroyed,
+        DirectoryError, Entropy, Found, Secret, UserId,
     },
     grpc::status_of,
     identity::oauth1::{Parameters, Request, Verifier, parse_header},
-    proto::DestroyResponse,
-    rest::{Edge, Outcome, Rpc, Surroundings, router},
+    rest::{Edge, Outcome, ReplyContext, TransportPolicy, router},
 };
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use http::{HeaderMap, Response};
-use prost::Message;
 use tokio::runtime::{Builder, Runtime};
-use tower::{ServiceExt, service_fn};
+use tower::ServiceExt;
 
 const NOW: i64 = 1_795_461_500;
 const PATH: &str = "/1.1/collections/destroy.json";
@@ -86,21 +84,13 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().build().unwrap()
 }
 
-/// An RPC that answers at once.
-fn rpc(failure: Option<DestroyError>) -> Rpc {
-    let message = DestroyResponse { destroyed: true }.encode_to_vec();
-    let size = u8::try_from(message.len()).unwrap();
-    let frame = Bytes::from([&[0, 0, 0, 0, size], message.as_slice()].concat());
-    Rpc::new(service_fn(move |_request| {
-        let answer = match failure {
-            Some(error) => status_of(error).into_http(),
-            None => {
-                let body = tonic::body::Body::new(http_body_util::Full::new(frame.clone()));
-                Response::builder().header("grpc-status", "0").body(body).unwrap()
-            }
-        };
-        ready(Ok(answer))
-    }))
+/// Answers at once.
+struct Answer(Option<DestroyError>);
+
+impl DestroyApi for Answer {
+    fn destroy(&self, _call: DestroyCall) -> DestroyFuture<'_> {
+        Box::pin(ready(self.0.map_or(Ok(Destroyed::Now), |error| Err(error.into()))))
+    }
 }
 
 fn ids(criterion: &mut Criterion) {
@@ -161,13 +151,13 @@ fn errors(criterion: &mut Criterion) {
     let failed = [DestroyError::NotFound, DestroyError::CredentialsInvalid].map(Outcome::Failed);
     for outcome in [Outcome::Destroyed].into_iter().chain(failed) {
         group.bench_function(format!("rest/{}", outcome.name()), |bencher| {
-            bencher.iter(|| black_box(outcome).into_response(ORIGINS[0], HeaderMap::new()));
+            bencher.iter(|| black_box(outcome).into_response(&ReplyContext::default(), Duration::ZERO));
         });
     }
     group.finish();
 }
 
-/// A signed request from the listener to the RPC and back.
+/// A signed request from the listener to the use case and back.
 fn gateway(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gateway");
     let runtime = runtime();
@@ -182,9 +172,11 @@ fn gateway(criterion: &mut Criterion) {
             .unwrap()
     };
     for (name, failure) in [("destroyed", None), ("not found", Some(DestroyError::NotFound))] {
-        let (oauth1, surroundings, entropy) = (verifier(), Surroundings::default(), Entropy::default());
-        let edge = Edge { oauth1, jwt: None, surroundings, rate_limit: None, entropy };
-        let router = router(rpc(failure), edge);
+        let (oauth1, transport, entropy) = (verifier(), TransportPolicy::default(), Entropy::default());
+        let edge = Edge { oauth1, jwt: None, transport, rate_limit: None, entropy };
+        let admission = Admission::new(1);
+        admission.open();
+        let router = router(Arc::new(Answer(failure)), admission, edge);
         let answer = runtime.block_on(router.clone().oneshot(request())).unwrap();
         assert_eq!(answer.status(), failure.map_or(200, |error| error.row().http));
         group.bench_function(name, |bencher| {

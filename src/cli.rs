@@ -168,9 +168,9 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     refuse_password_argument(matches)?;
     let human = matches!(cli.command, Command::Dev(_));
     let format = cli.log_format.unwrap_or(if human { LogFormat::Pretty } else { LogFormat::Json });
-    let _log =
-        telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
+    let log = telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
     let runtime = runtime(&cli.command).enable_all().build().map_err(Exit::failed)?;
+    runtime.spawn(log.report_dropped());
     let outcome = runtime.block_on(async {
         match cli.command {
             Command::Dev(args) => dev::run(args).await,

@@ -1,29 +1,77 @@
-//! The use case: policy without protocol.
+//! The use case and how it is reached: policy without protocol.
+
+mod admission;
+
+use std::{future::Future, pin::Pin};
 
 use tokio::time::Instant;
-use tracing::Span;
 
 use crate::{
-    domain::{CollectionId, DestroyError, RequestId},
+    domain::{CollectionId, DestroyFailure, Destroyed, RequestId},
     identity::AuthenticatedUser,
-    store::{Destroy, Destroyed, Store},
+    store::{Destroy, Store},
 };
 
-/// Permanently destroys a collection that this user owns; returns once that is durable.
-///
-/// # Errors
-/// [`DestroyError::NotOwner`], [`DestroyError::NotFound`], or that the store could not do it in time.
-pub async fn destroy(
-    store: &Store,
-    user: &AuthenticatedUser,
-    id: CollectionId,
-    request_id: Option<RequestId>,
-    deadline: Instant,
-) -> Result<(), DestroyError> {
-    let caller = user.caller().map(str::to_owned);
-    let destroyed = store.destroy(Destroy { id, user: user.user(), request_id, caller, deadline }).await?;
-    if destroyed == Destroyed::Before {
-        Span::current().record("replayed", true);
+pub use admission::{Admission, Holder, Permit};
+
+/// A destroy that an authenticated user requested.
+#[derive(Clone, Debug)]
+pub struct DestroyCall {
+    pub user: AuthenticatedUser,
+    pub id: CollectionId,
+    /// Makes a repetition of the call safe.
+    pub request_id: Option<RequestId>,
+    /// After it, the caller does not wait for the answer any more.
+    pub deadline: Instant,
+    pub context: CallContext,
+}
+
+/// What relates a call to others in logs and traces. It is forwarded as it was received.
+#[derive(Clone, Debug, Default)]
+pub struct CallContext {
+    /// The header `x-request-id`.
+    pub request_id: Option<Box<str>>,
+    pub traceparent: Option<Box<str>>,
+    pub tracestate: Option<Box<str>>,
+}
+
+/// Where destroys are carried out: in this process, or by RPC servers elsewhere.
+pub trait DestroyApi: Send + Sync {
+    /// Permanently destroys a collection that the call's user owns; returns once that is durable, or at the deadline.
+    ///
+    /// # Errors
+    /// As [`Local::destroy`], and where the servers elsewhere do not answer, [`crate::domain::DestroyError::StoreUnavailable`].
+    fn destroy(&self, call: DestroyCall) -> DestroyFuture<'_>;
+}
+
+pub type DestroyFuture<'a> = Pin<Box<dyn Future<Output = Result<Destroyed, DestroyFailure>> + Send + 'a>>;
+
+/// The use case over this process's own store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Local {
+    store: Store,
+}
+
+impl Local {
+    #[must_use]
+    pub const fn new(store: Store) -> Self {
+        Self { store }
     }
-    Ok(())
+
+    /// Permanently destroys a collection that the call's user owns; returns once that is durable.
+    ///
+    /// # Errors
+    /// [`crate::domain::DestroyError::NotOwner`], [`crate::domain::DestroyError::NotFound`], or that the store could not do it
+    /// in time.
+    pub async fn destroy(&self, call: DestroyCall) -> Result<Destroyed, DestroyFailure> {
+        let DestroyCall { user, id, request_id, deadline, context: _ } = call;
+        let caller = user.caller().map(|caller| caller.to_string());
+        self.store.destroy(Destroy { id, user: user.user(), request_id, caller, deadline }).await
+    }
+}
+
+impl DestroyApi for Local {
+    fn destroy(&self, call: DestroyCall) -> DestroyFuture<'_> {
+        Box::pin(Self::destroy(self, call))
+    }
 }

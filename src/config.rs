@@ -9,6 +9,7 @@ pub mod net;
 pub mod purge;
 pub mod rate_limit;
 pub mod store;
+pub mod telemetry;
 pub mod tombstones;
 pub mod upstream;
 pub mod verify;

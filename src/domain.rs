@@ -8,5 +8,5 @@ mod id;
 
 pub use ambient::{Clock, Entropy};
 pub use credential::{AccessToken, Application, CredentialDirectory, DirectoryError, Found, Secret};
-pub use error::{DestroyError, DestroyFailure, EdgeError, ErrorRow, GrpcCode};
+pub use error::{DestroyError, DestroyFailure, Destroyed, EdgeError, ErrorRow, GrpcCode};
 pub use id::{CollectionId, ParseCollectionIdError, ParseUserIdError, RequestId, UserId};

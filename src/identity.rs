@@ -29,7 +29,7 @@ impl AuthenticatedUser {
 
     /// On whose behalf the call was made, for the audit trail: an application or a service.
     #[must_use]
-    pub fn caller(&self) -> Option<&str> {
-        self.caller.as_deref()
+    pub const fn caller(&self) -> Option<&Arc<str>> {
+        self.caller.as_ref()
     }
 }

@@ -7,7 +7,6 @@ use std::{future::Future, pin::Pin, sync::Arc};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, Semaphore, watch};
-use tokio_util::task::AbortOnDropHandle;
 
 pub use self::source::{JwksError, JwksSource, SourceError};
 use crate::{
@@ -62,14 +61,14 @@ struct Prompted {
 }
 
 impl Jwt {
-    /// A verifier, and the task that keeps its keys new until the handle is dropped.
+    /// A verifier, and its keys, which [`Jwks::run`] refreshes.
     ///
     /// # Errors
     /// As [`Jwks::open`].
-    pub async fn start(self, clock: Clock) -> Result<(Verifier, AbortOnDropHandle<()>), JwksError> {
+    pub async fn open(self, clock: Clock) -> Result<(Verifier, Jwks), JwksError> {
         let jwks = Jwks::open(self.jwks, clock.clone()).await?;
         let verifier = Verifier::new(Arc::new(jwks.clone()), &self.issuer, &self.audiences, clock);
-        Ok((verifier, AbortOnDropHandle::new(tokio::spawn(jwks.run()))))
+        Ok((verifier, jwks))
     }
 }
 
@@ -105,8 +104,8 @@ impl Jwks {
         self.0.hold(seen)
     }
 
-    /// Reads again and again.
-    async fn run(self) {
+    /// Refreshes the keys again and again.
+    pub async fn run(self) {
         let mut retry = config::jwks::RETRY_BACKOFF;
         let mut well = self.0.held.borrow().trouble.is_none();
         loop {

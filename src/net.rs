@@ -1,6 +1,7 @@
 //! Sockets, connections and what protects them: the accept loop, the table of open connections, shutdown, TLS, and files
 //! that are reloaded when they change.
 
+pub mod body;
 mod connection;
 mod connection_table;
 mod file_watch;

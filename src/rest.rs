@@ -1,39 +1,43 @@
-//! The REST gateway: the 1.1 URL onto the RPC, and the RPC's answers into 1.1 answers. Nothing but a client of the RPC.
+//! The REST gateway: the 1.1 URL onto [`DestroyApi`], and its results into 1.1 responses.
 
-mod answer;
-mod gateway;
-mod surroundings;
+mod body;
+mod handler;
+mod reply;
+mod transport;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, routing::post};
 
 use crate::{
+    collections::{Admission, DestroyApi},
     domain::Entropy,
     identity::{jwt, oauth1},
     rate_limit::RateLimit,
 };
 
-pub use answer::Outcome;
-pub use gateway::{Bounds, Gateway, Rpc};
-pub use surroundings::Surroundings;
+use handler::Gateway;
+pub use reply::{Outcome, ReplyContext};
+pub use transport::TransportPolicy;
 
 /// The one path of the API.
 pub const PATH: &str = "/1.1/collections/destroy.json";
 
-/// What the gateway authenticates its clients with, and how it meets them.
+/// What the gateway authenticates and limits its clients by.
 #[derive(Clone, Debug)]
 pub struct Edge {
     pub oauth1: oauth1::Verifier,
-    /// Of bearer tokens, where they are believed.
+    /// Verifies bearer tokens, where they are accepted.
     pub jwt: Option<jwt::Verifier>,
-    pub surroundings: Surroundings,
+    pub transport: TransportPolicy,
     pub rate_limit: Option<RateLimit>,
     pub entropy: Entropy,
 }
 
 /// The gateway as a service for a listener.
-pub fn router(service: Rpc, edge: Edge) -> Router {
-    let gateway = Arc::new(Gateway::new(service, edge));
-    Router::new().fallback(gateway::handle).with_state(gateway)
+pub fn router(api: Arc<dyn DestroyApi>, admission: Admission, edge: Edge) -> Router {
+    Router::new()
+        .route(PATH, post(handler::destroy).fallback(handler::wrong_method))
+        .fallback(handler::unknown_path)
+        .with_state(Arc::new(Gateway::new(api, admission, edge)))
 }

@@ -1,28 +1,27 @@
-//! The composition root: build, bind, serve, drain.
+//! The composition root: load, bind, serve, drain.
 
+mod admin;
 mod readiness;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
 use tokio::{
     net::TcpListener,
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Status, body::Body};
-use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 pub use self::readiness::NotReady;
 use self::readiness::Readiness;
 use crate::{
+    collections::{Admission, DestroyApi, Local},
     domain::{Clock, Entropy},
-    grpc::{self, Health, Routes},
+    grpc::{self, Health, PublicRoutes},
     identity::{
         Callers, TrustedPeers,
-        oauth1::{Origin, Verifier},
+        jwt::Verifier,
+        oauth1::{self, Origin},
     },
     jobs::purge::{self, PurgeSettings},
     jwks::{JwksError, Jwt},
@@ -31,7 +30,7 @@ use crate::{
         raise_file_limit,
     },
     rate_limit::RateLimit,
-    rest::{self, Edge, Surroundings},
+    rest::{self, Edge, TransportPolicy},
     store::{CredentialCache, Credentials, KeyRing, KeyRingError, PurgeLimits, Store},
     telemetry::Metrics,
     upstream::{Upstream, UpstreamUrl},
@@ -43,7 +42,7 @@ pub struct Settings {
     pub rpc: Rpc,
     /// The REST gateway, with the keys that open its credentials.
     pub rest: Option<Rest>,
-    /// Whose bearer tokens are believed, on either side.
+    /// The issuer whose bearer tokens are accepted, on either side.
     pub jwt: Option<Jwt>,
     pub admin: SocketAddr,
     /// Whether this process erases the entries of destroyed collections, and how fast.
@@ -58,7 +57,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether a listener that others reach has no TLS.
+    /// Whether a listener on another than a loopback address has no TLS.
     #[must_use]
     pub fn is_in_clear(&self) -> bool {
         let open =
@@ -71,12 +70,12 @@ impl Settings {
     }
 }
 
-/// Where the RPC is.
+/// Where destroys are carried out.
 #[derive(Debug)]
 pub enum Rpc {
-    /// Here, for callers and for the gateway.
+    /// In this process, for gRPC callers and for the gateway.
     Served(Grpc),
-    /// Elsewhere: this process is a gateway alone.
+    /// By servers elsewhere: this process is a gateway alone.
     Upstream(UpstreamUrl, ClientTls),
 }
 
@@ -86,9 +85,9 @@ pub struct Grpc {
     pub address: SocketAddr,
     /// The admin listener never has TLS: a probe carries no certificate.
     pub tls: Option<ServerTls>,
-    /// Services that may say who the user is, once their certificates are verified.
+    /// Services whose `x-user-id` is accepted, once their certificates are verified.
     pub trusted_peers: TrustedPeers,
-    /// Believe `x-user-id` of anyone. Refused beyond loopback before it comes here.
+    /// Accept `x-user-id` from every caller. The command line allows it on a loopback address alone.
     pub insecure_identity: bool,
 }
 
@@ -97,7 +96,7 @@ pub struct Grpc {
 pub struct Rest {
     pub address: SocketAddr,
     pub tls: Option<ServerTls>,
-    pub surroundings: Surroundings,
+    pub transport: TransportPolicy,
     pub public_origins: Vec<Origin>,
     pub rate_limit: Option<RateLimit>,
     pub keys: Arc<KeyRing>,
@@ -129,25 +128,23 @@ pub struct Running {
     pub admin: SocketAddr,
     store: Store,
     health: Health,
-    admission: grpc::Admission,
+    admission: Admission,
     readiness: JoinHandle<()>,
     purge: Option<AbortOnDropHandle<()>>,
-    /// What keeps certificates and addresses true, for as long as anybody is served.
-    background: JoinSet<()>,
-    /// Keeps the keys new that bearer tokens are verified with.
-    _jwks: Option<AbortOnDropHandle<()>>,
+    /// Reloads files, resolves names, refreshes keys, until it is dropped.
+    _background: JoinSet<()>,
     lifecycle: Lifecycle,
     drain: Duration,
 }
 
 impl Running {
-    /// Checks whether the database can be served, binds every listener, then serves on all of them. A database that is
-    /// away, refuses or has an older schema is waited for: that must not end in a crash loop. Calls are refused until then.
+    /// Checks whether the database can be served, binds every listener, then serves on all of them. It waits for a database that
+    /// is away, refuses connections or has an older schema, because a crash loop would not help; until then it refuses calls.
     ///
     /// # Errors
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
-        let admission = grpc::Admission::new(settings.max_in_flight);
+        let admission = Admission::new(settings.max_in_flight);
         let health = Health::new().await;
         let credentials =
             settings.rest.as_ref().map(|rest| Credentials::new(store.clone(), rest.keys.clone()));
@@ -162,132 +159,156 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             checked => readiness.log_change(checked),
         }
-        let jwt = match settings.jwt {
-            Some(jwt) => Some(jwt.start(settings.clock.clone()).await?),
-            None => None,
-        };
-        let (jwt, jwks) = jwt.unzip();
         raise_file_limit();
-        let lifecycle = Lifecycle::new(settings.entropy.clone());
-        let mut loaded = Loaded { clock: settings.clock.clone(), tasks: JoinSet::new() };
+        let mut loader = Loader {
+            clock: settings.clock,
+            entropy: settings.entropy.clone(),
+            jwt: None,
+            background: JoinSet::new(),
+        };
+        loader.open_jwks(settings.jwt).await?;
+
         let admin_listener = bind("--admin-addr", settings.admin).await?;
-        let rest = match settings.rest.zip(credentials) {
-            Some((rest, credentials)) => {
-                loaded.keys(rest.keys.clone())?;
-                let tls = loaded.server("--rest-tls-cert", rest.tls.clone())?;
-                Some((bind("--rest-addr", rest.address).await?, tls, rest, credentials))
+        let (api, grpc): (Arc<dyn DestroyApi>, _) = match settings.rpc {
+            Rpc::Served(grpc) => {
+                let local = Local::new(store.clone());
+                let door = loader.grpc(grpc, local.clone(), &admission, &health).await?;
+                (Arc::new(local), Some(door))
             }
+            Rpc::Upstream(url, tls) => (Arc::new(loader.upstream(url, tls).await?), None),
+        };
+        let rest = match settings.rest.zip(credentials) {
+            Some((rest, credentials)) => Some(loader.rest(rest, credentials, api, &admission).await?),
             None => None,
         };
-        let (rpc, grpc_address) = match settings.rpc {
-            Rpc::Served(grpc) => {
-                let tls = loaded.server("--tls-cert", grpc.tls)?;
-                let listener = bind("--grpc-addr", grpc.address).await?;
-                let callers = Callers {
-                    insecure: grpc.insecure_identity,
-                    trusted_peers: grpc.trusted_peers,
-                    jwt: jwt.clone(),
-                };
-                let service = grpc::service(store.clone(), admission.clone(), callers.clone());
-                let routes = grpc::public_routes(service.clone(), &health, &callers)?;
-                let address = listener.address;
-                listener.serve(routes, Protocol::Grpc, tls, &lifecycle);
-                (local(service), Some(address))
-            }
-            Rpc::Upstream(url, tls) => (loaded.upstream(url, tls, admission.clone()).await?, None),
-        };
-        let mut running = Self {
-            grpc: grpc_address,
-            rest: rest.as_ref().map(|(listener, ..)| listener.address),
+
+        let lifecycle = Lifecycle::new(settings.entropy);
+        let running = Self {
+            grpc: grpc.as_ref().map(|door| door.listener.address),
+            rest: rest.as_ref().map(|door| door.listener.address),
             admin: admin_listener.address,
-            store,
             health: health.clone(),
             admission,
-            background: loaded.tasks,
-            _jwks: jwks,
+            _background: loader.background,
             readiness: tokio::spawn(readiness.run()),
-            purge: None,
-            lifecycle,
+            purge: settings.purge.map(|settings| {
+                let purger = store.purger(PurgeLimits::background(settings.batch));
+                AbortOnDropHandle::new(tokio::spawn(purge::run(purger, settings)))
+            }),
+            store,
+            lifecycle: lifecycle.clone(),
             drain: settings.drain,
         };
-        if let Some(settings) = settings.purge {
-            let purger = running.store.purger(PurgeLimits::background(settings.batch));
-            running.purge = Some(AbortOnDropHandle::new(tokio::spawn(purge::run(purger, settings))));
+        if let Some(Door { listener, service, tls }) = grpc {
+            listener.serve(service, Protocol::Grpc, tls, &lifecycle);
         }
-        if let Some((listener, tls, rest, credentials)) = rest {
-            if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
-                shared.look().await;
-                running.background.spawn(shared.keep());
-            }
-            let directory = Arc::new(CredentialCache::new(credentials));
-            let edge = Edge {
-                oauth1: Verifier::new(directory, rest.public_origins, settings.clock),
-                jwt,
-                surroundings: rest.surroundings,
-                rate_limit: rest.rate_limit,
-                entropy: settings.entropy,
-            };
-            let router = rest::router(rpc, edge);
-            listener.serve(router, Protocol::Http, tls, &running.lifecycle);
+        if let Some(Door { listener, service, tls }) = rest {
+            listener.serve(service, Protocol::Http, tls, &lifecycle);
         }
-        let admin = admin(grpc::admin_routes(&health), settings.metrics);
-        admin_listener.serve(admin, Protocol::Http, None, &running.lifecycle);
+        let admin = admin::service(grpc::admin_routes(&health), settings.metrics);
+        admin_listener.serve(admin, Protocol::Http, None, &lifecycle);
         Ok(running)
     }
 
     /// Stops: health turns NOT_SERVING, new calls are refused, accepted ones are finished and answered, all within the
-    /// drain's bound. Says whether everything was finished in time.
+    /// drain's bound. Returns whether everything was finished in time.
     pub async fn drain(mut self) -> bool {
         let deadline = Instant::now() + self.drain;
         // What the purge has not committed is rolled back. Draining calls need the database more.
         drop(self.purge.take());
-        // Before the rest the readiness loop, or it could report SERVING once more.
+        // The readiness loop ends first, or it could report SERVING once more.
         self.readiness.abort();
         let _aborted = self.readiness.await;
         self.lifecycle.stop();
         self.admission.close();
         self.health.set_draining().await;
-        let finished = self.lifecycle.drain(deadline).await;
+        let is_finished = self.lifecycle.drain(deadline).await;
         self.admission.log_refusals();
-        finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
+        is_finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
     }
 }
 
-/// Health for probes and `/metrics` for Prometheus, to anyone who asks.
-fn admin(
-    health: Routes,
-    metrics: Metrics,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<Body>,
-    Error = Infallible,
-    Future = impl Future<Output = Result<Response<Body>, Infallible>> + Send,
-> + Clone
-+ Send
-+ Sync {
-    tower::service_fn(move |request: Request<Incoming>| {
-        let (health, metrics) = (health.clone(), metrics.clone());
-        async move {
-            if request.uri().path() != "/metrics" {
-                return health.oneshot(request).await;
-            }
-            let mut answer = Response::new(Body::new(metrics.text()));
-            let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(text));
-            Ok(answer)
-        }
-    })
+/// A listener that is bound, with what it will serve.
+struct Door<S> {
+    listener: Listener,
+    service: S,
+    tls: Option<ServerTlsReceiver>,
 }
 
-/// What comes from files and names, and the tasks that keep it true to them.
-struct Loaded {
+/// Loads what the listeners need from files and over the network, and collects the tasks that refresh it.
+struct Loader {
     clock: Clock,
-    tasks: JoinSet<()>,
+    entropy: Entropy,
+    jwt: Option<Verifier>,
+    background: JoinSet<()>,
 }
 
-impl Loaded {
-    /// The listener's side of TLS.
-    fn server(
+impl Loader {
+    async fn open_jwks(&mut self, jwt: Option<Jwt>) -> Result<(), StartError> {
+        if let Some(jwt) = jwt {
+            let (verifier, jwks) = jwt.open(self.clock.clone()).await?;
+            self.jwt = Some(verifier);
+            self.background.spawn(jwks.run());
+        }
+        Ok(())
+    }
+
+    async fn grpc(
+        &mut self,
+        grpc: Grpc,
+        local: Local,
+        admission: &Admission,
+        health: &Health,
+    ) -> Result<Door<PublicRoutes>, StartError> {
+        let tls = self.server_tls("--tls-cert", grpc.tls)?;
+        let listener = bind("--grpc-addr", grpc.address).await?;
+        let callers = Callers {
+            insecure: grpc.insecure_identity,
+            trusted_peers: grpc.trusted_peers,
+            jwt: self.jwt.clone(),
+        };
+        let service = grpc::public_routes(local, admission.clone(), health, &callers)?;
+        Ok(Door { listener, service, tls })
+    }
+
+    async fn rest(
+        &mut self,
+        rest: Rest,
+        credentials: Credentials,
+        api: Arc<dyn DestroyApi>,
+        admission: &Admission,
+    ) -> Result<Door<axum::Router>, StartError> {
+        let (files, keys) = (vec![rest.keys.path().to_owned()], rest.keys);
+        let (watch, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
+        self.background.spawn(watch.run());
+        let tls = self.server_tls("--rest-tls-cert", rest.tls)?;
+        let listener = bind("--rest-addr", rest.address).await?;
+        if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
+            shared.look().await;
+            self.background.spawn(shared.keep());
+        }
+        let directory = Arc::new(CredentialCache::new(credentials));
+        let edge = Edge {
+            oauth1: oauth1::Verifier::new(directory, rest.public_origins, self.clock.clone()),
+            jwt: self.jwt.clone(),
+            transport: rest.transport,
+            rate_limit: rest.rate_limit,
+            entropy: self.entropy.clone(),
+        };
+        Ok(Door { listener, service: rest::router(api, admission.clone(), edge), tls })
+    }
+
+    async fn upstream(&mut self, url: UpstreamUrl, tls: ClientTls) -> Result<Upstream, StartError> {
+        let made = Upstream::new(url, tls, self.clock.clone());
+        let flag = "--upstream-cert";
+        let (upstream, watch, mut resolver) = made.map_err(|error| StartError::Tls { flag, error })?;
+        resolver.poll_once().await;
+        self.background.spawn(watch.run());
+        self.background.spawn(resolver.run());
+        Ok(upstream)
+    }
+
+    fn server_tls(
         &mut self,
         flag: &'static str,
         tls: Option<ServerTls>,
@@ -295,43 +316,10 @@ impl Loaded {
         let Some(tls) = tls else { return Ok(None) };
         let (files, clock) = (tls.files(), self.clock.clone());
         let loaded = FileWatch::load(flag, files, move || tls.load(&clock));
-        let (watched, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
-        self.tasks.spawn(watched.run());
+        let (watch, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
+        self.background.spawn(watch.run());
         Ok(Some(current))
     }
-
-    /// The keys that open secrets.
-    fn keys(&mut self, keys: Arc<KeyRing>) -> Result<(), StartError> {
-        let files = vec![keys.path().to_owned()];
-        let (watched, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
-        self.tasks.spawn(watched.run());
-        Ok(())
-    }
-
-    /// The gateway's way to the RPC over the network.
-    async fn upstream(
-        &mut self,
-        url: UpstreamUrl,
-        tls: ClientTls,
-        admission: grpc::Admission,
-    ) -> Result<rest::Rpc, StartError> {
-        let made = Upstream::new(url, tls, self.clock.clone(), admission);
-        let flag = "--upstream-cert";
-        let (upstream, watched, mut resolver) = made.map_err(|error| StartError::Tls { flag, error })?;
-        resolver.poll_once().await;
-        self.tasks.spawn(watched.run());
-        self.tasks.spawn(resolver.run());
-        Ok(local(upstream))
-    }
-}
-
-/// The gateway's way to a service that is in this process, and never fails but by a status.
-fn local<S>(service: S) -> rest::Rpc
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
-    BoxCloneSyncService::new(service.map_err(|never: Infallible| -> Status { match never {} }))
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<Listener, StartError> {

@@ -17,6 +17,7 @@ mod rotation;
 mod sealing;
 mod seed;
 mod sqlite_file;
+mod state_error;
 mod status;
 mod tombstones;
 mod transaction;
@@ -34,15 +35,15 @@ use connect::{Database, Engine};
 use destroy::{Batcher, Shared};
 use status::StoreStatus;
 
-pub use check::{StateError, StoreCheck};
+pub use check::StoreCheck;
 pub use connect::ConnectError;
 pub use credentials::{
     AppView, CredentialCache, CredentialError, Credentials, IssuedToken, NewApplication, TokenView,
 };
 pub use deletion::{DELETION_RULES, DeletionRule, TableRule};
 pub use destroy::{
-    BatchDriver, Destroy, Destroyed, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE,
-    SQLITE_TOMBSTONES, hashint8,
+    BatchDriver, Destroy, SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES,
+    hashint8,
 };
 pub use import::{
     CollectionToImport, EntryToImport, Import, ImportError, ImportOutcome, ImportProgress, Refusal,
@@ -53,6 +54,7 @@ pub use purge::{PurgeBacklog, PurgeError, PurgeLimits, PurgeWait, Purged, Purger
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
+pub use state_error::StateError;
 pub use tombstones::{Applied, OwnerMismatch, Tombstone, TombstoneError};
 pub use verify::{Inconsistency, VerifyChunk, VerifyError, VerifyPhase, VerifyPosition};
 

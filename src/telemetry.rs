@@ -1,73 +1,63 @@
-//! Logs: one line a call, on standard error, as JSON for machines or as text for people. Metrics, for Prometheus.
+//! The log (one line a call, on standard error, as JSON for machines or as text for people) and metrics for Prometheus.
 
-mod json;
-mod lines;
+mod call;
 mod metrics;
 
 use std::{
-    io::{self, IsTerminal},
-    mem,
+    io::{self, BufWriter, IsTerminal},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, prelude::*};
 
-use json::JsonLines;
-use lines::Lines;
+use crate::config;
+
+pub use call::{CallFields, CallRecord, Cut};
 pub use metrics::Metrics;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     Json,
     Pretty,
 }
 
-/// A call without its line in the log yet. Dropped like that, because its caller went away or it was cut, it writes one.
+/// The installed log. Lines are written by a thread of its own, because a write to a full pipe blocks; dropped, it waits
+/// about a second at most for the last ones.
 #[derive(Debug)]
-pub struct Unanswered {
-    name: &'static str,
-    begun: Instant,
+#[must_use]
+pub struct Log {
+    _writer: WorkerGuard,
+    dropped: ErrorCounter,
 }
 
-impl Unanswered {
-    #[must_use]
-    pub fn new(name: &'static str) -> Self {
-        Self { name, begun: Instant::now() }
-    }
-
-    /// There is an answer, after this time.
-    #[must_use]
-    pub fn answered(self) -> Duration {
-        let duration = self.begun.elapsed();
-        mem::forget(self);
-        duration
+impl Log {
+    /// Logs how many lines were dropped because the reader of standard error stalled, as long as it is polled.
+    pub fn report_dropped(&self) -> impl Future<Output = ()> + Send + use<> {
+        let dropped = self.dropped.clone();
+        async move {
+            let mut reported = 0;
+            loop {
+                tokio::time::sleep(config::telemetry::DROPPED_LOG_INTERVAL).await;
+                let total = dropped.dropped_lines();
+                if total > reported {
+                    tracing::warn!(
+                        lines = total - reported,
+                        total,
+                        "log lines dropped: standard error is not read"
+                    );
+                    reported = total;
+                }
+            }
+        }
     }
 }
 
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        let duration_ms = milliseconds(self.begun.elapsed());
-        tracing::info!(outcome = "Cancelled", duration_ms, "{}", self.name);
-    }
-}
-
-/// A duration as the log has it: no finer than a microsecond.
+/// A duration in milliseconds as the log has it, no finer than a microsecond.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
-}
-
-/// The log, for as long as it is held. Dropped, it writes what has not been written yet.
-#[derive(Debug)]
-#[must_use]
-pub struct Log(());
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        lines::end();
-    }
 }
 
 /// Installs the log for this process. `filter` takes the directives of `RUST_LOG`.
@@ -76,18 +66,23 @@ impl Drop for Log {
 /// The filter does not parse.
 pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::builder().parse(filter)?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(config::telemetry::QUEUED_LINES)
+        .thread_name("log")
+        .finish(BufWriter::new(io::stderr()));
+    let log = Log { _writer: guard, dropped: writer.error_counter() };
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let installed = match format {
-        LogFormat::Json => tracing_subscriber::registry().with(filter).with(JsonLines::new(Lines)).try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            registry.with(lines).try_init()
+        }
         LogFormat::Pretty => {
-            let lines = tracing_subscriber::fmt::layer()
-                .compact()
-                .with_target(false)
-                .with_ansi(io::stderr().is_terminal())
-                .with_writer(Lines);
-            tracing_subscriber::registry().with(filter).with(lines).try_init()
+            registry.with(lines.compact().with_target(false).with_ansi(io::stderr().is_terminal())).try_init()
         }
     };
     // A second installation can only come from a test; the first one stands.
     drop(installed);
-    Ok(Log(()))
+    Ok(log)
 }

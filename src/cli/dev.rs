@@ -22,7 +22,7 @@ use crate::{
     },
     jobs::purge::PurgeSettings,
     rate_limit::{Counter, Memory, RateLimit, Rule},
-    rest::{self, Surroundings},
+    rest::{self, TransportPolicy},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
     store::{Capacity, CredentialError, Credentials, KeyRing, NewCollection, Store},
     telemetry::Metrics,
@@ -98,7 +98,7 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
         rest: Some(Rest {
             address: args.rest_addr,
             tls: None,
-            surroundings: Surroundings::default(),
+            transport: TransportPolicy::default(),
             public_origins: Vec::new(),
             rate_limit: Some(RateLimit::new(
                 Rule::default(),

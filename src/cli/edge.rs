@@ -9,7 +9,7 @@ use crate::{
     identity::{PeerName, oauth1::Origin},
     net::{ClientAuth, KeyPair, ServerTls},
     rate_limit::RateLimit,
-    rest::Surroundings,
+    rest::TransportPolicy,
     server::Rest,
     store::KeyRing,
 };
@@ -31,7 +31,7 @@ pub struct GrpcTls {
     pub trusted_peer: Vec<PeerName>,
 }
 
-/// The REST listener's surroundings.
+/// The REST listener's transport and origins.
 #[derive(Debug, clap::Args)]
 pub struct Edge {
     /// An origin that REST clients sign for, such as https://api.twitter.com; repeatable. Without any, each request's own
@@ -80,10 +80,10 @@ impl Edge {
                     .to_owned(),
             ));
         }
-        let surroundings =
-            Surroundings { require_tls: self.require_tls, trusted_proxies: self.trusted_proxy.clone() };
+        let transport =
+            TransportPolicy { require_tls: self.require_tls, trusted_proxies: self.trusted_proxy.clone() };
         let public_origins = self.public_origin.clone();
-        Ok(Rest { address, tls, surroundings, public_origins, rate_limit, keys })
+        Ok(Rest { address, tls, transport, public_origins, rate_limit, keys })
     }
 
     /// A flag that was given although there is no REST listener.

@@ -91,7 +91,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         jwt: args.jwt.settings()?,
         admin: args.admin_addr,
         purge: None,
-        max_in_flight: config::calls::REST_IN_FLIGHT,
+        max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,
         clock: Clock::System,

@@ -62,8 +62,8 @@ pub struct Args {
     /// Believe the metadata x-user-id of anyone. Only on a loopback address
     #[arg(long, env = "COLLECTIONS_INSECURE_IDENTITY")]
     insecure_identity: bool,
-    /// Calls in flight; more are refused at once with UNAVAILABLE
-    #[arg(long, default_value_t = 1024, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Calls in flight; more are refused at once with UNAVAILABLE. When places are scarce, one caller gets a quarter of them
+    #[arg(long, default_value_t = config::calls::IN_FLIGHT, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     max_in_flight: u32,
     /// Threads that serve. One does what PostgreSQL can take; more are for much TLS and many bearer tokens
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]

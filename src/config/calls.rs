@@ -6,31 +6,35 @@ use std::time::Duration;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest gRPC message, in bytes: a destroy needs some sixty.
 pub const MESSAGE_LIMIT: usize = 4 * 1024;
-/// What a gRPC message's buffer begins with, in bytes: room for the longest id with a request id. tonic wants that of what
-/// has come, and as much again for the message.
+/// The capacity that a gRPC message's buffer begins with, in bytes: room for the longest id with a request id. tonic reserves it
+/// twice, for what was received and for the message.
 pub const MESSAGE_BUFFER: usize = 192;
 /// The longest text of a UUID that is read, in bytes: `urn:uuid:` and 36 more.
 pub const REQUEST_ID_LIMIT: usize = 45;
-/// What `RetryInfo` asks for: it is not known when it will get better.
+/// The delay in `RetryInfo`: how long an outage or an overload lasts is not known.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How often the log says how many calls were refused for want of room.
+/// How often the number of refused calls is logged.
 pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// Streams of health and reflection on one listener: whoever watches needs no user, and each stream costs memory for as
-/// long as it likes. A connection with nothing but such streams counts as idle.
-pub const OPEN_STREAMS: usize = 256;
+/// Calls of health and reflection in flight on one listener, and as many watches: they need no user, and a watch lasts as
+/// long as its connection.
+pub const AUXILIARY_CALLS: usize = 256;
+/// The longest a reflection stream lasts: command-line clients keep theirs open during the call that they make.
+pub const REFLECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Calls in flight by default.
+pub const IN_FLIGHT: u32 = 2048;
 /// The largest REST body, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
-/// REST requests being read or worked on: with the largest bodies, 64 MiB.
-pub const REST_IN_FLIGHT: usize = 1024;
-/// The longest a REST body may take to arrive.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// A body that has not come whole within this time is a slow one; the usual one comes with its headers.
-pub const BODY_GRACE: Duration = Duration::from_millis(100);
-/// Slow bodies at one time: they need places of their own, or they could take those of everybody.
-pub const SLOW_BODIES: usize = 256;
+/// REST bodies over this size, in bytes, need a place of their own, so that the memory of all is bounded. Requests of 1.1
+/// clients are far below it.
+pub const SMALL_BODY: usize = 4 * 1024;
+/// Places for REST bodies over [`SMALL_BODY`]: 16 MiB in all.
+pub const LARGE_BODIES: usize = 256;
+/// Bytes of a body that are read and dropped, so that a client which sends its whole body first receives the answer.
+pub const DISCARD_LIMIT: u64 = 64 * 1024 * 1024;
+/// A client that sends less than this of its body within [`DISCARD_TIMEOUT`] is answered without the rest, in bytes.
+pub const DISCARD_STEP: u64 = 64 * 1024;
+pub const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often readiness asks the database.
 pub const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while the service is not ready: traffic returns no later than this after the database.
 pub const READINESS_RETRY: Duration = Duration::from_millis(250);
-/// Bytes of the log that may wait for the end of a turn of the runtime.
-pub const LOG_BUFFER: usize = 64 * 1024;

@@ -1,6 +1,6 @@
 //! The one table that pairs each failure with its gRPC status, its reason, its HTTP status and its 1.1 code and message.
 
-use std::{borrow::Cow, fmt};
+use std::{fmt, sync::Arc};
 
 /// Every way in which a destroy can fail, on both protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,12 +32,20 @@ pub enum DestroyError {
     Internal,
 }
 
+/// How a destroy succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    Now,
+    /// An earlier call with the same request id had already done it.
+    Before,
+}
+
 /// A failed destroy: the error for the client, and its cause for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DestroyFailure {
     pub error: DestroyError,
     /// What an operator can act on. Never shown to a client; holds no secret.
-    pub cause: Option<Cow<'static, str>>,
+    pub cause: Option<Arc<str>>,
 }
 
 /// The gRPC status code of a failure, with the names of the gRPC specification.

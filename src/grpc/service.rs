@@ -1,57 +1,67 @@
-//! The generated service's one method: parse, destroy, answer.
+//! The generated service's one method: parse, destroy, respond.
 
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use tracing::{Span, field::display};
 
 use super::status_of;
 use crate::{
-    collections, config,
-    domain::{CollectionId, DestroyError, ParseCollectionIdError},
+    collections::{CallContext, DestroyCall, Local},
+    domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, ParseCollectionIdError},
     identity::AuthenticatedUser,
     proto::{DestroyRequest, DestroyResponse, collections_service_server::CollectionsService},
-    store::Store,
+    telemetry::CallRecord,
 };
 
-/// What the guard found out about a call, left in its extensions.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Instant);
+/// A call that has passed the pipeline; in the extensions of its request.
+#[derive(Clone, Debug)]
+pub struct AuthenticatedCall {
+    pub user: AuthenticatedUser,
+    pub deadline: Instant,
+    pub record: CallRecord,
+}
 
-/// The service over a store.
+/// The service over this process's own store.
 #[derive(Clone, Debug)]
 pub struct Collections {
-    store: Store,
+    local: Local,
 }
 
 impl Collections {
     #[must_use]
-    pub const fn new(store: Store) -> Self {
-        Self { store }
+    pub const fn new(local: Local) -> Self {
+        Self { local }
     }
 
-    async fn destroy_as_asked(&self, request: Request<DestroyRequest>) -> Result<(), DestroyError> {
-        let (_, extensions, DestroyRequest { id, request_id }) = request.into_parts();
-        let user = extensions.get::<AuthenticatedUser>().ok_or(DestroyError::CredentialsMissing)?;
-        let deadline = extensions
-            .get::<Deadline>()
-            .map_or_else(|| Instant::now() + config::calls::TIMEOUT, |Deadline(deadline)| *deadline);
-        let id: CollectionId = id.parse().map_err(|error| match error {
+    async fn run(
+        &self,
+        call: AuthenticatedCall,
+        request: DestroyRequest,
+    ) -> Result<Destroyed, DestroyFailure> {
+        let AuthenticatedCall { user, deadline, record } = call;
+        let id: CollectionId = request.id.parse().map_err(|error| match error {
             ParseCollectionIdError::Empty => DestroyError::IdRequired,
             ParseCollectionIdError::Malformed => DestroyError::IdInvalid,
         })?;
-        Span::current().record("collection.id", display(id));
-        let request_id = match request_id.as_str() {
+        record.fields().collection = Some(id);
+        let request_id = match request.request_id.as_str() {
             "" => None,
             text => Some(text.parse().map_err(|_error| DestroyError::RequestIdInvalid)?),
         };
-        collections::destroy(&self.store, user, id, request_id, deadline).await
+        let call = DestroyCall { user, id, request_id, deadline, context: CallContext::default() };
+        self.local.destroy(call).await
     }
 }
 
 #[tonic::async_trait]
 impl CollectionsService for Collections {
     async fn destroy(&self, request: Request<DestroyRequest>) -> Result<Response<DestroyResponse>, Status> {
-        self.destroy_as_asked(request).await.map_err(status_of)?;
+        let (_, mut extensions, message) = request.into_parts();
+        let call: AuthenticatedCall =
+            extensions.remove().ok_or_else(|| status_of(DestroyError::CredentialsMissing))?;
+        let record = call.record.clone();
+        let destroyed = self.run(call, message).await;
+        record.finish(&destroyed);
+        destroyed.map_err(|failure| status_of(failure.error))?;
         Ok(Response::new(DestroyResponse { destroyed: true }))
     }
 }

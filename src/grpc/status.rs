@@ -1,4 +1,4 @@
-//! Failures as statuses with `google.rpc` details.
+//! Failures as statuses with `google.rpc` details, and back.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -13,24 +13,38 @@ use crate::{
 
 const DOMAIN: &str = "collections.v1";
 
-/// The failure as a status.
+/// The status of a failure.
 #[must_use]
 pub fn status_of(error: DestroyError) -> Status {
     let row = error.row();
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, HashMap::new());
-    let code = code_of(row.grpc);
-    match code {
-        Code::InvalidArgument => {
+    match row.grpc {
+        GrpcCode::InvalidArgument => {
             let field = if error == DestroyError::RequestIdInvalid { "request_id" } else { "id" };
             details.add_bad_request_violation(field, row.grpc_message);
         }
-        Code::Unavailable | Code::ResourceExhausted => {
+        GrpcCode::Unavailable | GrpcCode::ResourceExhausted => {
             details.set_retry_info(Some(config::calls::RETRY_AFTER));
         }
         _ => {}
     }
-    Status::with_error_details(code, row.grpc_message, details)
+    Status::with_error_details(code_of(row.grpc), row.grpc_message, details)
+}
+
+/// The response to a call that is not admitted. It is rendered once, because it must cost far less than serving the call.
+#[must_use]
+pub fn refusal(error: DestroyError) -> Response<Body> {
+    static OVERLOADED: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::Overloaded));
+    static UNAVAILABLE: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::StoreUnavailable));
+    let headers = if error == DestroyError::Overloaded { &OVERLOADED } else { &UNAVAILABLE };
+    let mut response = Response::new(Body::empty());
+    response.headers_mut().clone_from(headers);
+    response
+}
+
+fn headers(error: DestroyError) -> HeaderMap {
+    status_of(error).into_http::<Body>().into_parts().0.headers
 }
 
 const fn code_of(code: GrpcCode) -> Code {
@@ -44,18 +58,4 @@ const fn code_of(code: GrpcCode) -> Code {
         GrpcCode::Unavailable => Code::Unavailable,
         GrpcCode::Unauthenticated => Code::Unauthenticated,
     }
-}
-
-/// The answer to a call that is not admitted. It is made once, because it has to cost far less than to serve the call.
-pub fn refused(error: DestroyError) -> Response<Body> {
-    static OVERLOADED: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::Overloaded));
-    static UNAVAILABLE: LazyLock<HeaderMap> = LazyLock::new(|| headers(DestroyError::StoreUnavailable));
-    let headers = if error == DestroyError::Overloaded { &OVERLOADED } else { &UNAVAILABLE };
-    let mut response = Response::new(Body::empty());
-    response.headers_mut().clone_from(headers);
-    response
-}
-
-fn headers(error: DestroyError) -> HeaderMap {
-    status_of(error).into_http::<Body>().into_parts().0.headers
 }

@@ -52,8 +52,15 @@ impl Peer {
 
     /// The address, for the log.
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.text
+    pub fn address_text(&self) -> Arc<str> {
+        self.text.clone()
+    }
+
+    /// A number that no other open connection has.
+    #[must_use]
+    pub fn connection(&self) -> usize {
+        // All requests of a connection share the text.
+        self.text.as_ptr().addr()
     }
 
     /// Whether nobody on the way could read or change what came over this connection.

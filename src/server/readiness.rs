@@ -1,8 +1,9 @@
 //! Whether calls can be served: the database can, and the gateway's keys open what is stored in it.
 
 use crate::{
+    collections::Admission,
     config,
-    grpc::{Admission, Health},
+    grpc::Health,
     store::{CredentialError, Credentials, StateError, StoreCheck},
 };
 

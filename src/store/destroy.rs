@@ -10,13 +10,12 @@ mod queue;
 mod single;
 mod sqlite;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{Span, field};
 
 use super::Store;
-use crate::domain::{CollectionId, DestroyError, RequestId, UserId};
+use crate::domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, RequestId, UserId};
 
 pub use batcher::{BatchDriver, Batcher};
 pub use connection::{BatchConnection, Kind, Ready};
@@ -36,22 +35,7 @@ pub struct Destroy {
     pub deadline: Instant,
 }
 
-/// How a destroy succeeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destroyed {
-    Now,
-    /// An earlier call with the same request id had already done it.
-    Before,
-}
-
-/// Why a destroy failed, with the cause for the log alone.
-#[derive(Clone, Debug)]
-pub(super) struct Failed {
-    error: DestroyError,
-    cause: Option<Arc<str>>,
-}
-
-pub(super) type Outcome = Result<Destroyed, Failed>;
+pub(super) type Outcome = Result<Destroyed, DestroyFailure>;
 
 /// How a statement is run.
 #[derive(Clone, Copy, Debug)]
@@ -88,24 +72,14 @@ impl RowOutcome {
     }
 
     /// `None` where it has to be run again.
-    const fn outcome(self) -> Option<Outcome> {
+    fn outcome(self) -> Option<Outcome> {
         match self {
             Self::Destroyed => Some(Ok(Destroyed::Now)),
             Self::Replayed => Some(Ok(Destroyed::Before)),
-            Self::NotOwner => Some(Err(Failed::unexplained(DestroyError::NotOwner))),
-            Self::NotFound => Some(Err(Failed::unexplained(DestroyError::NotFound))),
+            Self::NotOwner => Some(Err(DestroyError::NotOwner.into())),
+            Self::NotFound => Some(Err(DestroyError::NotFound.into())),
             Self::Conflict => None,
         }
-    }
-}
-
-impl Failed {
-    const fn unexplained(error: DestroyError) -> Self {
-        Self { error, cause: None }
-    }
-
-    fn because(error: DestroyError, cause: impl fmt::Display) -> Self {
-        Self { error, cause: Some(cause.to_string().into()) }
     }
 }
 
@@ -119,13 +93,7 @@ impl Store {
     /// [`DestroyError::NotOwner`], [`DestroyError::NotFound`], [`DestroyError::DeadlineExceeded`] when the statement was
     /// not sent in time, [`DestroyError::Overloaded`] when the queue is full, [`DestroyError::StoreUnavailable`],
     /// [`DestroyError::Internal`].
-    pub async fn destroy(&self, destroy: Destroy) -> Result<Destroyed, DestroyError> {
-        self.batcher.destroy(destroy).await.map_err(|failed| {
-            // The cause goes on the call's line in the log; the caller gets the failure alone.
-            if let Some(cause) = failed.cause {
-                Span::current().record("error", field::display(cause));
-            }
-            failed.error
-        })
+    pub async fn destroy(&self, destroy: Destroy) -> Result<Destroyed, DestroyFailure> {
+        self.batcher.destroy(destroy).await
     }
 }

@@ -10,9 +10,9 @@ use sea_orm::{
 };
 
 use super::{
-    check::StateError,
     connect::{Database, Engine},
     failure::sqlx_error,
+    state_error::StateError,
 };
 
 /// Connections that are compared, at the start and after a lost statement. Each may lead to another one of several poolers,

@@ -1,42 +1,36 @@
-//! The gateway's way to the RPC over the network: a channel to every address behind a name, each call by one of them.
+//! Destroys by RPC servers elsewhere: over HTTP/2, to one address after the other.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{error::Error, fmt, net::SocketAddr, sync::Arc};
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, request::Parts, uri::PathAndQuery};
-use http_body_util::{BodyExt, Full};
+use http::{HeaderName, HeaderValue, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, sync::watch, time::Instant};
-use tonic::{Code, Status, body::Body};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+use tonic::{Code, Request, Status, body::Body};
 use tonic_types::StatusExt;
-use tower::{BoxError, Service, timeout::Timeout, util::BoxCloneSyncService};
-use tracing::{Span, field};
+use tower::{BoxError, timeout::Timeout, util::BoxCloneSyncService};
 
 use super::{balancer::Balancer, resolver::Resolver, url::UpstreamUrl};
 use crate::{
+    collections::{DestroyApi, DestroyCall, DestroyFuture},
     config,
-    domain::{Clock, DestroyError},
-    grpc::{Admission, status_of},
-    identity::AuthenticatedUser,
+    domain::{Clock, DestroyError, DestroyFailure, Destroyed},
     net::{ClientTls, FileWatch, TlsError},
-    rest::Bounds,
+    proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
 };
 
-type Channel = Client<Connector, Full<Bytes>>;
+/// Sends a request over a connection of its pool to the request's address. Boxed, because the compiler cannot prove that the
+/// future of the client itself is `Send`.
+type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Incoming>, legacy::Error>;
 type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
 
 /// The RPC behind a name. Cheap to clone.
@@ -45,29 +39,20 @@ pub struct Upstream {
     channel: watch::Receiver<Channel>,
     balancer: Arc<Balancer>,
     scheme: &'static str,
-    admission: Admission,
 }
 
-/// A call that may be sent more than once.
-struct Call {
-    parts: Parts,
-    path: PathAndQuery,
-    user: HeaderValue,
-    body: Bytes,
-    bounds: Bounds,
-}
-
-/// What went wrong with one try.
-enum Failure {
-    /// Nothing was sent.
+/// Why one attempt failed.
+enum AttemptError {
+    /// The address could not be reached: nothing was sent.
     Unsent(String),
-    /// What became of it is not known.
+    /// The connection failed afterwards. The outcome is not known.
     Unknown(String),
+    /// The server's answer.
+    Status(Status),
 }
 
 impl Upstream {
-    /// The way to this address, what keeps its certificates true to their files, and its addresses to their name. Calls
-    /// are taken as `admission` has it.
+    /// The client, what reloads its certificates, and what resolves its name.
     ///
     /// # Errors
     /// A file of `tls` cannot be used.
@@ -75,7 +60,6 @@ impl Upstream {
         url: UpstreamUrl,
         tls: ClientTls,
         clock: Clock,
-        admission: Admission,
     ) -> Result<(Self, FileWatch, Resolver), TlsError> {
         let (files, name) = (tls.files(), url.name.clone());
         let build = move || Ok(channel(tls.load(&clock)?, name.clone()));
@@ -83,103 +67,69 @@ impl Upstream {
         let scheme = url.scheme;
         let (resolver, addresses) = Resolver::new(url);
         let balancer = Arc::new(Balancer::new(addresses));
-        Ok((Self { channel, balancer, scheme, admission }, reload, resolver))
+        Ok((Self { channel, balancer, scheme }, reload, resolver))
     }
 
-    async fn answer(self, request: Request<Body>) -> Result<Response<Body>, DestroyError> {
-        let _permit = self.admission.enter()?;
-        let call = Call::read(request).await.ok_or(DestroyError::Internal)?;
-        let answer = self.by_turns(&call).await?;
-        match refusal_of_ourselves(&answer) {
-            Some(reason) => {
-                Span::current()
-                    .record("error", format!("the upstream does not trust this gateway: {reason}"));
-                Err(DestroyError::Internal)
-            }
-            None => Ok(answer),
-        }
-    }
-
-    /// Tries one backend after the other, as long as that is safe: what may have been sent is sent again only under a
-    /// request id, by which the service knows it.
-    async fn by_turns(&self, call: &Call) -> Result<Response<Body>, DestroyError> {
+    /// Tries one address after the other, as long as that is safe: what may have been sent is sent again only under a
+    /// request id, by which the server recognizes it.
+    async fn send_with_failover(&self, call: &DestroyCall) -> Result<Destroyed, DestroyFailure> {
+        let is_repeatable = call.request_id.is_some();
         let mut attempt = 1;
         loop {
             let Some(address) = self.balancer.pick() else {
-                return Err(blame("the name of the upstream has no address"));
+                return Err(unavailable("the upstream's name has no address"));
             };
-            let last = attempt == config::upstream::ATTEMPTS;
+            let is_last = attempt == config::upstream::ATTEMPTS;
             match self.send(address, call).await {
-                Ok(response) if last || !call.bounds.repeatable || !is_unavailable(&response) => {
-                    return Ok(response.map(Body::new));
-                }
-                Ok(_unavailable) => {}
-                Err(Failure::Unsent(cause)) => {
+                Ok(destroyed) => return Ok(destroyed),
+                Err(AttemptError::Unsent(cause)) => {
                     self.balancer.eject(address);
-                    if last {
-                        return Err(blame(format_args!("{address}: {cause}")));
+                    if is_last {
+                        return Err(unavailable(format_args!("{address}: {cause}")));
                     }
                 }
-                Err(Failure::Unknown(cause)) if last || !call.bounds.repeatable => {
-                    return Err(blame(format_args!("{address}: {cause}")));
+                Err(AttemptError::Unknown(cause)) if is_last || !is_repeatable => {
+                    return Err(unavailable(format_args!("{address}: {cause}")));
                 }
-                Err(Failure::Unknown(_)) => {}
+                Err(AttemptError::Status(status))
+                    if is_last || !is_repeatable || status.code() != Code::Unavailable =>
+                {
+                    return Err(failure(address, &status));
+                }
+                Err(AttemptError::Unknown(_) | AttemptError::Status(_)) => {}
             }
             tokio::time::sleep(config::upstream::BACKOFF * attempt).await;
             attempt += 1;
         }
     }
 
-    async fn send(&self, address: SocketAddr, call: &Call) -> Result<Response<Incoming>, Failure> {
-        let request = call.to(self.scheme, address).map_err(|error| Failure::Unsent(error.to_string()))?;
+    async fn send(&self, address: SocketAddr, call: &DestroyCall) -> Result<Destroyed, AttemptError> {
+        let origin: Uri =
+            format!("{}://{address}", self.scheme).parse().map_err(unsent::<http::uri::InvalidUri>)?;
+        let request = request(call).map_err(unsent)?;
         let channel = self.channel.borrow().clone();
-        channel.request(request).await.map_err(|error| {
-            let cause = chain(&error);
-            if error.is_connect() { Failure::Unsent(cause) } else { Failure::Unknown(cause) }
-        })
+        let response = CollectionsServiceClient::with_origin(channel, origin)
+            .max_decoding_message_size(config::calls::MESSAGE_LIMIT)
+            .destroy(request)
+            .await;
+        match response {
+            Ok(response) if response.get_ref().destroyed => Ok(Destroyed::Now),
+            Ok(_) => Err(AttemptError::Status(Status::internal("OK without `destroyed`"))),
+            Err(status) => Err(match status.source() {
+                None => AttemptError::Status(status),
+                Some(error) if is_connect(error) => AttemptError::Unsent(chain(error)),
+                Some(error) => AttemptError::Unknown(chain(error)),
+            }),
+        }
     }
 }
 
-impl Service<Request<Body>> for Upstream {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let upstream = self.clone();
+impl DestroyApi for Upstream {
+    fn destroy(&self, call: DestroyCall) -> DestroyFuture<'_> {
         Box::pin(async move {
-            let answer = upstream.answer(request).await;
-            Ok(answer.unwrap_or_else(|error| status_of(error).into_http()))
+            let sent = timeout_at(call.deadline, self.send_with_failover(&call)).await;
+            sent.unwrap_or_else(|_elapsed| Err(DestroyError::DeadlineExceeded.into()))
         })
-    }
-}
-
-impl Call {
-    async fn read(request: Request<Body>) -> Option<Self> {
-        let (parts, body) = request.into_parts();
-        let user = parts.extensions.get::<AuthenticatedUser>()?.user().to_string();
-        Some(Self {
-            user: HeaderValue::from_str(&user).ok()?,
-            bounds: *parts.extensions.get::<Bounds>()?,
-            path: parts.uri.path_and_query()?.clone(),
-            body: body.collect().await.ok()?.to_bytes(),
-            parts,
-        })
-    }
-
-    /// One try: the user in the metadata, and the time that is left.
-    fn to(&self, scheme: &str, address: SocketAddr) -> Result<Request<Full<Bytes>>, http::Error> {
-        let uri: Uri = format!("{scheme}://{address}{}", self.path).parse()?;
-        let left = self.bounds.deadline.saturating_duration_since(Instant::now()).as_millis();
-        let mut request = Request::post(uri).body(Full::new(self.body.clone()))?;
-        *request.headers_mut() = self.parts.headers.clone();
-        request.headers_mut().insert("x-user-id", self.user.clone());
-        request.headers_mut().insert("grpc-timeout", HeaderValue::try_from(format!("{left}m"))?);
-        Ok(request)
     }
 }
 
@@ -189,7 +139,26 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// HTTP/2 to whatever address, where somebody shows the certificate of this name. A silent server is noticed by pings.
+/// One attempt's request: the user in the metadata, and the time that is left.
+fn request(call: &DestroyCall) -> Result<Request<DestroyRequest>, http::header::InvalidHeaderValue> {
+    let request_id = call.request_id.map(|request_id| request_id.to_string()).unwrap_or_default();
+    let mut request = Request::new(DestroyRequest { id: call.id.to_string(), request_id });
+    request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
+    let headers = request.metadata_mut().as_mut();
+    headers.insert("x-user-id", call.user.user().get().into());
+    for (name, value) in [
+        ("x-request-id", &call.context.request_id),
+        ("traceparent", &call.context.traceparent),
+        ("tracestate", &call.context.tracestate),
+    ] {
+        if let Some(value) = value {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
+        }
+    }
+    Ok(request)
+}
+
+/// HTTP/2 to any address whose server shows a certificate of this name. Pings detect a silent server.
 fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
@@ -200,36 +169,62 @@ fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
         .with_server_name_resolver(FixedServerNameResolver::new(name))
         .enable_http2()
         .wrap_connector(http);
-    Client::builder(TokioExecutor::new())
+    let client = Client::builder(TokioExecutor::new())
         .http2_only(true)
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .http2_keep_alive_interval(config::net::KEEPALIVE)
         .http2_keep_alive_timeout(config::net::KEEPALIVE)
         .http2_keep_alive_while_idle(true)
-        .build(Connector::new(Timeout::new(connector, config::upstream::CONNECT_TIMEOUT)))
+        .build(Connector::new(Timeout::new(connector, config::upstream::CONNECT_TIMEOUT)));
+    Channel::new(client)
 }
 
-fn is_unavailable<B>(response: &Response<B>) -> bool {
-    Status::from_header_map(response.headers()).is_some_and(|status| status.code() == Code::Unavailable)
+/// The failure of a status: by its reason or, where a proxy made the status, by its code.
+fn failure_of(status: &Status) -> DestroyError {
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    DestroyError::from_reason(&reason).unwrap_or(match status.code() {
+        Code::Unavailable => DestroyError::StoreUnavailable,
+        Code::DeadlineExceeded | Code::Cancelled => DestroyError::DeadlineExceeded,
+        Code::ResourceExhausted => DestroyError::Overloaded,
+        _ => DestroyError::Internal,
+    })
 }
 
-/// Why the RPC refuses what the gateway says, who has found out the user by itself: no client is at fault.
-fn refusal_of_ourselves<B>(response: &Response<B>) -> Option<String> {
-    let status = Status::from_header_map(response.headers())?;
+/// The failure of an answer. The gateway has authenticated the user itself, so where the server does not trust the gateway,
+/// the client is not at fault.
+fn failure(address: SocketAddr, status: &Status) -> DestroyFailure {
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
-    let not_trusted = ["CALLER_NOT_ALLOWED", "USER_CONTEXT_REQUIRED"].contains(&reason.as_str());
-    (not_trusted || status.code() == Code::Unauthenticated).then_some(reason)
+    let is_distrusted = ["CALLER_NOT_ALLOWED", "USER_CONTEXT_REQUIRED"].contains(&reason.as_str());
+    if is_distrusted || status.code() == Code::Unauthenticated {
+        let cause = format_args!("the upstream {address} does not trust this gateway: {reason}");
+        return DestroyFailure::new(DestroyError::Internal, cause);
+    }
+    let error = failure_of(status);
+    if error.is_fault() {
+        DestroyFailure::new(
+            error,
+            format_args!("the upstream {address} answered {reason}: {}", status.message()),
+        )
+    } else {
+        error.into()
+    }
 }
 
-/// Writes the cause on the request's line in the log; the client is told that it may try again.
-fn blame(cause: impl fmt::Display) -> DestroyError {
-    Span::current().record("error", field::display(format_args!("the upstream did not answer: {cause}")));
-    DestroyError::StoreUnavailable
+fn unavailable(cause: impl fmt::Display) -> DestroyFailure {
+    DestroyFailure::new(DestroyError::StoreUnavailable, format_args!("the upstream did not answer: {cause}"))
 }
 
-/// An error with all its causes, each of which says only its own part.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
+fn unsent<E: fmt::Display>(error: E) -> AttemptError {
+    AttemptError::Unsent(error.to_string())
+}
+
+fn is_connect(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect)
+}
+
+/// An error with all its causes, each of which names only its own part.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

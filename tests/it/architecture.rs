@@ -1,5 +1,7 @@
 //! The rooms: who may name what.
 
+mod circles;
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// A room, and the others that it may import. `main` and `lib` only put them together.
@@ -21,17 +23,17 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "upstream",
         ],
     ),
-    ("collections", &["domain", "identity", "store"]),
+    ("collections", &["config", "domain", "identity", "store"]),
     ("config", &[]),
     ("domain", &[]),
-    ("grpc", &["collections", "config", "domain", "identity", "proto", "store", "telemetry"]),
+    ("grpc", &["collections", "config", "domain", "identity", "net", "proto", "telemetry"]),
     ("identity", &["config", "domain"]),
     ("jobs", &["config", "store"]),
     ("jwks", &["config", "domain", "identity"]),
     ("net", &["config", "domain", "identity"]),
     ("proto", &["config"]),
     ("rate_limit", &["config", "domain", "telemetry"]),
-    ("rest", &["config", "domain", "identity", "proto", "rate_limit", "telemetry"]),
+    ("rest", &["collections", "config", "domain", "identity", "net", "rate_limit", "telemetry"]),
     (
         "server",
         &[
@@ -51,19 +53,21 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ),
     ("store", &["config", "domain"]),
     ("telemetry", &["config", "domain"]),
-    ("upstream", &["config", "domain", "grpc", "identity", "net", "rest"]),
+    ("upstream", &["collections", "config", "domain", "net", "proto"]),
 ];
 
 /// A word, and the rooms that may hold it.
-const WORDS: [(&str, &[&str]); 8] = [
+const WORDS: [(&str, &[&str]); 10] = [
     ("sea_orm::", &["store"]),
     ("sqlx::", &["store"]),
-    ("axum", &["rest"]),
+    ("axum", &["rest", "server"]),
+    ("tonic", &["grpc", "proto", "server", "upstream", "cli"]),
+    ("tonic::transport", &[]),
     ("tonic::server", &["grpc"]),
-    ("tonic::service", &["grpc"]),
+    ("tonic::service", &[]),
     ("_server::", &["grpc"]),
     ("AuthenticatedUser {", &["identity"]),
-    (".destroy(Destroy", &["collections"]),
+    (".destroy(Destroy {", &["collections"]),
 ];
 
 /// Every file of `src/`: its room, its name, its lines of code.
@@ -117,10 +121,15 @@ fn imports_are_read() {
     assert_eq!(read, ["config", "domain", "grpc", "rest", "store"]);
 }
 
-#[test]
-fn every_room_keeps_to_itself() {
+fn all_sources() -> Vec<(String, String, String)> {
     let mut found = Vec::new();
     sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut found);
+    found
+}
+
+#[test]
+fn each_room_imports_only_the_rooms_that_it_may() {
+    let found = all_sources();
     let rooms: BTreeSet<_> = found.iter().map(|(room, ..)| room.as_str()).collect();
     let known = ROOMS.iter().map(|(room, _)| *room).chain(["lib", "main"]).collect();
     assert_eq!(rooms, known, "a room without its rule");

@@ -4,8 +4,8 @@ use std::{future::Future, time::Duration};
 
 use collections_service::{
     config::store::{CLOSE_TIMEOUT, QUEUE_CAPACITY, STATEMENT_BOUND},
-    domain::{CollectionId, DestroyError, Entropy},
-    store::{Capacity, Destroy, Destroyed, Store},
+    domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, Entropy},
+    store::{Capacity, Destroy, Store},
 };
 use sea_orm::{ConnectionTrait, Statement, TransactionTrait};
 use tokio::time::Instant;
@@ -42,6 +42,11 @@ pub fn of_other(id: i64) -> Destroy {
 }
 
 /// All of them at once. Where a runtime has one thread, they are in the queue together before the batcher wakes.
+/// Without the cause, which is for the log.
+pub async fn outcome_of(store: &Store, destroy: Destroy) -> Outcome {
+    store.destroy(destroy).await.map_err(|failure| failure.error)
+}
+
 pub async fn together(store: &Store, destroys: impl IntoIterator<Item = Destroy>) -> Vec<Outcome> {
     let mut calls: Vec<_> = destroys.into_iter().map(|destroy| Box::pin(store.destroy(destroy))).collect();
     let mut outcomes = vec![None; calls.len()];
@@ -58,7 +63,11 @@ pub async fn together(store: &Store, destroys: impl IntoIterator<Item = Destroy>
         }
     })
     .await;
-    outcomes.into_iter().flatten().collect()
+    outcomes
+        .into_iter()
+        .flatten()
+        .map(|outcome: Result<_, DestroyFailure>| outcome.map_err(|failure| failure.error))
+        .collect()
 }
 
 async fn everyone_is_told_the_truth(backend: Backend) {
@@ -68,7 +77,7 @@ async fn everyone_is_told_the_truth(backend: Backend) {
     }
     ground.put(7, OTHER).await;
     let store = &ground.store;
-    assert_eq!(store.destroy(repeatable(6, 0)).await, Ok(Destroyed::Now));
+    assert_eq!(outcome_of(store, repeatable(6, 0)).await, Ok(Destroyed::Now));
     let outcomes = together(
         store,
         [
@@ -217,7 +226,7 @@ async fn a_locked_row_delays_its_own_destroy_alone() {
     let (store, begun) = (ground.store.clone(), Instant::now());
     let locked = tokio::spawn({
         let store = store.clone();
-        async move { store.destroy(asked(13)).await }
+        async move { outcome_of(&store, asked(13)).await }
     });
     let outcomes = together(&store, (1..=20).filter(|id| *id != 13).map(asked)).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
@@ -287,10 +296,10 @@ async fn a_destroy_without_a_caller_leaves_the_queue() {
     for id in 1..=5 {
         ground.put(id, OWNER).await;
     }
-    assert_eq!(ground.store.destroy(asked(5)).await, Ok(Destroyed::Now));
+    assert_eq!(outcome_of(&ground.store, asked(5)).await, Ok(Destroyed::Now));
     let call = |destroy: Destroy| {
         let store = ground.store.clone();
-        tokio::spawn(async move { store.destroy(destroy).await })
+        tokio::spawn(async move { outcome_of(&store, destroy).await })
     };
     cluster.freeze();
     let first = call(asked(1));
@@ -314,11 +323,11 @@ async fn a_destroy_waits_for_the_database_until_its_deadline() {
     let mut cluster = Cluster::start().await;
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
     ground.put(1, OWNER).await;
-    assert_eq!(ground.store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    assert_eq!(outcome_of(&ground.store, asked(1)).await, Ok(Destroyed::Now));
     cluster.freeze();
     let call = |destroy: Destroy| {
         let store = ground.store.clone();
-        tokio::spawn(async move { store.destroy(destroy).await })
+        tokio::spawn(async move { outcome_of(&store, destroy).await })
     };
     let within = |limit: Duration| Instant::now() + limit;
     let (stuck, begun) = (call(Destroy { deadline: within(STATEMENT_BOUND), ..asked(2) }), Instant::now());
@@ -344,7 +353,7 @@ async fn the_queue_has_an_end() {
     assert!(outcomes[QUEUE_CAPACITY..].iter().all(|outcome| *outcome == Err(DestroyError::Overloaded)));
     ground.put(1, OWNER).await;
     ground.store.close().await;
-    assert_eq!(ground.store.destroy(asked(1)).await, Err(DestroyError::StoreUnavailable));
+    assert_eq!(outcome_of(&ground.store, asked(1)).await, Err(DestroyError::StoreUnavailable));
 }
 
 /// Those who wait together cost one statement, or two where they are many: each half. No statement has more than
@@ -385,12 +394,12 @@ async fn idle_batches_end_at_once() {
         Store::connect(&url, capacity, ground.clock.clone(), Entropy::default()).await.unwrap();
     let ended = driver
         .run_until(async {
-            assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
+            assert_eq!(outcome_of(&store, asked(1)).await, Ok(Destroyed::Now));
             Instant::now()
         })
         .await;
     assert!(ended.elapsed() < CLOSE_TIMEOUT, "{:?}", ended.elapsed());
-    assert_eq!(store.destroy(asked(2)).await, Err(DestroyError::StoreUnavailable));
+    assert_eq!(outcome_of(&store, asked(2)).await, Err(DestroyError::StoreUnavailable));
 }
 
 /// A row that is refused does not cost a statement for each of the others.

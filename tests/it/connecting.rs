@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use collections_service::store::{Capacity, Destroyed};
+use collections_service::domain::Destroyed;
+use collections_service::store::Capacity;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 use tokio::{
     net::TcpListener,

@@ -117,7 +117,6 @@ impl Seen {
             | "REQUEST_ID_INVALID"
             | "NOT_OWNER"
             | "COLLECTION_NOT_FOUND"
-            | "OVERLOADED"
             | "INTERNAL" => Some("read-write"),
             _ => access.filter(|_| expected == "STORE_UNAVAILABLE"),
         };

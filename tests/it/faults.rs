@@ -21,9 +21,12 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::support::{
-    App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, Rpc, cluster::Cluster, connect, destroy,
-    fresh_database, fresh_postgres, oauth::Signer, user, wait_for,
+use super::{
+    batches::outcome_of,
+    support::{
+        App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, Rpc, cluster::Cluster, connect, destroy,
+        fresh_database, fresh_postgres, oauth::Signer, user, wait_for,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -314,7 +317,7 @@ async fn a_late_destroy_is_not_sent() {
     ground.put(1, OWNER).await;
     let (listener, through, server) = front(&ground.url).await;
     let store = connect(&through, Capacity::of(1), &ground.clock).await;
-    let call = tokio::spawn(async move { store.destroy(late()).await });
+    let call = tokio::spawn(async move { outcome_of(&store, late()).await });
     passed().await;
     tokio::spawn(relay(listener, server, Sent::default()));
     assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));
@@ -325,7 +328,7 @@ async fn a_late_destroy_is_not_sent() {
     let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
     let store = ground.store.clone();
-    let call = tokio::spawn(async move { store.destroy(late()).await });
+    let call = tokio::spawn(async move { outcome_of(&store, late()).await });
     passed().await;
     rival.rollback().await.unwrap();
     assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));

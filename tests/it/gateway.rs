@@ -228,8 +228,8 @@ async fn it_forwards_the_user_and_the_time_that_is_left() {
     assert_eq!(users, [&OWNER.to_string()]);
     assert_eq!(call["x-request-id"], "r1");
     assert!(!call.contains_key("authorization"));
-    let left = call["grpc-timeout"].to_str().unwrap().strip_suffix('m').unwrap();
-    assert!((1..=8800).contains(&left.parse::<u32>().unwrap()), "{left}");
+    let left = call["grpc-timeout"].to_str().unwrap().strip_suffix('u').unwrap();
+    assert!((1..=8_800_000).contains(&left.parse::<u32>().unwrap()), "{left}");
 }
 
 /// An RPC that takes calls and never answers, or never ends its answer, costs each its deadline; the client gets JSON.

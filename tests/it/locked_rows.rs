@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use collections_service::{
     config::store::LOCKED_CAPACITY,
-    domain::DestroyError,
-    store::{Capacity, Destroy, Destroyed},
+    domain::{DestroyError, Destroyed},
+    store::{Capacity, Destroy},
 };
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    batches::{asked, together},
+    batches::{asked, outcome_of, together},
     faults::{Sent, front, relay},
     support::{BLOCKED, Backend, Ground, OWNER, connect, wait_for},
 };
@@ -40,9 +40,9 @@ async fn locked_rows_refuse_no_other_destroys() {
     let locked: Vec<_> = (1..=20)
         .map(|number| {
             let store = ground.store.clone();
-            tokio::spawn(
-                async move { store.destroy(until(Duration::from_secs(30), asked(10 * number))).await },
-            )
+            tokio::spawn(async move {
+                outcome_of(&store, until(Duration::from_secs(30), asked(10 * number))).await
+            })
         })
         .collect();
     let others = (1..=200).filter(|id| id % 10 != 0);
@@ -65,7 +65,7 @@ async fn a_locked_row_delays_one_batch() {
     let rival = lock(&ground, "id = 13").await;
     let again = |limit| {
         let store = ground.store.clone();
-        tokio::spawn(async move { store.destroy(until(limit, asked(13))).await })
+        tokio::spawn(async move { outcome_of(&store, until(limit, asked(13))).await })
     };
     let first = again(Duration::from_secs(20));
     wait_for(&ground.connection().await, BLOCKED).await;
@@ -75,7 +75,7 @@ async fn a_locked_row_delays_one_batch() {
     let mut later = Vec::new();
     for id in (1..=40).filter(|id| *id != 13) {
         later.push(again(Duration::from_secs(20)));
-        assert_eq!(ground.store.destroy(asked(id)).await, Ok(Destroyed::Now));
+        assert_eq!(outcome_of(&ground.store, asked(id)).await, Ok(Destroyed::Now));
     }
     // With a wait in each batch it would be two seconds.
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
@@ -127,7 +127,7 @@ async fn waiting_for_a_lock_has_limits() {
     let ground = Ground::new(Backend::Postgres).await;
     ground.put(1, OWNER).await;
     let rival = lock(&ground, "id = 1").await;
-    let short = ground.store.destroy(until(Duration::from_secs(1), asked(1))).await;
+    let short = outcome_of(&ground.store, until(Duration::from_secs(1), asked(1))).await;
     assert_eq!(short, Err(DestroyError::DeadlineExceeded));
     let more = LOCKED_CAPACITY + 40;
     let all = together(&ground.store, (0..more).map(|_| until(Duration::from_secs(3), asked(1))));
@@ -135,5 +135,5 @@ async fn waiting_for_a_lock_has_limits() {
     let refused = outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::Overloaded)).count();
     assert!((39..=40).contains(&refused), "{refused}");
     rival.rollback().await.unwrap();
-    assert_eq!(ground.store.destroy(asked(1)).await, Ok(Destroyed::Now));
+    assert_eq!(outcome_of(&ground.store, asked(1)).await, Ok(Destroyed::Now));
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use collections_service::store::Destroyed;
+use collections_service::domain::Destroyed;
 
 use super::{
     batches::{asked, tombstones},

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use collections_service::{
-    domain::Entropy,
-    store::{Destroyed, hashint8},
+    domain::{Destroyed, Entropy},
+    store::hashint8,
 };
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 

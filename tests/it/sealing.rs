@@ -11,7 +11,7 @@ use std::{
 use collections_service::{
     config::DatabaseUrl,
     domain::{Clock, CredentialDirectory, Entropy, Secret},
-    rest::Surroundings,
+    rest::TransportPolicy,
     server::Rest,
     store::{CredentialCache, Credentials, KeyRing, KeyRingError},
 };
@@ -121,7 +121,7 @@ async fn no_debug_shows_a_secret() {
     let rest = Rest {
         address: "127.0.0.1:0".parse().unwrap(),
         tls: None,
-        surroundings: Surroundings::default(),
+        transport: TransportPolicy::default(),
         public_origins: Vec::new(),
         rate_limit: None,
         keys: ground.keys.clone(),

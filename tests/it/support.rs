@@ -24,7 +24,7 @@ use collections_service::{
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
     identity::TrustedPeers,
     proto::{DestroyRequest, DestroyResponse},
-    rest::Surroundings,
+    rest::TransportPolicy,
     server::{self, Grpc, Rest, Running, Settings},
     store::{Capacity, Credentials, KeyRing, NewCollection, Store},
     telemetry::Metrics,
@@ -139,7 +139,7 @@ impl App {
             rest: Some(Rest {
                 address: free(),
                 tls: None,
-                surroundings: Surroundings::default(),
+                transport: TransportPolicy::default(),
                 public_origins: Vec::new(),
                 rate_limit: None,
                 keys: ground.keys.clone(),

@@ -6,7 +6,7 @@ use collections_service::{
     domain::Clock,
     net::{ClientAuth, KeyPair, ServerTls},
     proto::DestroyRequest,
-    rest::Surroundings,
+    rest::TransportPolicy,
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -263,7 +263,7 @@ async fn rest_is_served_over_tls() {
     let app = App::start_with(ground, |settings| {
         let rest = settings.rest.as_mut().unwrap();
         rest.tls = Some(ServerTls { key_pair, clients: ClientAuth::Anyone, alpn: &["h2", "http/1.1"] });
-        rest.surroundings.require_tls = true;
+        rest.transport.require_tls = true;
     })
     .await;
     for (http2, id) in [(false, "custom-1"), (true, "custom-2")] {
@@ -289,8 +289,8 @@ async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
         let ground = Ground::new(Backend::Sqlite).await;
         ground.put(1, OWNER).await;
         let app = App::start_with(ground, |settings| {
-            settings.rest.as_mut().unwrap().surroundings =
-                Surroundings { require_tls: true, trusted_proxies: vec![proxies.parse().unwrap()] };
+            settings.rest.as_mut().unwrap().transport =
+                TransportPolicy { require_tls: true, trusted_proxies: vec![proxies.parse().unwrap()] };
         })
         .await;
         let url = format!("{}{PATH}", app.rest.replace("http://", "https://"));

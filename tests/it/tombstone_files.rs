@@ -14,8 +14,8 @@ use std::{
 };
 
 use collections_service::{
-    domain::{CollectionId, DestroyError},
-    store::{Destroyed, NewCollection},
+    domain::{CollectionId, DestroyError, Destroyed},
+    store::NewCollection,
 };
 use nix::sys::signal::Signal;
 use sea_orm::{

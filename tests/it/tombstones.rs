@@ -1,8 +1,8 @@
 //! What a batch leaves behind of each destroy.
 
 use collections_service::{
-    domain::DestroyError,
-    store::{Destroy, Destroyed},
+    domain::{DestroyError, Destroyed},
+    store::Destroy,
 };
 use sea_orm::{ConnectionTrait, Statement};
 

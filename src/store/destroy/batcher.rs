@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Destroy, Failed, Outcome,
+    Destroy, Outcome,
     connection::{BatchConnection, Kind},
     executor::{Executor, Shared},
     placement::Placement,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config::store,
-    domain::DestroyError,
+    domain::{DestroyError, DestroyFailure},
     store::{Capacity, connect::Database},
 };
 
@@ -83,9 +83,10 @@ impl Batcher {
             let group = groups.placement.group_of(pending.destroy.id);
             groups.queues.get(group).or_else(|| groups.queues.first()).cloned()
         };
-        let queue = queue.ok_or_else(|| Failed::because(DestroyError::Internal, "the store has no queue"))?;
+        let queue =
+            queue.ok_or_else(|| DestroyFailure::new(DestroyError::Internal, "the store has no queue"))?;
         queue.push(pending)?;
-        let dropped = |_| Failed::because(DestroyError::Internal, "the destroy's batch panicked");
+        let dropped = |_| DestroyFailure::new(DestroyError::Internal, "the destroy's batch panicked");
         outcome.await.map_err(dropped)?
     }
 

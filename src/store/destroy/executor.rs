@@ -7,13 +7,13 @@ use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use uuid::Builder;
 
 use super::{
-    Attempt, Destroy, Failed, RowOutcome,
+    Attempt, Destroy, RowOutcome,
     connection::{BatchConnection, Ready},
     queue::Pending,
 };
 use crate::{
     config::store,
-    domain::{Clock, DestroyError, Entropy, RequestId},
+    domain::{Clock, DestroyError, DestroyFailure, Entropy, RequestId},
     store::{
         failure::{Failure, sqlstate},
         status::StoreStatus,
@@ -260,7 +260,7 @@ fn fail(batch: Vec<Pending>, error: DestroyError, cause: &impl fmt::Display) {
     if batch.is_empty() {
         return;
     }
-    let failed = Failed::because(error, cause);
+    let failed = DestroyFailure::new(error, cause);
     batch.into_iter().for_each(|pending| pending.complete(Err(failed.clone())));
 }
 

@@ -11,8 +11,11 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Destroy, Destroyed, Failed, Outcome};
-use crate::{config::store, domain::DestroyError};
+use super::{Destroy, Outcome};
+use crate::{
+    config::store,
+    domain::{DestroyError, DestroyFailure, Destroyed},
+};
 
 /// A destroy and the caller who waits for its outcome.
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl Pending {
         let Err(unsent) = self.reply.send(outcome) else { return };
         const MESSAGE: &str = "destroy finished after the caller disconnected";
         match unsent {
-            Err(Failed { error, cause }) if error.is_fault() => {
+            Err(DestroyFailure { error, cause }) if error.is_fault() => {
                 tracing::error!(collection.id = %id, enduser.id = %user, outcome = ?error, error = cause.as_deref(), "{MESSAGE}");
             }
             outcome => {
@@ -77,7 +80,7 @@ impl Pending {
         if now < self.destroy.deadline {
             return Some(self);
         }
-        self.complete(Err(Failed::unexplained(DestroyError::DeadlineExceeded)));
+        self.complete(Err(DestroyError::DeadlineExceeded.into()));
         None
     }
 }
@@ -85,13 +88,13 @@ impl Pending {
 impl Queue {
     /// # Errors
     /// The queue is full, or the store is closed.
-    pub fn push(&self, pending: Pending) -> Result<(), Failed> {
+    pub fn push(&self, pending: Pending) -> Result<(), DestroyFailure> {
         let mut state = self.state();
         if state.closed {
-            return Err(Failed::because(DestroyError::StoreUnavailable, "the store is closed"));
+            return Err(DestroyFailure::new(DestroyError::StoreUnavailable, "the store is closed"));
         }
         if state.pending.len() >= store::QUEUE_CAPACITY {
-            return Err(Failed::unexplained(DestroyError::Overloaded));
+            return Err(DestroyError::Overloaded.into());
         }
         state.pending.push_back(pending);
         drop(state);

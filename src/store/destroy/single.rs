@@ -15,14 +15,13 @@ use tokio::{
 };
 
 use super::{
-    Failed,
     connection::{BatchConnection, Kind},
     executor::{Executor, Shared},
     queue::Pending,
 };
 use crate::{
     config::store,
-    domain::{CollectionId, DestroyError},
+    domain::{CollectionId, DestroyError, DestroyFailure},
     store::connect::Database,
 };
 
@@ -140,7 +139,7 @@ impl SingleExecutor {
 fn push(queue: &mut VecDeque<Pending>, pending: Pending, waiting: &mut usize) {
     if *waiting >= store::LOCKED_CAPACITY {
         let cause = "too many destroys wait for locked rows";
-        return pending.complete(Err(Failed::because(DestroyError::Overloaded, cause)));
+        return pending.complete(Err(DestroyFailure::new(DestroyError::Overloaded, cause)));
     }
     *waiting += 1;
     queue.push_back(pending);

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use collections_service::{
-    domain::{CollectionId, DestroyError, UserId},
+    domain::{CollectionId, DestroyError, Destroyed, UserId},
     store::{
-        Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, ImportOutcome, Inconsistency,
-        NewCollection, OwnerMismatch, Purged, Refusal, Tombstone,
+        Applied, CollectionToImport, Destroy, EntryToImport, ImportOutcome, Inconsistency, NewCollection,
+        OwnerMismatch, Purged, Refusal, Tombstone,
     },
 };
 

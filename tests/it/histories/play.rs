@@ -7,10 +7,10 @@ use std::{
 };
 
 use collections_service::{
-    domain::{CollectionId, DestroyError, RequestId, UserId},
+    domain::{CollectionId, DestroyError, Destroyed, RequestId, UserId},
     store::{
-        Applied, CollectionToImport, Destroy, Destroyed, EntryToImport, ImportOutcome, ImportProgress,
-        Inconsistency, NewCollection, PurgeLimits, Purged, Tombstone, VerifyPosition,
+        Applied, CollectionToImport, Destroy, EntryToImport, ImportOutcome, ImportProgress, Inconsistency,
+        NewCollection, PurgeLimits, Purged, Tombstone, VerifyPosition,
     },
 };
 use proptest::test_runner::TestCaseError;
@@ -21,7 +21,10 @@ use super::{
     database::Database,
     model::{Tables, Time},
 };
-use crate::{batches::together, support::user};
+use crate::{
+    batches::{outcome_of, together},
+    support::user,
+};
 
 /// Of an import.
 const NAME: &str = "histories";
@@ -356,7 +359,8 @@ impl Player<'_> {
             deadline: deadline(),
         };
         let store = &self.database.store;
-        let answers = (store.destroy(calls(tombstone.request_id)).await, store.destroy(calls(None)).await);
+        let answers =
+            (outcome_of(store, calls(tombstone.request_id)).await, outcome_of(store, calls(None)).await);
         let expected = (Ok(Destroyed::Before), Err(DestroyError::NotFound));
         same(&answers, &expected, &format!("destroys of {id} again"))?;
         self.run(&Operation::Insert { id, owner, entries: 1 }).await?;

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::{execute, number, purge, verify};
 use crate::{
-    batches::asked,
+    batches::{asked, outcome_of},
     destroy::on_both,
     support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
 };
@@ -81,7 +81,7 @@ async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added
             tokio::task::yield_now().await;
         }
         loop {
-            match ground.store.destroy(asked(id)).await {
+            match outcome_of(&ground.store, asked(id)).await {
                 Ok(_) => break,
                 // The row was locked for too long, again and again.
                 Err(DestroyError::DeadlineExceeded | DestroyError::StoreUnavailable) => {}
@@ -223,7 +223,7 @@ async fn a_destroy_waits_for_entries_in_flight() {
         let adding = writer.begin_with_config(Some(level), None).await.unwrap();
         assert_eq!(add_entry(&adding, 1, 9).await, Ok(1));
         let store = ground.store.clone();
-        let destroyed = tokio::spawn(async move { store.destroy(asked(1)).await });
+        let destroyed = tokio::spawn(async move { outcome_of(&store, asked(1)).await });
         wait_for(&ground.connection().await, BLOCKED).await;
         assert!(!destroyed.is_finished());
         adding.commit().await.unwrap();

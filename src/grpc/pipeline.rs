@@ -1,0 +1,182 @@
+//! What every call passes before it reaches the service: its record, its deadline, its body, admission and identity.
+
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    future::{self, Future},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tonic::{Code, Status, body::Body};
+use tower::Service;
+
+use super::{service::AuthenticatedCall, status::refusal, status_of};
+use crate::{
+    collections::{Admission, Holder},
+    config::calls,
+    domain::{DestroyError, DestroyFailure},
+    identity::{Callers, Peer},
+    net::body::{self, BodyError},
+    telemetry::{CallFields, CallRecord},
+};
+
+/// The method that nearly every call is for, as the log names it.
+const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
+
+/// A service behind the pipeline. It gets requests with their whole body and an [`AuthenticatedCall`] in their extensions.
+#[derive(Clone, Debug)]
+pub struct Pipeline<S> {
+    inner: S,
+    admission: Admission,
+    callers: Callers,
+}
+
+impl<S> Pipeline<S> {
+    pub const fn new(inner: S, admission: Admission, callers: Callers) -> Self {
+        Self { inner, admission, callers }
+    }
+}
+
+impl<S> Service<Request<Incoming>> for Pipeline<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    /// The generated service is always ready.
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        // Before anything is spent on the call: refused calls must not starve those that are served.
+        if let Err(error) = self.admission.check() {
+            self.admission.count_refusal(error);
+            return Box::pin(future::ready(Ok(refusal(error))));
+        }
+        let pipeline = self.clone();
+        Box::pin(async move { Ok(pipeline.serve(request).await) })
+    }
+}
+
+impl<S> Pipeline<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible>,
+{
+    async fn serve(self, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let record = CallRecord::new(fields(&parts));
+        let deadline = record.started() + timeout(&parts.headers);
+        let admission = self.admission.clone();
+        let processed = self.process(parts, body, deadline, &record);
+        let processed = tokio::time::timeout_at(deadline, processed).await;
+        match processed.unwrap_or_else(|_elapsed| Err(DestroyError::DeadlineExceeded.into())) {
+            Ok(response) => respond(response, &record),
+            Err(failure) if failure.error == DestroyError::Overloaded => {
+                record.fields().is_silent = true;
+                admission.count_refusal(failure.error);
+                refusal(failure.error)
+            }
+            Err(failure) => {
+                let error = failure.error;
+                record.finish(&Err(failure));
+                status_of(error).into_http()
+            }
+        }
+    }
+
+    /// The service's response; a failure where the call does not reach the service.
+    async fn process(
+        mut self,
+        mut parts: Parts,
+        mut body: Incoming,
+        deadline: Instant,
+        record: &CallRecord,
+    ) -> Result<Response<Body>, DestroyFailure> {
+        // Before the call has a place: a caller that never sends the message must not keep one.
+        let message = body::read(&mut body, calls::MESSAGE_LIMIT + MESSAGE_HEADER).await;
+        let message = message.map_err(|error| match error {
+            // No valid id needs such a message.
+            BodyError::TooLarge => DestroyFailure::new(DestroyError::IdInvalid, "the message is too large"),
+            BodyError::Incomplete => {
+                DestroyFailure::new(DestroyError::IdInvalid, "the message is incomplete")
+            }
+        })?;
+        let peer = parts.extensions.get::<Peer>();
+        let holder = Holder { connection: peer.map(Peer::connection), ..Holder::default() };
+        let permit = self.admission.enter(holder)?;
+        let user = self.callers.identify(&parts.headers, peer).await?;
+        {
+            let mut fields = record.fields();
+            (fields.user, fields.caller) = (Some(user.user()), user.caller().cloned());
+        }
+        permit.identify(user.user(), user.caller().cloned())?;
+        parts.extensions.insert(AuthenticatedCall { user, deadline, record: record.clone() });
+        match self.inner.call(Request::from_parts(parts, Full::new(message))).await {
+            Ok(response) => Ok(response),
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// The five bytes before a message: whether it is compressed, and its length.
+const MESSAGE_HEADER: usize = 5;
+
+fn fields(parts: &Parts) -> CallFields {
+    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(Into::into);
+    let method = parts.uri.path().trim_start_matches('/');
+    CallFields {
+        rpc_method: Some(if method == DESTROY { Cow::Borrowed(DESTROY) } else { method.to_owned().into() }),
+        client: parts.extensions.get::<Peer>().map(Peer::address_text),
+        request_id: header("x-request-id"),
+        traceparent: header("traceparent"),
+        ..CallFields::default()
+    }
+}
+
+/// tonic itself refuses a message that does not decode, a method that does not exist, and an unknown encoding.
+fn respond(response: Response<Body>, record: &CallRecord) -> Response<Body> {
+    if record.fields().outcome.is_some() {
+        return response;
+    }
+    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    if matches!(code, Code::OutOfRange | Code::Internal) {
+        // It has no details that a program could read. No valid id needs such a message.
+        record.finish(&Err(DestroyFailure::new(DestroyError::IdInvalid, "the message does not decode")));
+        return status_of(DestroyError::IdInvalid).into_http();
+    }
+    record.fields().outcome = Some(if code == Code::Unimplemented { "UNIMPLEMENTED" } else { "UNKNOWN" });
+    response
+}
+
+/// The longest the call may take: `grpc-timeout`, but no more than [`calls::TIMEOUT`].
+fn timeout(headers: &HeaderMap) -> Duration {
+    let requested = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+    requested.unwrap_or(calls::TIMEOUT).min(calls::TIMEOUT)
+}
+
+/// gRPC's form: at most eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let digits_only = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let amount: u64 = digits_only.then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}

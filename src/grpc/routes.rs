@@ -1,0 +1,121 @@
+//! What the listeners that speak gRPC serve.
+
+use std::{
+    convert::Infallible,
+    future::{self, Future},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tonic::{Status, body::Body, server::NamedService};
+use tonic_health::{pb::health_server::HealthServer, server::HealthService};
+use tower::{Service, util::BoxCloneSyncService};
+
+use super::{auxiliary::AuxiliaryService, pipeline::Pipeline, service::Collections};
+use crate::proto::collections_service_server::CollectionsServiceServer;
+
+type Rpc = CollectionsServiceServer<Collections>;
+pub type Health = AuxiliaryService<HealthServer<HealthService>>;
+pub type Reflection = AuxiliaryService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// The public listener's services. A router would cost a call a tenth of its work.
+#[derive(Clone, Debug)]
+pub struct PublicRoutes {
+    pub(super) rpc: Pipeline<Rpc>,
+    pub(super) health: Health,
+    pub(super) reflection: Reflection,
+    pub(super) reflection_v1alpha: Reflection,
+}
+
+/// The admin listener's gRPC service.
+#[derive(Clone, Debug)]
+pub struct AdminRoutes {
+    pub(super) health: Health,
+}
+
+/// The full names of the auxiliary services.
+const HEALTH: &str = "grpc.health.v1.Health";
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
+
+impl Service<Request<Incoming>> for PublicRoutes {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> ResponseFuture {
+        if let Some(response) = reject_other_protocols(&request) {
+            return ready(response);
+        }
+        match service_of(&request) {
+            Some(Rpc::NAME) => self.rpc.call(request),
+            Some(HEALTH) => serve(&self.health, request),
+            Some(REFLECTION) => serve(&self.reflection, request),
+            Some(REFLECTION_V1ALPHA) => serve(&self.reflection_v1alpha, request),
+            _ => ready(Status::unimplemented("unknown service").into_http()),
+        }
+    }
+}
+
+impl AdminRoutes {
+    /// Whether a request is for a service that is served here.
+    #[must_use]
+    pub fn serves(&self, request: &Request<Incoming>) -> bool {
+        service_of(request) == Some(HEALTH)
+    }
+
+    /// Serves a call of the health service.
+    pub async fn serve(self, request: Request<Incoming>) -> Response<Body> {
+        match reject_other_protocols(&request) {
+            Some(response) => response,
+            None => self.health.serve(request).await,
+        }
+    }
+}
+
+fn serve<S>(service: &AuxiliaryService<S>, request: Request<Incoming>) -> ResponseFuture
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    let service = service.clone();
+    Box::pin(async move { Ok(service.serve(request).await) })
+}
+
+fn ready(response: Response<Body>) -> ResponseFuture {
+    Box::pin(future::ready(Ok(response)))
+}
+
+/// The service that a path names: `/<service>/<method>`.
+fn service_of<B>(request: &Request<B>) -> Option<&str> {
+    request.uri().path().strip_prefix('/')?.split_once('/').map(|(service, _method)| service)
+}
+
+/// The answer to a request that is no gRPC call: a browser's GET, say, which must not destroy anything.
+fn reject_other_protocols<B>(request: &Request<B>) -> Option<Response<Body>> {
+    if request.method() != Method::POST {
+        let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return Some(response);
+    }
+    let content_type =
+        request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let is_grpc = content_type.strip_prefix(b"application/grpc").is_some_and(|rest| {
+        let rest = rest.strip_prefix(b"+proto").unwrap_or(rest);
+        rest.first().is_none_or(|next| [b';', b' '].contains(next))
+    });
+    if is_grpc { None } else { Some(empty(StatusCode::UNSUPPORTED_MEDIA_TYPE)) }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,287 @@
+//! One request: read, authenticate, destroy, respond.
+
+use std::{fmt, sync::Arc};
+
+use axum::{body::Body, extract::State};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{
+    Edge, body,
+    reply::{Outcome, ReplyContext},
+};
+use crate::{
+    collections::{Admission, CallContext, DestroyApi, DestroyCall, Holder},
+    config::calls,
+    domain::{DestroyError, DestroyFailure, Destroyed, EdgeError, ParseCollectionIdError, RequestId},
+    identity::{
+        AuthenticatedUser, Peer,
+        oauth1::{self, Origin, Parameters, Scheme},
+    },
+    telemetry::{CallFields, CallRecord},
+};
+
+/// The gateway's parts.
+pub struct Gateway {
+    api: Arc<dyn DestroyApi>,
+    admission: Admission,
+    edge: Edge,
+    large_bodies: Semaphore,
+}
+
+/// Handles the one method of the one path.
+pub async fn destroy(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
+    gateway.handle(request, None).await
+}
+
+/// Handles every other method.
+pub async fn wrong_method(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
+    gateway.handle(request, Some(EdgeError::WrongMethod)).await
+}
+
+/// Handles every other path.
+pub async fn unknown_path(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
+    gateway.handle(request, Some(EdgeError::UnknownPath)).await
+}
+
+impl Gateway {
+    pub fn new(api: Arc<dyn DestroyApi>, admission: Admission, edge: Edge) -> Self {
+        Self { api, admission, edge, large_bodies: Semaphore::new(calls::LARGE_BODIES) }
+    }
+
+    /// Responds to a request, with an error where its path or method is `refused`.
+    async fn handle(&self, request: Request<Body>, refused: Option<EdgeError>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let peer = parts.extensions.get::<Peer>();
+        let transport = &self.edge.transport;
+        let is_secure = transport.is_secure(peer, &parts.headers);
+        let origin = self.own_origin(&parts, is_secure);
+        let realm = self.edge.oauth1.origins().first().or(origin.as_ref()).map_or("", Origin::as_str);
+        let mut context = ReplyContext {
+            transaction: self.edge.entropy.hex::<8>(),
+            is_secure,
+            realm: realm.to_owned(),
+            ..ReplyContext::default()
+        };
+        let record = CallRecord::new(fields(&parts, &context.transaction));
+        let refused =
+            if transport.require_tls && !is_secure { Some(EdgeError::TlsRequired) } else { refused };
+        let outcome = match refused {
+            Some(error) => {
+                body::discard(&parts, body).await;
+                Outcome::Refused(error)
+            }
+            None => self.process(&parts, body, origin.as_ref(), &record, &mut context).await,
+        };
+        let response = outcome.into_response(&context, record.started().elapsed());
+        let mut fields = record.fields();
+        fields.outcome = Some(outcome.name());
+        fields.http_status = Some(response.status().as_u16());
+        if outcome == Outcome::Failed(DestroyError::Overloaded) {
+            fields.is_silent = true;
+            self.admission.count_refusal(DestroyError::Overloaded);
+        }
+        response
+    }
+
+    /// Reads the body, takes a place, and destroys, within the deadline.
+    async fn process(
+        &self,
+        parts: &Parts,
+        body: Body,
+        origin: Option<&Origin>,
+        record: &CallRecord,
+        context: &mut ReplyContext,
+    ) -> Outcome {
+        let deadline = record.started() + calls::TIMEOUT;
+        let processed = async {
+            // Before the request has a place: a client that never sends its body must not keep one.
+            let body = body::read(parts, body, &self.large_bodies).await?;
+            let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
+            let form =
+                if is_form(&parts.headers) { Parameters::decode(&body) } else { Parameters::default() };
+            if query.are_too_many() || form.are_too_many() {
+                return Err(Outcome::Refused(EdgeError::BodyTooLarge));
+            }
+            let request = Parsed { parts, query: &query, form: &form, origin };
+            let destroyed = self.destroy(request, deadline, record, context).await;
+            record.finish(&destroyed);
+            destroyed.map_err(|failure| Outcome::Failed(failure.error))
+        };
+        match tokio::time::timeout_at(deadline, processed).await {
+            Ok(Ok(_destroyed)) => Outcome::Destroyed,
+            Ok(Err(outcome)) => outcome,
+            Err(_elapsed) => Outcome::Failed(DestroyError::DeadlineExceeded),
+        }
+    }
+
+    async fn destroy(
+        &self,
+        request: Parsed<'_>,
+        deadline: Instant,
+        record: &CallRecord,
+        context: &mut ReplyContext,
+    ) -> Result<Destroyed, DestroyFailure> {
+        let Parsed { parts, query, form, .. } = request;
+        let permit = self.admission.enter(self.holder(parts))?;
+        let user = self.authenticate(request).await;
+        context.access = match &user {
+            Ok(_) => "read-write",
+            Err(failure) if failure.error == DestroyError::WriteAccessRequired => "read",
+            Err(_) => "",
+        };
+        let user = user?;
+        {
+            let mut fields = record.fields();
+            (fields.user, fields.caller) = (Some(user.user()), user.caller().cloned());
+        }
+        permit.identify(user.user(), None)?;
+        if let Some(rate_limit) = &self.edge.rate_limit {
+            let allowance = rate_limit.take(user.user()).await;
+            context.allowance = Some(allowance);
+            if !allowance.granted {
+                return Err(DestroyError::RateLimited.into());
+            }
+        }
+        let id = the_id(query, form)?.parse().map_err(|error| match error {
+            ParseCollectionIdError::Empty => DestroyError::IdRequired,
+            ParseCollectionIdError::Malformed => DestroyError::IdInvalid,
+        })?;
+        record.fields().collection = Some(id);
+        let request_id = idempotency_key(&parts.headers)?;
+        let context = call_context(&parts.headers, &context.transaction);
+        self.api.destroy(DestroyCall { user, id, request_id, deadline, context }).await
+    }
+
+    async fn authenticate(&self, request: Parsed<'_>) -> Result<AuthenticatedUser, DestroyFailure> {
+        let Parsed { parts, query, form, origin } = request;
+        let invalid = |cause: &str| DestroyFailure::new(DestroyError::CredentialsInvalid, cause);
+        let mut headers = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let mut bearer = None;
+        let header = match headers.next().map(HeaderValue::to_str) {
+            None => None,
+            Some(Ok(text)) => match Scheme::of(text) {
+                Scheme::OAuth(parameters) => Some(parameters),
+                Scheme::Bearer(token) => {
+                    bearer = Some(token);
+                    None
+                }
+                // Credentials for something else, perhaps a proxy: ours may be in the query or the form.
+                Scheme::Unknown => None,
+            },
+            Some(Err(_not_text)) => return Err(invalid("the authorization header is not ASCII")),
+        };
+        if headers.next().is_some() {
+            return Err(invalid("there are two authorization headers"));
+        }
+        if let Some(token) = bearer {
+            // With a signature as well there would be two users to choose from.
+            if query.has_oauth() || form.has_oauth() {
+                return Err(invalid("there are a bearer token and OAuth parameters"));
+            }
+            let verifier = self.edge.jwt.as_ref();
+            let verifier =
+                verifier.ok_or_else(|| invalid("bearer tokens are not accepted: --jwks is not set"))?;
+            return verifier.verify(token).await.map_err(Into::into);
+        }
+        let request = oauth1::Request {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            header,
+            query,
+            form,
+            origin,
+        };
+        self.edge.oauth1.verify(request).await.map_err(Into::into)
+    }
+
+    /// The origin that the request itself names, where none is configured.
+    fn own_origin(&self, parts: &Parts, is_secure: bool) -> Option<Origin> {
+        if !self.edge.oauth1.origins().is_empty() {
+            return None;
+        }
+        let scheme = if is_secure { "https" } else { parts.uri.scheme_str().unwrap_or("http") };
+        Origin::of_request(scheme, authority(parts)?)
+    }
+
+    /// Who holds the request's place until the user is authenticated.
+    fn holder(&self, parts: &Parts) -> Holder {
+        let Some(peer) = parts.extensions.get::<Peer>() else { return Holder::default() };
+        let address = Some(peer.address).filter(|_| !self.edge.transport.is_proxy(peer));
+        Holder { connection: Some(peer.connection()), address, ..Holder::default() }
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("edge", &self.edge).finish_non_exhaustive()
+    }
+}
+
+/// A request with its parameters.
+#[derive(Clone, Copy)]
+struct Parsed<'a> {
+    parts: &'a Parts,
+    query: &'a Parameters<'a>,
+    form: &'a Parameters<'a>,
+    origin: Option<&'a Origin>,
+}
+
+fn fields(parts: &Parts, transaction: &str) -> CallFields {
+    let host = authority(parts).and_then(|authority| authority.rsplit('@').next());
+    CallFields {
+        http_method: Some(parts.method.clone()),
+        path: Some(parts.uri.path().into()),
+        host: host.map(Into::into),
+        client: parts.extensions.get::<Peer>().map(Peer::address_text),
+        request_id: Some(text(&parts.headers, "x-request-id").unwrap_or(transaction).into()),
+        traceparent: text(&parts.headers, "traceparent").map(Into::into),
+        ..CallFields::default()
+    }
+}
+
+/// What is forwarded with the call. Without an `x-request-id` the transaction id takes its place, so that the log lines of
+/// the gateway and of the RPC can be joined.
+fn call_context(headers: &HeaderMap, transaction: &str) -> CallContext {
+    CallContext {
+        request_id: Some(text(headers, "x-request-id").unwrap_or(transaction).into()),
+        traceparent: text(headers, "traceparent").map(Into::into),
+        tracestate: text(headers, "tracestate").map(Into::into),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn authority(parts: &Parts) -> Option<&str> {
+    parts.uri.authority().map(http::uri::Authority::as_str).or_else(|| text(&parts.headers, "host"))
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|text| text.split(';').next()).unwrap_or_default();
+    media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// The one id in query and form; a destroy never guesses between two.
+fn the_id(query: &Parameters<'_>, form: &Parameters<'_>) -> Result<String, DestroyError> {
+    let mut ids = query.all("id").chain(form.all("id"));
+    let id = ids.next().ok_or(DestroyError::IdRequired)?;
+    if ids.any(|other| other != id) {
+        return Err(DestroyError::IdInvalid);
+    }
+    String::from_utf8(id.to_vec()).map_err(|_error| DestroyError::IdInvalid)
+}
+
+/// The request id in `Idempotency-Key`, bare or quoted as its draft standard has it.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<RequestId>, DestroyError> {
+    let invalid = DestroyError::RequestIdInvalid;
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    if keys.next().is_some() {
+        return Err(invalid);
+    }
+    let key = key.to_str().unwrap_or_default().trim().trim_matches('"');
+    key.parse().map(Some).map_err(|_error| invalid)
+}

@@ -1,0 +1,136 @@
+//! 1.1 responses: always JSON, always with the same headers.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::{body::Body, response::Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    domain::{DestroyError, EdgeError},
+    rate_limit::Allowance,
+};
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Destroyed,
+    Failed(DestroyError),
+    Refused(EdgeError),
+}
+
+/// What the headers of a response report about its request. Filled in as the request is processed.
+#[derive(Debug, Default)]
+pub struct ReplyContext {
+    pub transaction: String,
+    /// Whether the request was sent over TLS.
+    pub is_secure: bool,
+    /// The origin that clients sign for.
+    pub realm: String,
+    /// The access of a token that was accepted; empty before.
+    pub access: &'static str,
+    /// What is left of the user's rate limit, once the request was counted.
+    pub allowance: Option<Allowance>,
+}
+
+/// The body of every failure.
+#[derive(Serialize)]
+struct Errors {
+    errors: [Error; 1],
+}
+
+#[derive(Serialize)]
+struct Error {
+    code: u16,
+    message: &'static str,
+}
+
+/// What the 1.1 API sent to browsers: twenty years.
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=631138519");
+
+/// As many headers as most responses have, with those that hyper adds.
+const USUAL_HEADERS: usize = 14;
+
+/// Headers of every response, as the 1.1 API sent them.
+const FIXED: [(HeaderName, HeaderValue); 6] = [
+    (header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8")),
+    (
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-store, must-revalidate, pre-check=0, post-check=0"),
+    ),
+    (header::PRAGMA, HeaderValue::from_static("no-cache")),
+    (header::EXPIRES, HeaderValue::from_static("Tue, 31 Mar 1981 05:00:00 GMT")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN")),
+];
+
+impl Outcome {
+    /// HTTP status and body.
+    fn rendered(self) -> (u16, Cow<'static, str>) {
+        let (http, code, message) = match self {
+            Self::Destroyed => return (200, r#"{"destroyed":true}"#.into()),
+            Self::Failed(error) => {
+                let row = error.row();
+                (row.http, row.code, row.message)
+            }
+            Self::Refused(error) => error.row(),
+        };
+        let body = Errors { errors: [Error { code, message }] };
+        // Numbers and texts can always be written.
+        (http, serde_json::to_string(&body).unwrap_or_default().into())
+    }
+
+    /// The log's name for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Destroyed => "Ok",
+            Self::Failed(error) => error.row().reason,
+            Self::Refused(EdgeError::WrongMethod) => "WRONG_METHOD",
+            Self::Refused(EdgeError::UnknownPath) => "UNKNOWN_PATH",
+            Self::Refused(EdgeError::TlsRequired) => "TLS_REQUIRED",
+            Self::Refused(EdgeError::BodyTooLarge) => "BODY_TOO_LARGE",
+        }
+    }
+
+    /// The response, `duration` after the request's headers.
+    pub fn into_response(self, context: &ReplyContext, duration: Duration) -> Response {
+        let (status, body) = self.rendered();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.reserve(USUAL_HEADERS);
+        headers.extend(FIXED);
+        insert_text(headers, "x-transaction-id", &context.transaction);
+        headers.insert("x-response-time", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).into());
+        if !context.access.is_empty() {
+            headers.insert("x-access-level", HeaderValue::from_static(context.access));
+        }
+        if context.is_secure {
+            headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+        }
+        if status == 401 {
+            insert_text(headers, "www-authenticate", &format!("OAuth realm=\"{}\"", context.realm));
+        }
+        if let Some(allowance) = context.allowance {
+            headers.insert("x-rate-limit-limit", allowance.limit.into());
+            headers.insert("x-rate-limit-remaining", allowance.remaining.into());
+            headers.insert("x-rate-limit-reset", allowance.reset.into());
+        }
+        match context.allowance {
+            Some(allowance) if !allowance.granted => {
+                headers.insert(header::RETRY_AFTER, allowance.wait.into());
+            }
+            _ if status == 503 => {
+                headers.insert(header::RETRY_AFTER, crate::config::calls::RETRY_AFTER.as_secs().into());
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+fn insert_text(headers: &mut HeaderMap, name: &'static str, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}

@@ -1,0 +1,158 @@
+//! The record of one call: everything known of it, logged as one event.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::time::Instant;
+use tracing::field::{DisplayValue, display};
+
+use super::milliseconds;
+use crate::{
+    config,
+    domain::{CollectionId, DestroyFailure, Destroyed, UserId},
+};
+
+/// Collects the fields of one call's log line. It travels in the extensions of the request; clones share one record.
+#[derive(Clone, Debug)]
+pub struct CallRecord(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    started: Instant,
+    fields: Mutex<CallFields>,
+}
+
+/// What is known of a call. Fields that are `None` are left out of its line.
+#[derive(Debug, Default)]
+pub struct CallFields {
+    /// `rpc.method`, of a gRPC call.
+    pub rpc_method: Option<Cow<'static, str>>,
+    /// `http.request.method`, of a REST request.
+    pub http_method: Option<http::Method>,
+    /// `url.path`, of a REST request.
+    pub path: Option<Box<str>>,
+    /// `server.address`: the host that a REST request names.
+    pub host: Option<Box<str>>,
+    /// `http.response.status_code`, of a REST request.
+    pub http_status: Option<u16>,
+    /// `client.address`
+    pub client: Option<Arc<str>>,
+    /// `request.id`: the header `x-request-id`, or the transaction id where the client sent none.
+    pub request_id: Option<Box<str>>,
+    pub traceparent: Option<Box<str>>,
+    /// The calling service or application, as in the audit trail.
+    pub caller: Option<Arc<str>>,
+    /// `enduser.id`
+    pub user: Option<UserId>,
+    /// `collection.id`
+    pub collection: Option<CollectionId>,
+    /// Whether an earlier call with the same request id had destroyed the collection.
+    pub replayed: Option<bool>,
+    /// Why the call failed, for an operator.
+    pub error: Option<Arc<str>>,
+    /// The error's reason, `Ok`, or what else came of the call. Without one the caller went away, or the call was aborted.
+    pub outcome: Option<&'static str>,
+    /// Whether an operator has to look into it.
+    pub is_fault: bool,
+    /// Whether no line is written: refused calls are logged together.
+    pub is_silent: bool,
+}
+
+/// A value from outside, of which no more than [`config::telemetry::VALUE_LIMIT`] bytes are shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut<'a>(pub &'a str);
+
+/// The event's level has to be a constant, so there is one event for each.
+macro_rules! log_call {
+    ($level:ident, $fields:expr, $duration:expr) => {{
+        let CallFields { path, host, client, caller, replayed, http_status, .. } = $fields;
+        tracing::$level!(
+            rpc.method = $fields.rpc_method.as_deref().map(cut),
+            http.request.method = $fields.http_method.as_ref().map(display),
+            url.path = path.as_deref().map(cut),
+            server.address = host.as_deref().map(cut),
+            http.response.status_code = *http_status,
+            client.address = client.as_deref(),
+            request.id = $fields.request_id.as_deref().map(cut),
+            traceparent = $fields.traceparent.as_deref().map(cut),
+            caller = caller.as_deref().map(cut),
+            enduser.id = $fields.user.map(display),
+            collection.id = $fields.collection.map(display),
+            replayed = *replayed,
+            error = $fields.error.as_deref(),
+            outcome = $fields.outcome.unwrap_or("Cancelled"),
+            duration_ms = $duration,
+            "{}",
+            if $fields.rpc_method.is_some() { "call" } else { "request" }
+        );
+    }};
+}
+
+impl CallRecord {
+    /// Starts the call's clock.
+    #[must_use]
+    pub fn new(fields: CallFields) -> Self {
+        Self(Arc::new(Inner { started: Instant::now(), fields: Mutex::new(fields) }))
+    }
+
+    /// The fields, to fill in. Not to be held across an await.
+    pub fn fields(&self) -> MutexGuard<'_, CallFields> {
+        self.0.fields.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills in what came of the destroy.
+    pub fn finish(&self, result: &Result<Destroyed, DestroyFailure>) {
+        let mut fields = self.fields();
+        match result {
+            Ok(destroyed) => {
+                fields.outcome = Some("Ok");
+                fields.replayed = (*destroyed == Destroyed::Before).then_some(true);
+            }
+            Err(failure) => {
+                fields.outcome = Some(failure.error.row().reason);
+                fields.is_fault = failure.error.is_fault();
+                fields.error = failure.cause.clone();
+            }
+        }
+    }
+
+    /// When the call began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.0.started
+    }
+}
+
+/// The line is written when the last clone is dropped: after the answer, or when the call is aborted.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let duration_ms = milliseconds(self.started.elapsed());
+        let fields = self.fields.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if fields.is_silent {
+            return;
+        }
+        if fields.is_fault {
+            log_call!(error, fields, duration_ms);
+        } else {
+            log_call!(info, fields, duration_ms);
+        }
+    }
+}
+
+fn cut(text: &str) -> DisplayValue<Cut<'_>> {
+    display(Cut(text))
+}
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(text) = *self;
+        let end = text.floor_char_boundary(config::telemetry::VALUE_LIMIT);
+        match text.split_at_checked(end) {
+            Some((shown, rest)) if !rest.is_empty() => write!(f, "{shown}…"),
+            _ => f.write_str(text),
+        }
+    }
+}
