@@ -11,7 +11,7 @@ use super::{
     Store,
     connect::Engine,
     destroy::{BatchConnection, Kind, Placement},
-    failure::{Failure, message, sqlstate, sqlx_error},
+    failure::{sqlstate, sqlx_error},
     pooler,
     state_error::StateError,
 };

@@ -11,12 +11,12 @@ fn uses(code: &str) -> Vec<(bool, Vec<String>)> {
     // Tests import what they test.
     let code = code.split("#[cfg(test)]").next().unwrap();
     for declaration in code.split(';') {
-        let Some(at) = declaration.find("use ") else { continue };
-        let before = declaration[..at].rsplit('\n').next().unwrap().trim();
+        let Some((before, path)) = declaration.split_once("use ") else { continue };
+        let before = before.rsplit('\n').next().unwrap().trim();
         if !["", "pub", "pub(super)", "pub(crate)"].contains(&before) {
             continue;
         }
-        let text: String = declaration[at + 4..].split_whitespace().collect::<Vec<_>>().join(" ");
+        let text: String = path.split_whitespace().collect::<Vec<_>>().join(" ");
         expand(&text, &mut Vec::new(), &mut |path| found.push((!before.is_empty(), path.to_vec())));
     }
     found
@@ -31,8 +31,9 @@ fn expand(text: &str, prefix: &mut Vec<String>, found: &mut dyn FnMut(&[String])
         for (at, letter) in group.char_indices().chain([(group.len(), ',')]) {
             depth += i32::from(letter == '{') - i32::from(letter == '}');
             if letter == ',' && depth == 0 {
-                if !group[start..at].trim().is_empty() {
-                    expand(&group[start..at], prefix, found);
+                let item = group.get(start..at).unwrap();
+                if !item.trim().is_empty() {
+                    expand(item, prefix, found);
                 }
                 start = (at + 1).min(group.len());
             }
