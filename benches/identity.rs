@@ -116,7 +116,7 @@ fn verifications(runtime: &Runtime, verifier: &Verifier, cases: &[Case]) {
         let header = Some(black_box(case.header.as_str()));
         let request =
             Request { method: "POST", path: PATH, header, query: &query, form: &form, origin: None };
-        runtime.block_on(verifier.verify(request))
+        runtime.block_on(verifier.verify(request)).map_err(|failure| failure.error)
     };
     for case in cases {
         assert_eq!(verify(case).err(), case.outcome, "{}", case.name);

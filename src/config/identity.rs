@@ -30,3 +30,9 @@ pub const JWT_LEEWAY: f64 = 30.0;
 pub const JWT_CLIENT_LIMIT: usize = 256;
 /// Parameters in a query, and in a form.
 pub const PARAMETER_LIMIT: usize = 256;
+/// The longest excerpt of a text from outside in a line of the log, in bytes: a client chooses these texts.
+pub const EXCERPT_LIMIT: usize = 128;
+/// Excerpts of one kind in a line of the log, such as the names in a certificate.
+pub const EXCERPT_COUNT: usize = 8;
+/// Letters of an OAuth token in a line of the log: enough to find it, too few to use it.
+pub const TOKEN_EXCERPT_LIMIT: usize = 8;

@@ -23,3 +23,7 @@ pub const WAITER_LIMIT: usize = 128;
 /// How many seconds the last good JWKS is used when no newer one can be had: a day to mend the issuer, and no key that
 /// was taken back is believed for ever.
 pub const MAX_AGE: i64 = 24 * 60 * 60;
+/// Keys with one id and one algorithm that are tried for a token. Issuers publish one; each more is a verification more.
+pub const CANDIDATE_LIMIT: usize = 2;
+/// Ids of keys in the log line of a loaded JWKS.
+pub const LOGGED_KID_COUNT: usize = 16;

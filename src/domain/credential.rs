@@ -37,13 +37,14 @@ pub struct Found {
     pub token: Option<Arc<AccessToken>>,
 }
 
-/// The directory did not answer: nothing is known about the credentials, so nobody is refused for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The directory did not answer: the credentials may be valid, so the client may retry. Holds the cause for the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
-    /// It is away.
-    Unavailable,
-    /// What it holds cannot be used: our own fault.
-    Broken,
+    #[error("credentials could not be looked up: {0}")]
+    Unavailable(String),
+    /// What the directory holds cannot be used: our own fault.
+    #[error("credentials could not be looked up: {0}")]
+    Broken(String),
 }
 
 /// Where applications and tokens are looked up.

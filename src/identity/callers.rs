@@ -1,48 +1,108 @@
-//! The ways in which gRPC callers say who the user is.
+//! The ways in which gRPC callers name the user.
 
 use http::{HeaderMap, header};
 
-use super::{AuthenticatedUser, Peer, PeerName, Scheme, TrustedPeers, jwt};
-use crate::domain::{DestroyError, UserId};
+use super::{
+    excerpt::{excerpt, excerpts},
+    jwt,
+    oauth1::Scheme,
+    peer::{Peer, PeerName, TrustedPeers},
+    user::AuthenticatedUser,
+};
+use crate::{
+    config,
+    domain::{DestroyError, DestroyFailure, UserId},
+};
+
+const USER_ID: &str = "x-user-id";
 
 /// The ways that are switched on.
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
-    /// `x-user-id` is believed of anyone: for a developer's machine. Start-up refuses it beyond loopback.
+    /// `x-user-id` is accepted from anyone: for a developer's machine. Start-up refuses it beyond loopback.
     pub insecure: bool,
-    /// `x-user-id` is believed of these services, which prove themselves by a certificate.
+    /// `x-user-id` is accepted from these services, which authenticate with a certificate.
     pub trusted_peers: TrustedPeers,
     /// `authorization: Bearer …`.
     pub jwt: Option<jwt::Verifier>,
 }
 
+/// Why a caller is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum CallerError {
+    #[error("no name in the peer's certificate is on the allow-list: {0}")]
+    NotListed(String),
+    #[error("the peer's certificate has no SPIFFE ID and no DNS name")]
+    Unnamed,
+    #[error("the metadata {0} is given more than once")]
+    Repeated(&'static str),
+    #[error("the metadata {0} is not ASCII text")]
+    NotText(&'static str),
+    #[error("x-user-id {0} is not a user id")]
+    UserId(String),
+    #[error("the metadata authorization is not a bearer token")]
+    Scheme,
+    #[error("bearer tokens are not accepted: no JWKS is configured")]
+    NoVerifier,
+    #[error("x-user-id is {named}, but the subject of the token is {subject}")]
+    Contradiction { named: UserId, subject: UserId },
+    #[error("there is neither a bearer token nor x-user-id")]
+    Missing,
+    #[error("x-user-id is accepted from trusted peers only, and the peer has no certificate")]
+    Untrusted,
+    #[error("the trusted peer {0} named no user in x-user-id")]
+    NoUser(String),
+}
+
+impl CallerError {
+    const fn failure(&self) -> DestroyError {
+        match self {
+            Self::NotListed(_) | Self::Unnamed => DestroyError::CallerNotAllowed,
+            Self::Repeated(_)
+            | Self::NotText(_)
+            | Self::UserId(_)
+            | Self::Scheme
+            | Self::Contradiction { .. } => DestroyError::CredentialsInvalid,
+            Self::NoVerifier => DestroyError::TokenInvalid,
+            Self::Missing | Self::Untrusted => DestroyError::CredentialsMissing,
+            Self::NoUser(_) => DestroyError::UserContextRequired,
+        }
+    }
+}
+
+impl From<CallerError> for DestroyFailure {
+    fn from(error: CallerError) -> Self {
+        Self::new(error.failure(), error)
+    }
+}
+
 impl Callers {
-    /// Who the user of a call is, by its metadata and the peer that sent it.
+    /// Finds the user of a call from its metadata and the peer that sent it.
     ///
     /// # Errors
-    /// [`DestroyError::CallerNotAllowed`] where the peer shows a certificate without a name on the list; whatever stands
-    /// in the metadata, a service that is not meant to call is told so at its first call.
-    /// [`DestroyError::CredentialsInvalid`] where `x-user-id` is no user id, stands there twice (even if equal: something
-    /// on the way added one) or contradicts the token; [`DestroyError::CredentialsMissing`] where nothing that can be
-    /// believed names a user; [`DestroyError::UserContextRequired`] where a trusted peer names none; and what the token's
-    /// verification finds.
+    /// [`DestroyError::CallerNotAllowed`] where the peer has a certificate without a name on the list, whatever the metadata
+    /// holds: a service that is not meant to call learns it at its first call.
+    /// [`DestroyError::CredentialsInvalid`] where `x-user-id` is no user id, is repeated (even if equal: something on the
+    /// way added one) or contradicts the token; [`DestroyError::CredentialsMissing`] where no accepted way names a user;
+    /// [`DestroyError::UserContextRequired`] where a trusted peer names none; and the failures of the token's verification.
     pub async fn identify(
         &self,
         metadata: &HeaderMap,
         peer: Option<&Peer>,
-    ) -> Result<AuthenticatedUser, DestroyError> {
+    ) -> Result<AuthenticatedUser, DestroyFailure> {
         let service = self.service(peer)?;
         let named = named_user(metadata)?;
         let mut user = match bearer(metadata)? {
             Some(token) => {
-                let jwt = self.jwt.as_ref().ok_or(DestroyError::CredentialsInvalid)?;
+                let jwt = self.jwt.as_ref().ok_or(CallerError::NoVerifier)?;
                 let user = jwt.verify(token).await?;
-                if named.is_some_and(|named| named != user.user()) {
-                    return Err(DestroyError::CredentialsInvalid);
+                let subject = user.user();
+                if let Some(named) = named.filter(|named| *named != subject) {
+                    return Err(CallerError::Contradiction { named, subject }.into());
                 }
                 user
             }
-            None => AuthenticatedUser { user: self.believe(named, service)?, caller: None },
+            None => AuthenticatedUser { user: self.trusted_user(named, service)?, caller: None },
         };
         if let Some(service) = service {
             user.caller = Some(format!("mtls:{service}").into());
@@ -50,46 +110,57 @@ impl Callers {
         Ok(user)
     }
 
-    /// The service at the other end, where it shows a certificate.
+    /// Finds the service at the other end, where it has a certificate.
     ///
     /// # Errors
     /// [`DestroyError::CallerNotAllowed`] where the certificate has no name on the list.
-    pub fn service<'a>(&self, peer: Option<&'a Peer>) -> Result<Option<&'a PeerName>, DestroyError> {
+    pub fn service<'a>(&self, peer: Option<&'a Peer>) -> Result<Option<&'a PeerName>, DestroyFailure> {
         let Some(names) = peer.and_then(Peer::certificate) else { return Ok(None) };
-        self.trusted_peers.find(names).map(Some).ok_or(DestroyError::CallerNotAllowed)
+        if let Some(name) = self.trusted_peers.find(names) {
+            return Ok(Some(name));
+        }
+        Err(match names {
+            [] => CallerError::Unnamed,
+            names => {
+                let names = names.iter().map(PeerName::as_str);
+                CallerError::NotListed(excerpts(names, config::identity::EXCERPT_COUNT))
+            }
+        }
+        .into())
     }
 
-    /// The user whom the metadata names, if whoever sent it may say so.
-    fn believe(&self, named: Option<UserId>, service: Option<&PeerName>) -> Result<UserId, DestroyError> {
+    /// Returns the user whom the metadata names, if its sender may name one.
+    fn trusted_user(&self, named: Option<UserId>, service: Option<&PeerName>) -> Result<UserId, CallerError> {
         match (named, service) {
             (Some(user), Some(_)) => Ok(user),
             (Some(user), None) if self.insecure => Ok(user),
-            (None, Some(_)) => Err(DestroyError::UserContextRequired),
-            _ => Err(DestroyError::CredentialsMissing),
+            (None, Some(service)) => Err(CallerError::NoUser(excerpt(service.as_str()))),
+            (Some(_), None) => Err(CallerError::Untrusted),
+            (None, None) => Err(CallerError::Missing),
         }
     }
 }
 
-/// The user that the metadata `x-user-id` names.
-fn named_user(metadata: &HeaderMap) -> Result<Option<UserId>, DestroyError> {
-    let text = only(metadata, "x-user-id")?;
-    text.map(|text| text.parse().map_err(|_error| DestroyError::CredentialsInvalid)).transpose()
+/// Reads the user that the metadata `x-user-id` names.
+fn named_user(metadata: &HeaderMap) -> Result<Option<UserId>, CallerError> {
+    let text = single(metadata, USER_ID)?;
+    text.map(|text| text.parse().map_err(|_error| CallerError::UserId(excerpt(text)))).transpose()
 }
 
-fn bearer(metadata: &HeaderMap) -> Result<Option<&str>, DestroyError> {
-    match only(metadata, header::AUTHORIZATION.as_str())?.map(Scheme::of) {
+fn bearer(metadata: &HeaderMap) -> Result<Option<&str>, CallerError> {
+    match single(metadata, header::AUTHORIZATION.as_str())?.map(Scheme::of) {
         None => Ok(None),
         Some(Scheme::Bearer(token)) => Ok(Some(token)),
-        Some(_other) => Err(DestroyError::CredentialsInvalid),
+        Some(_other) => Err(CallerError::Scheme),
     }
 }
 
-/// The value of a header that may stand there once.
-fn only<'a>(metadata: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, DestroyError> {
+/// Reads a header that may be given once.
+fn single<'a>(metadata: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, CallerError> {
     let mut values = metadata.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(DestroyError::CredentialsInvalid);
+        return Err(CallerError::Repeated(name));
     }
-    value.to_str().map(Some).map_err(|_error| DestroyError::CredentialsInvalid)
+    value.to_str().map(Some).map_err(|_error| CallerError::NotText(name))
 }

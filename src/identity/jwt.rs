@@ -1,19 +1,25 @@
 //! Bearer tokens: JWTs (RFC 7519) that an issuer signs with a key of its JWKS (RFC 7517), checked as RFC 8725 advises.
 
 mod claims;
+mod error;
 mod keys;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
-use tracing::{Span, field};
-
-use self::claims::{Claims, Token};
-use super::AuthenticatedUser;
+use self::{
+    claims::{Claims, Token},
+    error::JwtError,
+};
+use super::{
+    excerpt::{excerpt, excerpts},
+    user::AuthenticatedUser,
+};
 use crate::{
     config,
-    domain::{Clock, DestroyError, UserId},
+    domain::{Clock, DestroyFailure, UserId},
 };
 
+pub use error::NoKeys;
 pub use keys::{KeySet, KeySetError};
 
 /// Where the issuer's keys come from.
@@ -28,11 +34,6 @@ pub trait KeySource: Send + Sync {
     fn renewed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
-/// Why there are no keys. No token is at fault.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no JWKS: {0}")]
-pub struct NoKeys(pub String);
-
 /// Verifies tokens of one issuer. Cheap to clone.
 #[derive(Clone)]
 pub struct Verifier {
@@ -42,68 +43,8 @@ pub struct Verifier {
     clock: Clock,
 }
 
-/// Why a token is refused. The caller learns the failure it stands for, the log this.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-enum JwtError {
-    #[error("the token is longer than {} bytes", config::identity::JWT_LIMIT)]
-    TooLong,
-    #[error("the token is not three parts in base64url with a JSON header")]
-    Malformed,
-    #[error("the token's header has `crit`")]
-    Critical,
-    #[error("the token is of another type than JWT or at+jwt")]
-    Type,
-    #[error("the token's algorithm is not allowed")]
-    Algorithm,
-    #[error("the token's algorithm does not fit its key")]
-    WrongKey,
-    #[error("the token's key is unknown")]
-    UnknownKey,
-    #[error("the token's signature is wrong")]
-    Signature,
-    #[error("a claim is missing, malformed or given twice")]
-    Claims,
-    #[error("the token is of another issuer")]
-    Issuer,
-    #[error("the token is for another audience")]
-    Audience,
-    #[error("the token is not valid yet")]
-    Early,
-    #[error("the token has expired")]
-    Expired,
-    #[error("the token's subject is no user")]
-    NoUser,
-    #[error("the token's scope does not let it write")]
-    ReadOnly,
-    #[error(transparent)]
-    NoKeys(#[from] NoKeys),
-}
-
-impl JwtError {
-    const fn failure(&self) -> DestroyError {
-        match self {
-            Self::TooLong
-            | Self::Malformed
-            | Self::Critical
-            | Self::Type
-            | Self::Algorithm
-            | Self::WrongKey
-            | Self::UnknownKey
-            | Self::Signature
-            | Self::Claims
-            | Self::Issuer
-            | Self::Audience
-            | Self::Early => DestroyError::CredentialsInvalid,
-            Self::Expired => DestroyError::TokenInvalid,
-            Self::NoUser => DestroyError::UserContextRequired,
-            Self::ReadOnly => DestroyError::WriteAccessRequired,
-            Self::NoKeys(_) => DestroyError::StoreUnavailable,
-        }
-    }
-}
-
 impl Verifier {
-    /// Believes this issuer's tokens for any of these audiences.
+    /// Accepts this issuer's tokens for any of these audiences.
     pub fn new(keys: Arc<dyn KeySource>, issuer: &str, audiences: &[String], clock: Clock) -> Self {
         Self { keys, issuer: issuer.into(), audiences: audiences.into(), clock }
     }
@@ -111,14 +52,12 @@ impl Verifier {
     /// Checks form, key, signature, issuer, audience, times, user and scope, in this order.
     ///
     /// # Errors
-    /// [`DestroyError::CredentialsInvalid`], but [`DestroyError::TokenInvalid`] where the token has only expired,
-    /// [`DestroyError::UserContextRequired`] where its subject is no user, [`DestroyError::WriteAccessRequired`] where
-    /// its scope does not let it write, and [`DestroyError::StoreUnavailable`] while there are no keys to verify with.
-    pub async fn verify(&self, token: &str) -> Result<AuthenticatedUser, DestroyError> {
-        self.check(token).await.map_err(|error| {
-            Span::current().record("error", field::display(&error));
-            error.failure()
-        })
+    /// [`TokenInvalid`](crate::domain::DestroyError::TokenInvalid), but [`UserContextRequired`](crate::domain::DestroyError::UserContextRequired) where
+    /// the subject is no user, [`WriteAccessRequired`](crate::domain::DestroyError::WriteAccessRequired) where the scope does not allow the
+    /// token to write, and [`StoreUnavailable`](crate::domain::DestroyError::StoreUnavailable) while there are no keys to verify with. The
+    /// cause names the check that failed.
+    pub async fn verify(&self, token: &str) -> Result<AuthenticatedUser, DestroyFailure> {
+        Ok(self.check(token).await?)
     }
 
     async fn check(&self, token: &str) -> Result<AuthenticatedUser, JwtError> {
@@ -127,35 +66,45 @@ impl Verifier {
         if let Some(kid) = token.kid()
             && !keys.has(kid)
         {
-            // The issuer may have begun to sign with a new one.
+            // The issuer may sign with a new one.
             self.keys.renewed().await;
             keys = self.keys.keys()?;
         }
-        self.accept(token.verify(&keys)?)
+        let candidates = token.candidates(&keys)?;
+        self.accept(&token.verify(&candidates)?)
     }
 
-    fn accept(&self, claims: Claims) -> Result<AuthenticatedUser, JwtError> {
+    fn accept(&self, claims: &Claims) -> Result<AuthenticatedUser, JwtError> {
         if claims.iss != *self.issuer {
-            return Err(JwtError::Issuer);
+            return Err(JwtError::Issuer(excerpt(&claims.iss)));
         }
         if !claims.aud.iter().any(|audience| self.audiences.contains(audience)) {
-            return Err(JwtError::Audience);
+            return Err(JwtError::Audience(excerpts(claims.aud.iter(), config::identity::EXCERPT_COUNT)));
         }
-        // A NumericDate may have a fraction. A double holds a second of today to a millionth.
-        let now = self.clock.now().timestamp_micros() as f64 / 1e6;
-        if claims.nbf.is_some_and(|from| now < from - config::identity::JWT_LEEWAY) {
-            return Err(JwtError::Early);
+        self.check_times(claims)?;
+        let sub = claims.sub.as_deref().unwrap_or_default();
+        if claims.is_of_a_client(sub) {
+            return Err(JwtError::NoUser(format!("{} is the client itself", excerpt(sub))));
         }
-        if now >= claims.exp + config::identity::JWT_LEEWAY {
-            return Err(JwtError::Expired);
-        }
-        let user = claims.sub.as_ref().filter(|sub| !claims.is_of_a_client(sub));
-        let user: UserId = user.and_then(|sub| sub.parse().ok()).ok_or(JwtError::NoUser)?;
+        let user: UserId = sub.parse().map_err(|_error| JwtError::NoUser(excerpt(sub)))?;
         if !claims.may_write() {
             return Err(JwtError::ReadOnly);
         }
         let caller = format!("jwt:{}", claims.client());
         Ok(AuthenticatedUser { user, caller: Some(caller.into()) })
+    }
+
+    fn check_times(&self, claims: &Claims) -> Result<(), JwtError> {
+        // A NumericDate may have a fraction. A double holds a second of today to a millionth.
+        let now = self.clock.now().timestamp_micros() as f64 / 1e6;
+        let expiry = claims.exp.ok_or_else(|| JwtError::Claims("exp is missing".to_owned()))?;
+        if let Some(begin) = claims.nbf.filter(|begin| now < begin - config::identity::JWT_LEEWAY) {
+            return Err(JwtError::Early((begin - now) as i64));
+        }
+        if now >= expiry + config::identity::JWT_LEEWAY {
+            return Err(JwtError::Expired((now - expiry) as i64));
+        }
+        Ok(())
     }
 }
 

@@ -109,6 +109,14 @@ impl PeerName {
         };
         names.iter().filter_map(read).take(config::identity::PEER_NAME_COUNT).collect()
     }
+
+    /// Returns the name as it is written in the certificate, a DNS name in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Spiffe(name) | Self::Dns(name) => name,
+        }
+    }
 }
 
 impl FromStr for PeerName {
@@ -121,9 +129,7 @@ impl FromStr for PeerName {
 
 impl fmt::Display for PeerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Spiffe(name) | Self::Dns(name) => f.write_str(name),
-        }
+        f.write_str(self.as_str())
     }
 }
 

@@ -8,7 +8,6 @@ use moka::future::Cache;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
-use tracing::Span;
 
 use super::{
     KeyRing, Store,
@@ -308,22 +307,20 @@ impl CredentialDirectory for CredentialCache {
         Box::pin(async move {
             let found =
                 tokio::time::timeout(config::store::STATEMENT_BOUND, self.look_up(consumer_key, token)).await;
-            let (error, cause) = match found {
+            Err(match found {
                 Ok(Ok(found)) => return Ok(found),
                 Ok(Err(cause)) if cause.is_lost_statement() => {
                     let status = &self.credentials.store.status;
                     status.report_lost_statement();
                     status.report_failure();
-                    (DirectoryError::Unavailable, cause.to_string())
+                    DirectoryError::Unavailable(cause.to_string())
                 }
-                Ok(Err(cause)) if cause.is_transient() => (DirectoryError::Unavailable, cause.to_string()),
-                Ok(Err(cause)) => (DirectoryError::Broken, cause.to_string()),
+                Ok(Err(cause)) if cause.is_transient() => DirectoryError::Unavailable(cause.to_string()),
+                Ok(Err(cause)) => DirectoryError::Broken(cause.to_string()),
                 Err(_elapsed) => {
-                    (DirectoryError::Unavailable, "the database did not answer in time".to_owned())
+                    DirectoryError::Unavailable("the database did not answer in time".to_owned())
                 }
-            };
-            Span::current().record("error", format!("credentials could not be looked up: {cause}"));
-            Err(error)
+            })
         })
     }
 }

@@ -165,13 +165,8 @@ async fn every_row_is_answered() {
     let missing: Vec<_> = TABLE.iter().map(|row| row.0).filter(|reason| !rest.0.contains(reason)).collect();
     assert_eq!(missing, ELSEWHERE, "rows that no REST answer showed");
     let missing: Vec<_> = TABLE.iter().map(|row| row.0).filter(|reason| !grpc.0.contains(reason)).collect();
-    let of_oauth = [
-        "TOKEN_INVALID",
-        "TIMESTAMP_OUT_OF_BOUNDS",
-        "APPLICATION_INVALID",
-        "USER_CONTEXT_REQUIRED",
-        "WRITE_ACCESS_REQUIRED",
-    ];
+    let of_oauth =
+        ["TIMESTAMP_OUT_OF_BOUNDS", "APPLICATION_INVALID", "USER_CONTEXT_REQUIRED", "WRITE_ACCESS_REQUIRED"];
     assert_eq!(missing, [&of_oauth[..], &ELSEWHERE[..]].concat(), "rows that no status showed");
 }
 
@@ -191,6 +186,9 @@ async fn refused_grpc(app: &App, seen: &mut Seen) {
     seen.status(&rpc.destroy(request).await.unwrap_err(), "CREDENTIALS_MISSING");
     request = tonic::Request::new(collections_service::proto::DestroyRequest::default());
     request.metadata_mut().insert("authorization", "Bearer x".parse().unwrap());
+    seen.status(&rpc.destroy(request).await.unwrap_err(), "TOKEN_INVALID");
+    request = tonic::Request::new(collections_service::proto::DestroyRequest::default());
+    request.metadata_mut().insert("authorization", "Basic x".parse().unwrap());
     seen.status(&rpc.destroy(request).await.unwrap_err(), "CREDENTIALS_INVALID");
 }
 
@@ -231,7 +229,7 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
     let good = Signer::owner();
     let nobody = Request::post(PATH).body(String::new()).unwrap();
     seen.answer(&app.send(nobody).await, "CREDENTIALS_MISSING");
-    seen.answer(&app.send(form(PATH, "Bearer x", "id=custom-1")).await, "CREDENTIALS_INVALID");
+    seen.answer(&app.send(form(PATH, "Bearer x", "id=custom-1")).await, "TOKEN_INVALID");
     let mut wrong = good.clone();
     wrong.consumer.1.push('x');
     seen.answer(&app.send(signed(app, &wrong, "custom-1")).await, "CREDENTIALS_INVALID");

@@ -10,7 +10,7 @@ use super::support::{
     jwt::{AUDIENCE, ISSUER, Key, claims, claims_with, hs256, unsigned},
 };
 
-use DestroyError::{CredentialsInvalid, TokenInvalid, UserContextRequired, WriteAccessRequired};
+use DestroyError::{TokenInvalid, UserContextRequired, WriteAccessRequired};
 
 /// Keys as a careful issuer has them, and one that nobody published.
 pub struct Keys {
@@ -82,6 +82,10 @@ impl Keys {
             json!({"alg": "ES256", "kid": "ec", "crit": null}),
             json!({"alg": "ES256", "kid": "ec", "crit": ["b64"], "b64": false}),
             json!({"alg": "ES256", "kid": "ec", "typ": "logout+jwt"}),
+            json!({"alg": "ES256", "kid": "ec", "typ": "application/secevent+JWT"}),
+            json!({"alg": "ES512", "kid": "ec"}),
+            json!({"alg": "Ed25519", "kid": "ec"}),
+            json!({"alg": "Ed448", "kid": "ec"}),
             json!({"alg": "ES256", "kid": "ec", "typ": 7}),
             json!([]),
         ] {
@@ -154,11 +158,23 @@ impl Keys {
             String::new(),
             claims().to_string().replacen(&(NOW + 300).to_string(), "1e999", 1),
         ] {
-            refused.push((claims.clone(), self.ec.token_of(&claims), CredentialsInvalid));
+            refused.push((claims.clone(), self.ec.token_of(&claims), TokenInvalid));
+        }
+        // Tokens for other purposes, which the same issuer signs with the same key.
+        for (name, value) in [
+            ("cnf", json!({"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"})),
+            ("cnf", json!({"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"})),
+            ("cnf", json!({})),
+            ("cnf", json!(null)),
+            ("events", json!({"http://schemas.openid.net/event/backchannel-logout": {}})),
+            ("events", json!({})),
+            ("events", json!(null)),
+        ] {
+            refused.push((format!("{name} {value}"), self.ec.token(&claims_with(name, value)), TokenInvalid));
         }
         let mut expired = claims_with("exp", json!(NOW - 100));
         expired["iss"] = json!("https://other.example");
-        refused.push(("expired, and another's".to_owned(), self.ec.token(&expired), CredentialsInvalid));
+        refused.push(("expired, and another's".to_owned(), self.ec.token(&expired), TokenInvalid));
         let mut either = claims_with("scp", json!(["collections.read"]));
         refused.push(("two scopes, one narrower".to_owned(), self.ec.token(&either), WriteAccessRequired));
         (either["scp"], either["scope"]) = (json!(["collections.write"]), json!(""));
@@ -186,37 +202,26 @@ fn wrong_claims() -> Vec<WrongClaim> {
     let mut add = |name, values: &[Value], expected| {
         wrong.extend(values.iter().map(|value| (name, Some(value.clone()), expected)));
     };
-    add("exp", &[json!("9999999999"), json!(null), json!([NOW + 300])], CredentialsInvalid);
-    add("nbf", &[json!(NOW + 31), json!(NOW as f64 + 30.5), json!("0"), json!(null)], CredentialsInvalid);
+    add("exp", &[json!("9999999999"), json!(null), json!([NOW + 300])], TokenInvalid);
+    add("nbf", &[json!(NOW + 31), json!(NOW as f64 + 30.5), json!("0"), json!(null)], TokenInvalid);
     let slash = format!("{ISSUER}/");
-    add(
-        "iss",
-        &[json!(slash), json!("HTTPS://ISSUER.EXAMPLE"), json!([ISSUER]), json!("")],
-        CredentialsInvalid,
-    );
+    add("iss", &[json!(slash), json!("HTTPS://ISSUER.EXAMPLE"), json!([ISSUER]), json!("")], TokenInvalid);
     let slash = format!("{AUDIENCE}/");
-    add(
-        "aud",
-        &[json!("x"), json!(""), json!([]), json!(["x", slash]), json!([7]), json!({})],
-        CredentialsInvalid,
-    );
+    add("aud", &[json!("x"), json!(""), json!([]), json!(["x", slash]), json!([7]), json!({})], TokenInvalid);
     let nobody = ["abc", "", "0", "-1", "007", "+1", " 1", "1 ", "1.0", "1e3", "0x1", "9223372036854775808"];
     add("sub", &nobody.map(Value::from), UserContextRequired);
     add("sub", &[json!("\u{661}"), json!("119476949\u{0}")], UserContextRequired);
-    add("sub", &[json!(OWNER), json!(null), json!(["1"])], CredentialsInvalid);
+    add("sub", &[json!(OWNER), json!(null), json!(["1"])], TokenInvalid);
     for name in ["scope", "scp"] {
-        add(name, &[json!(null), json!(7), json!(true), json!({}), json!([7])], CredentialsInvalid);
+        add(name, &[json!(null), json!(7), json!(true), json!({}), json!([7])], TokenInvalid);
         let narrow =
             ["", " ", "collections.read", "collections.writes", "Collections.Write", "a,collections.write"];
         add(name, &narrow.map(Value::from), WriteAccessRequired);
         add(name, &[json!([]), json!(["collections.read"])], WriteAccessRequired);
     }
-    for (name, expected) in [
-        ("exp", CredentialsInvalid),
-        ("iss", CredentialsInvalid),
-        ("aud", CredentialsInvalid),
-        ("sub", UserContextRequired),
-    ] {
+    for (name, expected) in
+        [("exp", TokenInvalid), ("iss", TokenInvalid), ("aud", TokenInvalid), ("sub", UserContextRequired)]
+    {
         wrong.push((name, None, expected));
     }
     wrong

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use collections_service::{
     config,
     domain::{Clock, DestroyError},
@@ -24,7 +25,7 @@ use super::{
     },
 };
 
-use DestroyError::{CredentialsInvalid, WriteAccessRequired};
+use DestroyError::{TokenInvalid, WriteAccessRequired};
 
 /// A verifier of tokens that these keys sign, whose clock stands at `NOW`.
 pub async fn verifier(keys: &[&Key]) -> Verifier {
@@ -39,7 +40,7 @@ fn bearer(token: &str, id: &str) -> Request<String> {
 }
 
 async fn verify(verifier: &Verifier, token: &str) -> Result<i64, DestroyError> {
-    verifier.verify(token).await.map(|user| user.user().get())
+    verifier.verify(token).await.map(|user| user.user().get()).map_err(|failure| failure.error)
 }
 
 #[tokio::test]
@@ -59,7 +60,7 @@ async fn every_allowed_algorithm_is_believed() {
         let last = flipped.len() - 10;
         flipped[last] = if flipped[last] == b'A' { b'B' } else { b'A' };
         let flipped = String::from_utf8(flipped).unwrap();
-        assert_eq!(verify(&verifier, &flipped).await, Err(CredentialsInvalid), "{}", key.kid);
+        assert_eq!(verify(&verifier, &flipped).await, Err(TokenInvalid), "{}", key.kid);
     }
 }
 
@@ -69,14 +70,23 @@ async fn the_caller_is_the_client_or_else_the_issuer() {
     let verifier = verifier(&[&key]).await;
     let mut both = claims_with("client_id", json!("other"));
     let caller = async |claims: &Value| {
-        verifier.verify(&key.token(claims)).await.map(|user| user.caller().unwrap().to_string())
+        let verified = verifier.verify(&key.token(claims)).await;
+        verified.map(|user| user.caller().unwrap().to_string()).map_err(|failure| failure.error)
     };
     assert_eq!(caller(&both).await.unwrap(), format!("jwt:{CLIENT}"));
     both.as_object_mut().unwrap().remove("azp");
     assert_eq!(caller(&both).await.unwrap(), "jwt:other");
     assert_eq!(caller(&claims_with("azp", None)).await.unwrap(), format!("jwt:{ISSUER}"));
-    for wrong in [json!(""), json!("a\0b"), json!("a\nb"), json!("x".repeat(257)), json!(7), json!(null)] {
-        assert_eq!(caller(&claims_with("azp", wrong)).await, Err(CredentialsInvalid));
+    let mut wrong = vec![json!(""), json!("x".repeat(257)), json!(7), json!(null)];
+    // Control characters, separators of lines, and characters that change the direction of what is displayed.
+    let misleading =
+        ['\0', '\n', '\u{7f}', '\u{85}', '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}'];
+    let misleading = misleading.into_iter().chain('\u{202a}'..='\u{202e}').chain('\u{2066}'..='\u{2069}');
+    wrong.extend(misleading.map(|letter| json!(format!("a{letter}b"))));
+    for wrong in wrong {
+        for name in ["azp", "client_id"] {
+            assert_eq!(caller(&claims_with(name, wrong.clone())).await, Err(TokenInvalid), "{name} {wrong}");
+        }
     }
 }
 
@@ -85,8 +95,7 @@ async fn nothing_else_is_believed() {
     let keys = Keys::new();
     let verifier = verifier(&keys.published()).await;
     let unproven = keys.forged().into_iter().chain(keys.broken());
-    let all: Vec<_> =
-        unproven.map(|(why, token)| (why, token, CredentialsInvalid)).chain(keys.refused()).collect();
+    let all: Vec<_> = unproven.map(|(why, token)| (why, token, TokenInvalid)).chain(keys.refused()).collect();
     let app = app(&keys.published()).await;
     app.put(1, OWNER).await;
     app.put(2, OTHER).await;
@@ -119,7 +128,7 @@ async fn every_byte_is_signed() {
             let mut bytes = token.clone().into_bytes();
             bytes[place] ^= other;
             let changed = String::from_utf8(bytes).unwrap();
-            assert_eq!(verify(&verifier, &changed).await, Err(CredentialsInvalid), "{place}: {changed}");
+            assert_eq!(verify(&verifier, &changed).await, Err(TokenInvalid), "{place}: {changed}");
         }
     }
 }
@@ -154,13 +163,37 @@ async fn whatever_is_allowed_is_believed() {
     }
 }
 
+/// RFC 9864 names the algorithm after its curve.
+#[tokio::test]
+async fn ed25519_is_another_name_of_eddsa() {
+    for (published, sent) in [("EdDSA", "Ed25519"), ("Ed25519", "EdDSA"), ("Ed25519", "Ed25519")] {
+        let mut key = Key::new("k", Algorithm::EdDSA);
+        key.jwk["alg"] = published.into();
+        let verifier = verifier(&[&key]).await;
+        let token = key.sign(&json!({"alg": sent, "kid": "k"}).to_string(), &claims().to_string());
+        assert_eq!(verify(&verifier, &token).await, Ok(OWNER), "{published} {sent}");
+    }
+}
+
+/// RFC 7518 forbids leading zero bytes, and some issuers publish them all the same.
+#[tokio::test]
+async fn leading_zeros_of_an_rsa_key_are_ignored() {
+    for (name, zeros) in [("n", 1), ("n", 3), ("e", 1), ("e", 5)] {
+        let mut key = Key::new("k", Algorithm::RS256);
+        let number = BASE64_URL_SAFE_NO_PAD.decode(key.jwk[name].as_str().unwrap()).unwrap();
+        key.jwk[name] = BASE64_URL_SAFE_NO_PAD.encode([vec![0; zeros], number].concat()).into();
+        let verifier = verifier(&[&key]).await;
+        assert_eq!(verify(&verifier, &key.token(&claims())).await, Ok(OWNER), "{zeros} before {name}");
+    }
+}
+
 #[tokio::test]
 async fn a_token_without_a_key_id_is_of_the_only_key() {
     let key = Key::new("k", Algorithm::ES256);
     let token = key.sign(r#"{"alg":"ES256"}"#, &claims().to_string());
     assert_eq!(verify(&verifier(&[&key]).await, &token).await, Ok(OWNER));
     let other = Key::new("other", Algorithm::EdDSA);
-    assert_eq!(verify(&verifier(&[&key, &other]).await, &token).await, Err(CredentialsInvalid));
+    assert_eq!(verify(&verifier(&[&key, &other]).await, &token).await, Err(TokenInvalid));
 }
 
 #[tokio::test]
@@ -219,7 +252,7 @@ async fn no_token_is_believed_without_an_issuer() {
     let app = App::start(Backend::Sqlite).await;
     let token = Key::new("k", Algorithm::ES256).token(&claims());
     let refused = app.send(bearer(&token, "custom-1")).await;
-    assert_answer(&refused, 401, &error_body(32, "Could not authenticate you."));
+    assert_answer(&refused, 401, &error_body(89, "Invalid or expired token."));
 }
 
 #[test]

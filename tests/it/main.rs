@@ -42,6 +42,7 @@ mod rate_limit;
 mod readiness;
 mod readme;
 mod recorded;
+mod refusal_causes;
 mod remanence;
 mod replicas;
 mod rest;

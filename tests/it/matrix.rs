@@ -93,11 +93,15 @@ fn expected(connection: Connection, named: Named, token: Token) -> &'static str 
         (Named::Twice | Named::NoNumber | Named::Zero | Named::Negative | Named::Overflow, _) => {
             "CREDENTIALS_INVALID"
         }
-        (_, Token::Expired) => "TOKEN_INVALID",
         (
             _,
-            Token::WrongIssuer | Token::WrongAudience | Token::AlgNone | Token::Hs256 | Token::UnknownKid,
-        ) => "CREDENTIALS_INVALID",
+            Token::Expired
+            | Token::WrongIssuer
+            | Token::WrongAudience
+            | Token::AlgNone
+            | Token::Hs256
+            | Token::UnknownKid,
+        ) => "TOKEN_INVALID",
         (_, Token::Good) => "OK",
         (Named::Owner, Token::OtherUser) => "CREDENTIALS_INVALID",
         (Named::Nobody, Token::OtherUser) => "NOT_OWNER",

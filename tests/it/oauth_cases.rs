@@ -12,7 +12,7 @@ use super::{
     rest::raw,
     support::{
         App, Backend, CONSUMER, Ground, NOW, PATH, TOKEN,
-        oauth::{Signer, in_form, in_header},
+        oauth::{Signer, escape, in_form, in_header},
     },
 };
 
@@ -24,6 +24,8 @@ const MISSING: Expected = (400, 215);
 const INVALID: Expected = (401, 32);
 const ID: &str = "id=custom-9";
 const FORM: Option<&str> = Some("application/x-www-form-urlencoded");
+/// So many that some of their signatures hold each letter that the two alphabets write differently.
+const NONCES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 const PLACES: [Place; 3] = [Place::Header, Place::Query, Place::Form];
 
 /// Where a part of a request stands.
@@ -141,12 +143,28 @@ fn claims(host: &str) -> Vec<Case> {
         .into_iter()
         .chain(["", "1", "1.1", "2.0", "1.0b", "v1.0"].map(|version| (version, false)));
     let unknown = ["oauth_callback", "oauth_verifier", "oauth_body_hash", "oauth_", "oauth_Token"];
-    let timestamps = [("+1795461500", false), ("-1", false), ("1795461500.0", false), ("now", false)]
-        .into_iter()
-        .chain([("18446744073709551616", false), ("", false), ("0001795461500", true)]);
-    let methods = [("HMAC-SHA256", true), ("PLAINTEXT", false), ("RSA-SHA1", false), ("HMAC-SHA512", false)]
-        .into_iter()
-        .chain([("hmac-sha1", false), ("", false)]);
+    let timestamps = [
+        ("+1795461500", ACCEPTED),
+        ("0001795461500", ACCEPTED),
+        ("-1", (401, 135)),
+        ("9223372036854775807", (401, 135)),
+        ("-9223372036854775808", (401, 135)),
+        ("9223372036854775808", MISSING),
+        ("18446744073709551616", MISSING),
+        ("1795461500.0", MISSING),
+        ("1795461500 1", MISSING),
+        ("now", MISSING),
+        ("+", MISSING),
+        ("", MISSING),
+    ];
+    let methods = [
+        ("HMAC-SHA256", ACCEPTED),
+        ("PLAINTEXT", INVALID),
+        ("RSA-SHA1", INVALID),
+        ("HMAC-SHA512", INVALID),
+        ("hmac-sha1", INVALID),
+        ("", MISSING),
+    ];
     let token = |token: &str| {
         let token = Some((token.to_owned(), TOKEN.1.to_owned()));
         (format!("{token:?}"), Signer { token, ..owner() })
@@ -174,15 +192,15 @@ fn claims(host: &str) -> Vec<Case> {
         // Whoever is not known is not let in by the secrets that stand in for his.
         (("decoys".to_owned(), decoyed), (401, 89)),
         (more("oauth_consumer_key", "x"), (401, 416)),
-        (more("oauth_consumer_key", ""), INVALID),
-        (more("oauth_nonce", ""), INVALID),
+        (more("oauth_consumer_key", ""), MISSING),
+        (more("oauth_nonce", ""), MISSING),
         (more("oauth_nonce", "\u{F8} +&=\"%"), ACCEPTED),
     ];
     signers.extend(versions.map(|(version, good)| (more("oauth_version", version), judged(good))));
     signers.extend(unknown.map(|name| (more(name, "b c+d"), ACCEPTED)));
-    signers.extend(timestamps.map(|(text, good)| (more("oauth_timestamp", text), judged(good))));
+    signers.extend(timestamps.map(|(text, expected)| (more("oauth_timestamp", text), expected)));
     signers.extend(
-        methods.map(|(method, good)| ((method.to_owned(), Signer { method, ..owner() }), judged(good))),
+        methods.map(|(method, expected)| ((method.to_owned(), Signer { method, ..owner() }), expected)),
     );
     let sent = signers.iter().flat_map(|((about, signer), expected)| {
         let oauth = signer.sign(&url(host), &and_id(&[]));
@@ -218,6 +236,10 @@ fn headers(host: &str) -> Vec<Case> {
         (text.replace("oauth_nonce", "oauth%5Fnonce"), ACCEPTED),
         (text.replace(signature, &bare), ACCEPTED),
         (text.replace('"', "").replace(signature, &bare), ACCEPTED),
+        // White space in and around a signature is dropped.
+        (text.replace(signature, &format!(" {bare}\t")), ACCEPTED),
+        (text.replace(signature, &format!("%0D%0A {signature}%20%09")), ACCEPTED),
+        (text.replace(signature, &format!("{} %0A{}", &bare[..9], escape(&bare[9..]))), ACCEPTED),
         // Empty elements of the list, and keys that are not OAuth's.
         (begin(", ,"), ACCEPTED),
         (format!("{},", text.replace(", ", ",,\t,")), ACCEPTED),
@@ -231,9 +253,15 @@ fn headers(host: &str) -> Vec<Case> {
         (sha256.replace("SHA256", "SHA1"), INVALID),
         (text.replace("HMAC-SHA1", "HMAC-SHA256"), INVALID),
         (text.replace("HMAC-SHA1", "PLAINTEXT"), INVALID),
-        (text.replace(signature, ""), INVALID),
+        (text.replace(signature, ""), MISSING),
+        (text.replace(signature, "%20"), INVALID),
         (text.replace(signature, "x"), INVALID),
         (text.replace(signature, bare.trim_end_matches('=')), INVALID),
+        (text.replace(signature, &format!("{bare}=")), INVALID),
+        (text.replace(signature, &format!("{bare}{bare}")), INVALID),
+        (text.replace(signature, &format!("%00{bare}")), INVALID),
+        (text.replace(signature, &format!("%C2%A0{bare}")), INVALID),
+        (text.replace(signature, &format!("*{bare}")), INVALID),
         (text.replace(signature, &other), INVALID),
         (text.replacen("oauth_nonce=\"", "oauth_nonce=\"x\"", 1), INVALID),
         (text.trim_end_matches('"').to_owned(), INVALID),
@@ -253,7 +281,9 @@ fn headers(host: &str) -> Vec<Case> {
         let (mut rest, mut twice) = (good.clone(), good.clone());
         rest.remove(left_out);
         twice.push(good[left_out].clone());
-        cases.push((in_header(&rest), INVALID));
+        // Without its token the request is an application's, signed with a secret too many.
+        let expected = if good[left_out].0 == "oauth_token" { INVALID } else { MISSING };
+        cases.push((in_header(&rest), expected));
         cases.push((in_header(&twice), INVALID));
     }
     let mut cases: Vec<Case> = cases
@@ -272,6 +302,30 @@ fn headers(host: &str) -> Vec<Case> {
     cases.push(
         Case::new("Bearer too", host, INVALID).with(Place::Header, "Bearer x").oauth(Place::Query, &good),
     );
+    cases
+}
+
+/// The URL-safe alphabet of base64 is accepted in a signature, alone and mixed with the standard one.
+fn url_safe_signatures(host: &str) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for nonce in NONCES {
+        let signer = Signer { more: vec![("oauth_nonce", nonce)], ..Signer::owner() };
+        let mut oauth = signer.sign(&url(host), &and_id(&[]));
+        let (_, escaped) = oauth.pop().unwrap();
+        let standard = percent_encoding::percent_decode_str(&escaped).decode_utf8().unwrap();
+        for signature in [
+            standard.replace('+', "-").replace('/', "_"),
+            standard.replace('+', "-"),
+            standard.replacen('/', "_", 1),
+        ] {
+            for place in PLACES {
+                let name = "oauth_signature".to_owned();
+                let signed = [&oauth[..], &[(name, escape(&signature))]].concat();
+                let about = format!("{signature} in {place:?}");
+                cases.push(Case::new(about, host, ACCEPTED).oauth(place, &signed));
+            }
+        }
+    }
     cases
 }
 
@@ -302,19 +356,22 @@ fn places(host: &str) -> Vec<Case> {
 
 /// Which bodies are signed, and read.
 fn bodies(host: &str) -> Vec<Case> {
-    const FORMS: [Option<&str>; 4] = [
+    const FORMS: [Option<&str>; 6] = [
         FORM,
         Some("APPLICATION/X-Www-Form-Urlencoded"),
         Some("application/x-www-form-urlencoded; charset=UTF-8"),
         Some("application/x-www-form-urlencoded\t;charset=x"),
+        Some("application/x-www-form-urlencoded, application/json"),
+        Some("Application/X-WWW-Form-URLEncoded-not"),
     ];
-    const OTHERS: [Option<&str>; 6] = [
+    const OTHERS: [Option<&str>; 7] = [
         None,
         Some(""),
         Some("application/json"),
         Some("text/plain"),
         Some("multipart/form-data; boundary=x"),
-        Some("application/x-www-form-urlencoded-not"),
+        Some("application/x-www-form-urlencode"),
+        Some("x-application/x-www-form-urlencoded"),
     ];
     let with_body = Signer::owner().sign(&url(host), &and_id(&[(b"a", b"1")]));
     let without = Signer::owner().sign(&url(host), &and_id(&[]));
@@ -354,7 +411,8 @@ async fn edge_cases() {
     })
     .await;
     let host = own.rest.trim_start_matches("http://");
-    let groups = [in_parameters, claims, headers, places, bodies].map(|group| group(host));
+    let groups =
+        [in_parameters, claims, headers, url_safe_signatures, places, bodies].map(|group| group(host));
     let mut cases: Vec<(&App, Case)> = groups.into_iter().flatten().map(|case| (&own, case)).collect();
     cases.extend(addressed(&OWN).into_iter().map(|case| (&own, case)));
     cases.extend(addressed(&PUBLIC).into_iter().map(|case| (&public, case)));

@@ -33,7 +33,7 @@ async fn the_new_key_alone_opens_everything(backend: Backend) {
     assert_eq!(said, format!("re-sealed 201 secrets under key second, 0 were under it already; {claim}"));
     operator.assert_all_open("new").await;
     let old = CredentialCache::new(operator.ground.credentials.clone());
-    assert_eq!(old.find(CONSUMER.0, None).await.unwrap_err(), DirectoryError::Broken);
+    assert!(matches!(old.find(CONSUMER.0, None).await, Err(DirectoryError::Broken(_))));
     let (code, said, _) = operator.rotate().await;
     assert_eq!(code, 0);
     assert_eq!(said, format!("re-sealed 0 secrets under key second, 201 were under it already; {claim}"));

@@ -8,7 +8,7 @@ use std::{
 
 use collections_service::{
     domain::{
-        AccessToken, Application, Clock, CredentialDirectory, DestroyError, DirectoryError, Found, Secret,
+        AccessToken, Application, Clock, CredentialDirectory, DestroyFailure, DirectoryError, Found, Secret,
     },
     identity::{
         AuthenticatedUser,
@@ -71,7 +71,7 @@ impl Signed {
     }
 
     /// `None` where the change leaves no request that could be sent: an origin or a method that is no text.
-    async fn verify(&self, now: i64) -> Option<Result<AuthenticatedUser, DestroyError>> {
+    async fn verify(&self, now: i64) -> Option<Result<AuthenticatedUser, DestroyFailure>> {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         let (method, path, origin) = (text(&self.method)?, text(&self.path)?, text(&self.origin)?);
         let origin: Origin = origin.parse().ok()?;
@@ -124,7 +124,7 @@ async fn no_bit_of_a_recorded_request_can_be_changed() {
             for bit in 0..size * 8 {
                 let mut changed = signed.clone();
                 changed.parts()[part][bit / 8] ^= 1 << (bit % 8);
-                // The one part whose letter case means nothing.
+                // The one part whose letter case has no meaning.
                 let same_origin = changed.origin.eq_ignore_ascii_case(&signed.origin);
                 match changed.verify(request.timestamp).await {
                     Some(Ok(_)) => assert!(changed.origin != signed.origin && same_origin, "{changed:?}"),

@@ -1,6 +1,6 @@
 //! The `Authorization` header.
 
-use super::Parameters;
+use super::parameters::Parameters;
 
 /// What an `Authorization` header begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,8 @@ use crate::config;
 /// RFC 5849, 3.6: letters, digits and these four stay as they are.
 pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+const FORM: &str = "application/x-www-form-urlencoded";
+
 /// Decoded names and values in the order they came, borrowed where nothing was escaped. Bytes, because a client may send
 /// what is no UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,13 @@ impl<'a> Parameters<'a> {
         encoded.sort_unstable();
         encoded
     }
+}
+
+/// Returns whether a body with this `Content-Type` is a form. As in the 1.1 API, the value only has to begin with the media
+/// type, in any letter case.
+#[must_use]
+pub fn is_form(content_type: &str) -> bool {
+    content_type.get(..FORM.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(FORM))
 }
 
 /// Most texts have no escape, and to find that out is quicker than to decode.

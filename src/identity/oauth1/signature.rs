@@ -10,7 +10,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use super::{
-    Origin,
+    origin::Origin,
     parameters::{ENCODED, Parameters},
 };
 use crate::domain::Secret;
@@ -48,9 +48,18 @@ impl FromStr for Method {
     }
 }
 
-/// The bytes of an `oauth_signature`.
+/// Decodes an `oauth_signature` as the 1.1 API did: white space is dropped, and the URL-safe alphabet is accepted too. The
+/// signature itself is not signed, so this makes no two readings of what is.
 pub fn decode(signature: &str) -> Option<Vec<u8>> {
-    BASE64_STANDARD.decode(signature).ok()
+    let letters = signature.bytes().filter(|letter| !letter.is_ascii_whitespace());
+    let standard: Vec<u8> = letters
+        .map(|letter| match letter {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        })
+        .collect();
+    BASE64_STANDARD.decode(standard).ok()
 }
 
 impl<'a> Base<'a> {

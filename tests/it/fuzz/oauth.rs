@@ -158,12 +158,18 @@ fn verify(sent: &Sent) -> Result<UserId, DestroyError> {
         form: &form,
         origin: origin.as_ref(),
     };
-    VERIFIER.with(|(runtime, verifier)| runtime.block_on(verifier.verify(request))).map(|user| user.user())
+    let verified = VERIFIER.with(|(runtime, verifier)| runtime.block_on(verifier.verify(request)));
+    verified.map(|user| user.user()).map_err(|failure| failure.error)
 }
 
 /// What the request says, read in the simplest way that is right for what this signer writes.
 fn meaning(sent: &Sent) -> ([String; 3], Pairs) {
     let mut said: Vec<_> = [&sent.query, &sent.form].into_iter().flat_map(|text| form_pairs(text)).collect();
+    for (name, value) in &mut said {
+        if name == b"oauth_signature" {
+            *value = canonical_signature(value);
+        }
+    }
     for field in sent.header.iter().flat_map(|header| header.split(',')) {
         let (name, value) = field.split_once('=').unwrap_or((field, ""));
         let decode = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
@@ -171,12 +177,27 @@ fn meaning(sent: &Sent) -> ([String; 3], Pairs) {
         if name.starts_with(b"oauth_") {
             let value = value.trim();
             let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-            said.push((name, decode(quoted.unwrap_or(value).trim())));
+            let mut value = decode(quoted.unwrap_or(value).trim());
+            if name == b"oauth_signature" {
+                value = canonical_signature(&value);
+            }
+            said.push((name, value));
         }
     }
     said.sort();
     let origin = sent.origin.to_ascii_lowercase();
     ([sent.method.clone(), sent.path.clone(), origin.trim_end_matches(":443").to_owned()], said)
+}
+
+/// A signature without white space and in the standard alphabet of base64.
+fn canonical_signature(value: &[u8]) -> Vec<u8> {
+    let letters = value.iter().filter(|letter| !letter.is_ascii_whitespace());
+    let standard = |letter: &u8| match letter {
+        b'-' => b'+',
+        b'_' => b'/',
+        other => *other,
+    };
+    letters.map(standard).collect()
 }
 
 /// A form, decoded byte by byte.
