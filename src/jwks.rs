@@ -1,4 +1,4 @@
-//! Keeps an issuer's keys: reads its JWKS from a file or a URL, again and again, and holds the last good one.
+//! Reads an issuer's JWKS from a file or a URL, refreshes it in the background, and keeps the last valid one.
 
 mod source;
 
@@ -12,10 +12,13 @@ pub use self::source::{JwksError, JwksSource, SourceError};
 use crate::{
     config,
     domain::Clock,
-    identity::jwt::{KeySet, KeySource, NoKeys, Verifier},
+    identity::{
+        excerpts,
+        jwt::{KeySet, KeySource, NoKeys, Verifier},
+    },
 };
 
-/// Whose tokens are believed.
+/// The settings of bearer tokens: whose are accepted.
 #[derive(Clone, Debug)]
 pub struct Jwt {
     pub jwks: JwksSource,
@@ -25,43 +28,44 @@ pub struct Jwt {
     pub audiences: Vec<String>,
 }
 
-/// The keys of a JWKS, kept new. Cheap to clone.
+/// The keys of a JWKS, refreshed in the background. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Jwks(Arc<Keeper>);
+pub struct Jwks(Arc<Inner>);
 
 #[derive(Debug)]
-struct Keeper {
+struct Inner {
     source: JwksSource,
     clock: Clock,
-    held: watch::Sender<Held>,
-    prompted: watch::Sender<Prompted>,
-    /// One reading at a time.
-    turn: Mutex<()>,
-    /// Calls that wait for a reading.
+    current: watch::Sender<Current>,
+    on_demand: watch::Sender<OnDemand>,
+    /// One refresh at a time.
+    refreshing: Mutex<()>,
+    /// Calls that wait for a refresh.
     waiters: Semaphore,
 }
 
-/// The last good key set, and what came of the last reading.
+/// The last valid key set, and the result of the last refresh.
 #[derive(Debug)]
-struct Held {
+struct Current {
     keys: Option<Arc<KeySet>>,
     /// What the keys were read from.
     text: Bytes,
-    /// When it was last read well.
-    at: DateTime<Utc>,
-    trouble: Option<String>,
+    /// When it was last read without an error.
+    read_at: DateTime<Utc>,
+    /// The error of the last refresh, if it failed.
+    error: Option<String>,
 }
 
-/// The readings that unknown key ids brought about.
+/// The refreshes that tokens with unknown key ids caused.
 #[derive(Debug, Default)]
-struct Prompted {
+struct OnDemand {
     last: Option<DateTime<Utc>>,
-    begun: u64,
+    started: u64,
     finished: u64,
 }
 
 impl Jwt {
-    /// A verifier, and its keys, which [`Jwks::run`] refreshes.
+    /// Returns a verifier, and its keys, which [`Jwks::run`] refreshes.
     ///
     /// # Errors
     /// As [`Jwks::open`].
@@ -76,142 +80,158 @@ impl Jwks {
     /// Reads the JWKS for the first time. A URL may not answer yet: until it does there are no keys.
     ///
     /// # Errors
-    /// A file cannot be read or is no usable JWKS: it would hardly mend itself.
+    /// A file cannot be read or is no usable JWKS: no retry would help.
     pub async fn open(source: JwksSource, clock: Clock) -> Result<Self, JwksError> {
-        let held = Held { keys: None, text: Bytes::new(), at: DateTime::UNIX_EPOCH, trouble: None };
-        let (held, prompted) = (watch::Sender::new(held), watch::Sender::default());
-        let jwks = Self(Arc::new(Keeper {
+        let current = Current { keys: None, text: Bytes::new(), read_at: DateTime::UNIX_EPOCH, error: None };
+        let (current, on_demand) = (watch::Sender::new(current), watch::Sender::default());
+        let jwks = Self(Arc::new(Inner {
             source,
             clock,
-            held,
-            prompted,
-            turn: Mutex::default(),
+            current,
+            on_demand,
+            refreshing: Mutex::default(),
             waiters: Semaphore::new(config::jwks::WAITER_LIMIT),
         }));
         match jwks.0.read().await {
             Err(error) if jwks.0.source.is_file() => Err(error),
-            seen => {
-                jwks.0.hold(seen);
+            read => {
+                jwks.0.apply(read);
                 Ok(jwks)
             }
         }
     }
 
-    /// One reading, within its bounds. Says whether it went well; what is new about that stands in the log.
+    /// Reads the JWKS once, within its limits. Returns whether it succeeded; changes are logged.
     pub async fn refresh(&self) -> bool {
-        let _turn = self.0.turn.lock().await;
-        let seen = self.0.read().await;
-        self.0.hold(seen)
+        let _refreshing = self.0.refreshing.lock().await;
+        let read = self.0.read().await;
+        self.0.apply(read)
     }
 
-    /// Refreshes the keys again and again.
+    /// Refreshes the keys for ever, with a backoff after errors.
     pub async fn run(self) {
         let mut retry = config::jwks::RETRY_BACKOFF;
-        let mut well = self.0.held.borrow().trouble.is_none();
+        let mut succeeded = self.0.current.borrow().error.is_none();
         loop {
             let interval = self.0.source.interval();
-            if well {
+            if succeeded {
                 retry = config::jwks::RETRY_BACKOFF;
                 tokio::time::sleep(interval).await;
             } else {
                 tokio::time::sleep(retry.min(interval)).await;
                 retry = (retry * 2).min(config::jwks::RETRY_BACKOFF_MAX);
             }
-            well = self.refresh().await;
+            succeeded = self.refresh().await;
         }
     }
 }
 
 impl KeySource for Jwks {
     fn keys(&self) -> Result<Arc<KeySet>, NoKeys> {
-        let held = self.0.held.borrow();
-        let trouble = || held.trouble.clone().unwrap_or_default();
-        let keys = held.keys.as_ref().ok_or_else(|| NoKeys(trouble()))?;
-        let age = (self.0.clock.now() - held.at).num_seconds();
+        let current = self.0.current.borrow();
+        let error = || current.error.clone().unwrap_or_default();
+        let keys = current.keys.as_ref().ok_or_else(|| NoKeys(error()))?;
+        let age = (self.0.clock.now() - current.read_at).num_seconds();
         if age > config::jwks::MAX_AGE {
-            return Err(NoKeys(format!("the last good one is {age} s old; {}", trouble())));
+            return Err(NoKeys(format!("the last good one is {age} s old; {}", error())));
         }
         Ok(keys.clone())
     }
 
-    /// The reading is a task of its own: a caller who goes away must not cut it short for the others who wait.
-    fn renewed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    /// The refresh is a task of its own: a call that is cancelled must not cancel it for the others that wait.
+    fn refresh_once(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             let now = self.0.clock.now();
             let mut wanted = 0;
-            let begun = self.0.prompted.send_if_modified(|prompted| {
-                // Of a clock that was set back, too, or there would be none for as long.
-                let paused =
-                    |last: DateTime<Utc>| (now - last).num_seconds().abs() >= config::jwks::PROMPTED_INTERVAL;
-                let begin = prompted.last.is_none_or(paused);
-                if begin {
-                    prompted.last = Some(now);
-                    prompted.begun += 1;
+            let starts = self.0.on_demand.send_if_modified(|on_demand| {
+                // The absolute value, or a clock that was set back would suspend them for as long.
+                let is_due = |last: DateTime<Utc>| {
+                    (now - last).num_seconds().abs() >= config::jwks::ON_DEMAND_INTERVAL
+                };
+                let starts = on_demand.last.is_none_or(is_due);
+                if starts {
+                    on_demand.last = Some(now);
+                    on_demand.started += 1;
                 }
-                wanted = prompted.begun;
-                begin
+                wanted = on_demand.started;
+                starts
             });
-            // Whoever sends a token chooses its key id, and each call that waits has a place of everybody's.
+            // The sender of a token chooses its key id, and each call that waits occupies a place of all callers.
             let Ok(_place) = self.0.waiters.try_acquire() else { return };
-            let mut prompted = self.0.prompted.subscribe();
-            if begun {
+            let mut on_demand = self.0.on_demand.subscribe();
+            if starts {
                 let jwks = self.clone();
-                let reading = tokio::spawn({
+                let refresh = tokio::spawn({
                     let jwks = jwks.clone();
                     async move { jwks.refresh().await }
                 });
                 tokio::spawn(async move {
-                    // Finished even if it died: nobody must wait for it.
-                    let _read = reading.await;
-                    jwks.0.prompted.send_modify(|prompted| prompted.finished += 1);
+                    // Finished even if it panicked: no call must wait for it.
+                    let _result = refresh.await;
+                    jwks.0.on_demand.send_modify(|on_demand| on_demand.finished += 1);
                 });
             }
-            let finished = prompted.wait_for(|prompted| prompted.finished >= wanted);
-            let _patient = tokio::time::timeout(config::jwks::PROMPTED_TIMEOUT, finished).await;
+            let finished = on_demand.wait_for(|on_demand| on_demand.finished >= wanted);
+            let _in_time = tokio::time::timeout(config::jwks::ON_DEMAND_TIMEOUT, finished).await;
         })
     }
 }
 
-impl Keeper {
-    /// The text of the JWKS, with its keys where it is not the one that is held.
+impl Inner {
+    /// Reads the text of the JWKS, and parses its keys where the text has changed.
     async fn read(&self) -> Result<(Bytes, Option<KeySet>), JwksError> {
         let text = self.source.read().await?;
-        let known = {
-            let held = self.held.borrow();
-            held.keys.is_some() && held.text == text
+        let is_unchanged = {
+            let current = self.current.borrow();
+            current.keys.is_some() && current.text == text
         };
-        let keys = if known { None } else { Some(KeySet::parse(&text)?) };
+        let keys = if is_unchanged { None } else { Some(KeySet::parse(&text)?) };
         Ok((text, keys))
     }
 
-    /// Holds what was read, or on to what is held, and logs where that differs from before.
-    fn hold(&self, seen: Result<(Bytes, Option<KeySet>), JwksError>) -> bool {
+    /// Makes what was read current, or keeps what is current where reading failed, and logs changes. Returns whether reading
+    /// succeeded.
+    fn apply(&self, read: Result<(Bytes, Option<KeySet>), JwksError>) -> bool {
         let now = self.clock.now();
-        let well = seen.is_ok();
-        self.held.send_modify(|held| match seen {
+        let succeeded = read.is_ok();
+        self.current.send_modify(|current| match read {
             Ok((text, keys)) => {
-                let recovered = held.trouble.take().is_some();
-                held.at = now;
+                let recovered = current.error.take().is_some();
+                current.read_at = now;
                 if let Some(keys) = keys {
-                    let (usable, ignored) = keys.counts();
-                    tracing::info!(jwks = %self.source, keys = usable, ignored, "a JWKS was loaded");
-                    if usable == 0 {
-                        tracing::error!(jwks = %self.source, "the issuer has no keys: no token is believed");
-                    }
-                    (held.keys, held.text) = (Some(Arc::new(keys)), text);
+                    self.log_loaded(&keys);
+                    (current.keys, current.text) = (Some(Arc::new(keys)), text);
                 } else if recovered {
-                    tracing::info!(jwks = %self.source, "the JWKS can be had again");
+                    tracing::info!(jwks = %self.source, "jwks available again");
                 }
             }
             Err(error) => {
                 let error = error.to_string();
-                if held.trouble.as_ref() != Some(&error) {
-                    let last_good = held.keys.is_some().then(|| held.at.to_rfc3339());
-                    tracing::error!(jwks = %self.source, error, last_good, "no JWKS could be loaded");
-                    held.trouble = Some(error);
+                if current.error.as_ref() != Some(&error) {
+                    let last_good = current.keys.is_some().then(|| current.read_at.to_rfc3339());
+                    tracing::error!(jwks = %self.source, error, last_good, "jwks unavailable; keeping the last loaded keys");
+                    current.error = Some(error);
                 }
             }
         });
-        well
+        succeeded
+    }
+
+    /// Logs which keys are in force, and which of them were published by mistake.
+    fn log_loaded(&self, keys: &KeySet) {
+        let (usable, ignored) = keys.counts();
+        let kids = excerpts(keys.kids(), config::jwks::LOGGED_KID_COUNT);
+        tracing::info!(jwks = %self.source, keys = usable, ignored, kids, "jwks loaded");
+        if usable == 0 {
+            tracing::error!(jwks = %self.source, "jwks has no keys; all bearer tokens are rejected");
+        }
+        if !keys.private_kids().is_empty() {
+            let kids = excerpts(keys.private_kids(), config::jwks::LOGGED_KID_COUNT);
+            tracing::warn!(
+                jwks = %self.source,
+                kids,
+                "jwks contains private keys or shared secrets; anyone who can read it can sign tokens: replace these keys"
+            );
+        }
     }
 }

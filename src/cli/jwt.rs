@@ -1,4 +1,4 @@
-//! Whose bearer tokens are believed, for every command that authenticates callers.
+//! Whose bearer tokens are accepted, for every command that authenticates callers.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ pub struct JwtArgs {
     /// The authorities of the JWKS URL's certificate, in PEM. Without it, those that browsers trust
     #[arg(long, env = "COLLECTIONS_JWKS_CA")]
     jwks_ca: Option<PathBuf>,
-    /// The issuer of bearer tokens, letter for letter. Needed with --jwks
+    /// The issuer of bearer tokens, an exact match. Needed with --jwks
     #[arg(long, env = "COLLECTIONS_JWT_ISSUER")]
     jwt_issuer: Option<String>,
     /// An audience that bearer tokens may be for; repeatable. Needed with --jwks
@@ -22,10 +22,10 @@ pub struct JwtArgs {
 }
 
 impl JwtArgs {
-    /// Whose tokens are believed; nobody's without `--jwks`.
+    /// Reads the settings of bearer tokens; none without `--jwks`.
     ///
     /// # Errors
-    /// Half of it is given, or the source cannot be one.
+    /// A part is missing, the issuer or an audience has white space, or the JWKS is neither a file nor an allowed URL.
     pub fn settings(&self) -> Result<Option<Jwt>, Exit> {
         let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
         let Some(jwks) = &self.jwks else {
@@ -44,6 +44,14 @@ impl JwtArgs {
         };
         if self.jwt_audience.is_empty() || self.jwt_audience.iter().any(String::is_empty) {
             return refuse("--jwt-audience: is needed with --jwks");
+        }
+        // No issuer writes such a claim, so no token would match: it is a slip, such as a space after a comma.
+        let has_space = |text: &String| text.contains(char::is_whitespace);
+        if has_space(&issuer) {
+            return refuse("--jwt-issuer: contains white space; expected the exact text of the claim iss");
+        }
+        if self.jwt_audience.iter().any(has_space) {
+            return refuse("--jwt-audience: contains white space; expected the exact text of the claim aud");
         }
         let jwks = JwksSource::new(jwks, self.jwks_ca.as_deref()).map_err(Exit::usage)?;
         Ok(Some(Jwt { jwks, issuer, audiences: self.jwt_audience.clone() }))

@@ -24,14 +24,14 @@ pub use keys::{KeySet, KeySetError};
 
 /// Where the issuer's keys come from.
 pub trait KeySource: Send + Sync {
-    /// The keys as they are known now.
+    /// Returns the current keys.
     ///
     /// # Errors
-    /// There are none that may be used any more, or none yet.
+    /// There are none yet, or the last ones are too old.
     fn keys(&self) -> Result<Arc<KeySet>, NoKeys>;
 
-    /// Returns once the keys are as new as they may be had for a token whose key is unknown, after a bounded wait.
-    fn renewed(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Refreshes the keys for a token whose key is unknown. Returns after a bounded wait, also where a refresh is not due.
+    fn refresh_once(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 /// Verifies tokens of one issuer. Cheap to clone.
@@ -67,7 +67,7 @@ impl Verifier {
             && !keys.has(kid)
         {
             // The issuer may sign with a new one.
-            self.keys.renewed().await;
+            self.keys.refresh_once().await;
             keys = self.keys.keys()?;
         }
         let candidates = token.candidates(&keys)?;

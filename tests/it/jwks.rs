@@ -108,7 +108,7 @@ async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     // A key that appears within the pause has to wait for it, or for the next round of the loop.
     endpoint.publish(&[&old, &new]);
-    bench.pass(config::jwks::PROMPTED_INTERVAL - 1);
+    bench.pass(config::jwks::ON_DEMAND_INTERVAL - 1);
     assert_eq!((bench.user(&new).await, endpoint.fetches()), (Err(TokenInvalid), 2));
     bench.pass(1);
     assert_eq!((bench.user(&new).await, endpoint.fetches()), (Ok(OWNER), 3));
@@ -131,7 +131,7 @@ async fn a_call_does_not_wait_long_for_a_key() {
     assert_eq!(bench.user(&new).await, Err(TokenInvalid));
     let waited = begun.elapsed();
     assert!(
-        waited >= config::jwks::PROMPTED_TIMEOUT && waited < config::jwks::PROMPTED_TIMEOUT * 3 / 2,
+        waited >= config::jwks::ON_DEMAND_TIMEOUT && waited < config::jwks::ON_DEMAND_TIMEOUT * 3 / 2,
         "{waited:?}"
     );
     // The others are served meanwhile, and the fetch goes on without whoever asked for it.
@@ -337,6 +337,11 @@ async fn serve_refuses_half_an_issuer() {
         (vec!["--jwks-ca", &ca], "--jwks-ca"),
         ([&["--jwks", good.as_str(), "--jwt-issuer", ""], &audience[..]].concat(), "--jwt-issuer"),
         ([&["--jwks", good.as_str(), "--jwt-audience", ""], &issuer[..]].concat(), "--jwt-audience"),
+        ([&["--jwks", good.as_str(), "--jwt-issuer", " https://a"], &audience[..]].concat(), "--jwt-issuer"),
+        ([&["--jwks", good.as_str(), "--jwt-issuer", "https://a\n"], &audience[..]].concat(), "--jwt-issuer"),
+        ([&["--jwks", good.as_str(), "--jwt-audience", "a, b"], &issuer[..]].concat(), "--jwt-audience"),
+        ([&["--jwks", good.as_str(), "--jwt-audience", "a b"], &issuer[..]].concat(), "--jwt-audience"),
+        ([&["--jwks", good.as_str(), "--jwt-audience", "a\u{a0}"], &issuer[..]].concat(), "--jwt-audience"),
         ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", bad.as_str()], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", "http://issuer.example/"], &issuer[..], &audience].concat(), "--jwks"),
@@ -368,9 +373,56 @@ async fn serve_needs_nothing_but_an_issuer() {
     while !log.next_line().await.unwrap().expect("it ended").contains("\"serving\"") {}
 }
 
-/// One error as long as nothing changes, and a word when it is over.
+/// A loaded JWKS is logged with the ids of its keys, and each load warns of private keys in it.
 #[tokio::test]
-async fn the_log_says_once_what_is_wrong_with_the_keys() {
+async fn the_log_names_the_keys_in_force_and_private_ones() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let (old, new) = pair();
+    let mut many: Vec<Key> =
+        (0..20).map(|number| Key::new(&format!("key {number}"), Algorithm::EdDSA)).collect();
+    many[3].kid = "x".repeat(1000);
+    many[3].jwk["kid"] = many[3].kid.clone().into();
+    drop(file(ground.folder.path(), &many.iter().collect::<Vec<_>>()));
+    let keys = ground.folder.path().join("jwks.json");
+    let more = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
+    let program = Program::serve(&ground, &more).await;
+    let with = |jwk: &Value, name: &str| {
+        let mut jwk = jwk.clone();
+        jwk[name] = json!("AAAA");
+        jwk
+    };
+    let secret = json!({"kty": "oct", "k": "AAAA", "kid": "shared"});
+    let private = json!({"keys": [with(&old.jwk, "d"), new.jwk, secret]}).to_string();
+    write_private(&keys, &private);
+    // The second load's lines have been written once a request with a new key is no longer refused for the key.
+    let mut now = claims_with("nbf", None);
+    now["exp"] = json!(Clock::System.now().timestamp() + 300);
+    let token = new.token(&now);
+    let token = || format!("Bearer {token}");
+    let client = program.rest.clone();
+    until(async || {
+        let form = super::errors::form(super::support::PATH, &token(), "id=custom-9");
+        super::support::send(&client, form).await.0 != 401
+    })
+    .await;
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(10)).await;
+    let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kids = |begin: &str| -> Vec<String> {
+        let named = events.iter().filter(|event| event["message"].as_str().unwrap().starts_with(begin));
+        named.map(|event| event["kids"].as_str().unwrap().to_owned()).collect()
+    };
+    let [first, second] = &kids("jwks loaded")[..] else { panic!("{log:#?}") };
+    assert!(first.starts_with("\"key 0\", \"key 1\", \"key 2\", \"xxx"), "{first}");
+    assert!(first.ends_with(", \"key 15\" and 4 more") && first.len() < 500, "{first}");
+    assert_eq!(second, "\"old\", \"new\"");
+    assert_eq!(kids("jwks contains private keys"), ["\"old\", \"shared\""]);
+    assert!(!log.iter().any(|line| line.contains("AAAA")), "{log:#?}");
+}
+
+/// One error as long as nothing changes, and one line when it is over.
+#[tokio::test]
+async fn the_log_has_one_line_for_each_change_of_the_jwks() {
     let ground = Ground::new(Backend::Sqlite).await;
     let (key, _) = pair();
     drop(file(ground.folder.path(), &[&key]));
@@ -385,9 +437,10 @@ async fn the_log_says_once_what_is_wrong_with_the_keys() {
     write(&jwks(&[&key])).await;
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(10)).await;
-    let said = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-    assert_eq!(said("a JWKS was loaded"), 1, "{log:#?}");
-    assert_eq!(said("no JWKS could be loaded"), 1, "{log:#?}");
-    assert_eq!(said("the JWKS can be had again"), 1, "{log:#?}");
+    let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(count("\"jwks loaded\""), 1, "{log:#?}");
+    assert_eq!(count("jwks unavailable; keeping the last loaded keys"), 1, "{log:#?}");
+    assert_eq!(count("jwks available again"), 1, "{log:#?}");
+    assert_eq!(count("private keys"), 0, "{log:#?}");
     assert!(log.iter().any(|line| line.contains("\"ERROR\"") && line.contains("\"last_good\":\"20")));
 }

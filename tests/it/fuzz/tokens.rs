@@ -31,7 +31,7 @@ impl KeySource for Fixed {
         Ok(self.0.clone())
     }
 
-    fn renewed(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn refresh_once(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(std::future::ready(()))
     }
 }
@@ -65,7 +65,7 @@ fn tokens() -> impl Strategy<Value = String> {
     prop_oneof![1 => raw_text(), 2 => pieced(PIECES, 8), 4 => changed]
 }
 
-/// Nothing but the token itself is believed.
+/// Nothing but the token itself is accepted.
 fn check_token(text: String) -> Checked {
     let issuer = issuer();
     let verified = issuer.runtime.handle().block_on(issuer.verifier.verify(&text));
