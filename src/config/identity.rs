@@ -24,6 +24,11 @@ pub const JWT_ALGORITHMS: [Algorithm; 9] = [
 ];
 /// The longest JWT, in bytes: half of what all headers may have.
 pub const JWT_LIMIT: usize = 8 * 1024;
+/// Signatures of JWTs that are verified at one time, at most: each occupies a processor for some 20 to 200 µs.
+pub const JWT_VERIFICATION_LIMIT: usize = 8;
+/// Calls that wait for the verification of their JWT: as many as are in flight by default. At 100 µs each the last waits
+/// 100 ms on one processor.
+pub const JWT_VERIFICATION_QUEUE: usize = 1024;
 /// By how many seconds an issuer's clock may differ from ours.
 pub const JWT_LEEWAY: f64 = 30.0;
 /// The longest name of a client in a JWT, in bytes: the audit trail keeps it.

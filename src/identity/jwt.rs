@@ -3,12 +3,14 @@
 mod claims;
 mod error;
 mod keys;
+mod offload;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use self::{
     claims::{Claims, Token},
     error::JwtError,
+    offload::Offload,
 };
 use super::{
     excerpt::{excerpt, excerpts},
@@ -41,12 +43,13 @@ pub struct Verifier {
     issuer: Arc<str>,
     audiences: Arc<[String]>,
     clock: Clock,
+    offload: Offload,
 }
 
 impl Verifier {
     /// Accepts this issuer's tokens for any of these audiences.
     pub fn new(keys: Arc<dyn KeySource>, issuer: &str, audiences: &[String], clock: Clock) -> Self {
-        Self { keys, issuer: issuer.into(), audiences: audiences.into(), clock }
+        Self { keys, issuer: issuer.into(), audiences: audiences.into(), clock, offload: Offload::new() }
     }
 
     /// Checks form, key, signature, issuer, audience, times, user and scope, in this order.
@@ -54,7 +57,8 @@ impl Verifier {
     /// # Errors
     /// [`TokenInvalid`](crate::domain::DestroyError::TokenInvalid), but [`UserContextRequired`](crate::domain::DestroyError::UserContextRequired) where
     /// the subject is no user, [`WriteAccessRequired`](crate::domain::DestroyError::WriteAccessRequired) where the scope does not allow the
-    /// token to write, and [`StoreUnavailable`](crate::domain::DestroyError::StoreUnavailable) while there are no keys to verify with. The
+    /// token to write, and [`StoreUnavailable`](crate::domain::DestroyError::StoreUnavailable) while there are no keys to verify with, and
+    /// [`Overloaded`](crate::domain::DestroyError::Overloaded) where too many tokens wait for their verification. The
     /// cause names the check that failed.
     pub async fn verify(&self, token: &str) -> Result<AuthenticatedUser, DestroyFailure> {
         Ok(self.check(token).await?)
@@ -71,7 +75,8 @@ impl Verifier {
             keys = self.keys.keys()?;
         }
         let candidates = token.candidates(&keys)?;
-        self.accept(&token.verify(&candidates)?)
+        let claims = self.offload.run(move || token.verify(&candidates)).await??;
+        self.accept(&claims)
     }
 
     fn accept(&self, claims: &Claims) -> Result<AuthenticatedUser, JwtError> {

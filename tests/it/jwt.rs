@@ -13,19 +13,20 @@ use http::Request;
 use jsonwebtoken::Algorithm;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use super::{
     errors::{assert_answer, error_body, form},
     forgeries::Keys,
     support::{
         App, Backend, Ground, NOW, OTHER, OWNER, PATH,
-        jwt::{AUDIENCE, CLIENT, ISSUER, Key, believing, claims, claims_with, file},
+        jwt::{AUDIENCE, CLIENT, FixedKeys, ISSUER, Key, believing, claims, claims_with, file},
         oauth::Signer,
         user,
     },
 };
 
-use DestroyError::{TokenInvalid, WriteAccessRequired};
+use DestroyError::{Overloaded, TokenInvalid, WriteAccessRequired};
 
 /// A verifier of tokens that these keys sign, whose clock stands at `NOW`.
 pub async fn verifier(keys: &[&Key]) -> Verifier {
@@ -281,4 +282,64 @@ fn only_a_guarded_way_leads_to_the_keys() {
         let error = source(wrong).unwrap_err().to_string();
         assert!(error.starts_with("--jwks: ") && !error.contains("secret"), "{wrong}: {error}");
     }
+}
+
+/// A runtime with one blocking thread, which is occupied until the sender is dropped.
+fn blocked_runtime() -> (Runtime, std::sync::mpsc::Sender<()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    runtime.spawn_blocking(move || released.recv());
+    (runtime, release)
+}
+
+/// Polls all tasks of the runtime until none makes progress.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The thread that serves connections does no public-key cryptography, and the number of calls that wait for it is limited.
+#[test]
+fn signatures_are_verified_on_other_threads() {
+    let key = Key::new("k", Algorithm::ES256);
+    let clock = Clock::Set(Arc::new(NOW.into()));
+    let verifier = Verifier::new(Arc::new(FixedKeys::of(&[&key])), ISSUER, &[AUDIENCE.to_owned()], clock);
+    let token = key.token(&claims());
+    let (runtime, release) = blocked_runtime();
+    runtime.block_on(async {
+        let start = || {
+            let (verifier, token) = (verifier.clone(), token.clone());
+            tokio::spawn(async move { verify(&verifier, &token).await })
+        };
+        let mut calls = Vec::new();
+        // More than run and wait at one time, on any number of processors.
+        let many = config::identity::JWT_VERIFICATION_LIMIT + config::identity::JWT_VERIFICATION_QUEUE;
+        for _ in 0..=many {
+            calls.push(start());
+        }
+        settle().await;
+        let (ended, pending): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| call.is_finished());
+        assert!(pending.len() > config::identity::JWT_VERIFICATION_QUEUE && pending.len() <= many);
+        assert!(!ended.is_empty(), "the queue has no limit");
+        for call in ended {
+            assert_eq!(call.await.unwrap(), Err(Overloaded));
+        }
+        // What needs no key is still answered, and a call that is cancelled gives its place to another.
+        assert_eq!(verify(&verifier, "a.b.c").await, Err(TokenInvalid));
+        let (last, others) = {
+            let mut pending = pending;
+            (pending.pop().unwrap(), pending)
+        };
+        last.abort();
+        assert!(last.await.unwrap_err().is_cancelled());
+        let next = start();
+        settle().await;
+        assert!(!next.is_finished(), "the place of a cancelled call is lost");
+        drop(release);
+        for call in others.into_iter().chain([next]) {
+            assert_eq!(call.await.unwrap(), Ok(OWNER));
+        }
+    });
 }

@@ -3,7 +3,7 @@
 use jsonwebtoken::Algorithm;
 
 use crate::{
-    config::identity::JWT_LIMIT,
+    config::identity::{JWT_LIMIT, JWT_VERIFICATION_QUEUE},
     domain::{DestroyError, DestroyFailure},
 };
 
@@ -55,6 +55,10 @@ pub enum JwtError {
     NoUser(String),
     #[error("the token's scope does not allow it to write")]
     ReadOnly,
+    #[error("{JWT_VERIFICATION_QUEUE} tokens wait for their verification already")]
+    Overloaded,
+    #[error("the verification was interrupted")]
+    Interrupted,
     #[error(transparent)]
     NoKeys(#[from] NoKeys),
 }
@@ -81,6 +85,7 @@ impl JwtError {
             | Self::Expired(_) => DestroyError::TokenInvalid,
             Self::NoUser(_) => DestroyError::UserContextRequired,
             Self::ReadOnly => DestroyError::WriteAccessRequired,
+            Self::Overloaded | Self::Interrupted => DestroyError::Overloaded,
             Self::NoKeys(_) => DestroyError::StoreUnavailable,
         }
     }

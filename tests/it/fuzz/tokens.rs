@@ -6,7 +6,7 @@ use collections_service::{
     domain::Clock,
     identity::{
         PeerName,
-        jwt::{KeySet, KeySource, NoKeys, Verifier},
+        jwt::{KeySet, Verifier},
     },
     rate_limit::Rule,
     upstream::UpstreamUrl,
@@ -18,23 +18,10 @@ use tokio::runtime::Runtime;
 use super::{
     super::support::{
         NOW, OWNER,
-        jwt::{AUDIENCE, ISSUER, Key, claims, jwks},
+        jwt::{AUDIENCE, FixedKeys, ISSUER, Key, claims, jwks},
     },
     Change, Checked, fuzz, pieced, raw_text,
 };
-
-/// Keys that stay as they are.
-struct Fixed(Arc<KeySet>);
-
-impl KeySource for Fixed {
-    fn keys(&self) -> Result<Arc<KeySet>, NoKeys> {
-        Ok(self.0.clone())
-    }
-
-    fn refresh_once(&self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(std::future::ready(()))
-    }
-}
 
 struct Issuer {
     verifier: Verifier,
@@ -46,7 +33,7 @@ fn issuer() -> &'static Issuer {
     static ISSUER_OF_ALL: OnceLock<Issuer> = OnceLock::new();
     ISSUER_OF_ALL.get_or_init(|| {
         let key = Key::new("k", Algorithm::EdDSA);
-        let keys = Fixed(Arc::new(KeySet::parse(jwks(&[&key]).as_bytes()).unwrap()));
+        let keys = FixedKeys::of(&[&key]);
         let clock = Clock::Set(Arc::new(NOW.into()));
         let verifier = Verifier::new(Arc::new(keys), ISSUER, &[AUDIENCE.to_owned()], clock);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

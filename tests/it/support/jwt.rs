@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use collections_service::jwks::{JwksSource, Jwt};
+use collections_service::{
+    identity::jwt::{KeySet, KeySource, NoKeys},
+    jwks::{JwksSource, Jwt},
+};
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, EncodingKey, crypto, jwk::Jwk};
@@ -116,6 +120,25 @@ pub fn hs256(header: &str, claims: &str, secret: &[u8]) -> String {
 pub fn jwks(keys: &[&Key]) -> String {
     let keys: Vec<&Value> = keys.iter().map(|key| &key.jwk).collect();
     json!({ "keys": keys }).to_string()
+}
+
+/// A source of keys that never change.
+pub struct FixedKeys(Arc<KeySet>);
+
+impl FixedKeys {
+    pub fn of(keys: &[&Key]) -> Self {
+        Self(Arc::new(KeySet::parse(jwks(keys).as_bytes()).unwrap()))
+    }
+}
+
+impl KeySource for FixedKeys {
+    fn keys(&self) -> Result<Arc<KeySet>, NoKeys> {
+        Ok(self.0.clone())
+    }
+
+    fn refresh_once(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Claims that let the documentation's user destroy.
