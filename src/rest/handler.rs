@@ -16,7 +16,7 @@ use crate::{
     domain::{DestroyError, DestroyFailure, Destroyed, EdgeError, ParseCollectionIdError, RequestId},
     identity::{
         AuthenticatedUser, Peer,
-        oauth1::{self, Origin, Parameters, Scheme},
+        oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
     telemetry::{CallFields, CallRecord},
 };
@@ -97,9 +97,11 @@ impl Gateway {
         let processed = async {
             // Before the request has a place: a client that never sends its body must not keep one.
             let body = body::read(parts, body, &self.large_bodies).await?;
+            let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+            let is_form = content_type.is_some_and(|text| is_form(&String::from_utf8_lossy(text)));
             let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
             let form =
-                if is_form(&parts.headers) { Parameters::decode(&body) } else { Parameters::default() };
+                if is_form { Parameters::decode(&body) } else { Parameters::default() };
             if query.are_too_many() || form.are_too_many() {
                 return Err(Outcome::Refused(EdgeError::BodyTooLarge));
             }
@@ -256,12 +258,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 fn authority(parts: &Parts) -> Option<&str> {
     parts.uri.authority().map(http::uri::Authority::as_str).or_else(|| text(&parts.headers, "host"))
-}
-
-fn is_form(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let media_type = content_type.and_then(|text| text.split(';').next()).unwrap_or_default();
-    media_type.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded")
 }
 
 /// The one id in query and form; a destroy never guesses between two.
