@@ -283,9 +283,9 @@ impl Loader {
         self.background.spawn(watch.run());
         let tls = self.server_tls("--rest-tls-cert", rest.tls)?;
         let listener = bind("--rest-addr", rest.address).await?;
-        if let Some(shared) = rest.rate_limit.as_ref().and_then(RateLimit::shared) {
-            shared.look().await;
-            self.background.spawn(shared.keep());
+        if let Some(redis) = rest.rate_limit.as_ref().and_then(RateLimit::redis) {
+            redis.poll_once().await;
+            self.background.spawn(redis.clone().run());
         }
         let directory = Arc::new(CredentialCache::new(credentials));
         let edge = Edge {

@@ -4,7 +4,7 @@ use super::Exit;
 use crate::{
     config,
     domain::{Clock, Secret},
-    rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
+    rate_limit::{RateLimit, Redis, Rule},
     telemetry::Metrics,
 };
 
@@ -21,16 +21,13 @@ pub struct RateLimitArgs {
 impl RateLimitArgs {
     /// The limit, unless it is switched off.
     pub fn limit(&self, metrics: &Metrics) -> Result<Option<RateLimit>, Exit> {
-        let counter = match &self.redis_url {
-            Some(_) if !self.rate_limit.is_on() => {
-                return Err(Exit::Usage("--redis-url: is of no use, because --rate-limit is 0".to_owned()));
-            }
-            Some(url) => Counter::Redis(Box::new(
-                Shared::new(url, config::rate_limit::REDIS_TIMEOUT, metrics.clone()).map_err(Exit::usage)?,
-            )),
-            None => Counter::Memory(Memory::default()),
-        };
-        Ok(self.rate_limit.is_on().then(|| RateLimit::new(self.rate_limit, Clock::System, counter)))
+        if self.redis_url.is_some() && !self.rate_limit.is_on() {
+            return Err(Exit::Usage("--redis-url: is of no use, because --rate-limit is 0".to_owned()));
+        }
+        let redis = self.redis_url.as_ref();
+        let redis = redis.map(|url| Redis::new(url, config::rate_limit::REDIS_TIMEOUT, metrics.clone()));
+        let redis = redis.transpose().map_err(Exit::usage)?;
+        Ok(self.rate_limit.is_on().then(|| RateLimit::new(self.rate_limit, Clock::System, redis)))
     }
 
     /// Whether there is a Redis, which is of no use without REST.

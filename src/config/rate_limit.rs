@@ -1,13 +1,13 @@
-//! Limits of counting requests.
+//! Limits of the request counters.
 
 use std::time::Duration;
 
-/// The longest a request waits for Redis to count it. A shared count is worth less than a fast answer.
+/// The longest wait of a request for Redis to count it: a shared count matters less than a fast answer.
 pub const REDIS_TIMEOUT: Duration = Duration::from_millis(20);
-/// The longest a connection to Redis may take, and then its first answer.
+/// The longest time that connecting to Redis may take, and then its first reply.
 pub const REDIS_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a Redis that is away is looked for.
+/// The pause between two attempts to connect while Redis is unavailable.
 pub const REDIS_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Users whose requests are counted in memory, some 32 MB of them. More in one window are not limited: refusing them
-/// would let anyone with many accounts lock out the rest.
+/// Keys that one rate limit counts in memory, about 32 MB of them. The requests of further keys are not limited: to
+/// refuse them would let a client with many accounts lock out all others.
 pub const KEY_LIMIT: usize = 1_000_000;

@@ -5,23 +5,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{config, domain::UserId};
+use super::Key;
+use crate::config;
 
-/// The counts of one window; the next one begins with none.
+/// The counts of one window. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Arc<Mutex<Counts>>);
+pub struct MemoryCounter(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
     window: u64,
-    used: HashMap<UserId, u32>,
+    used: HashMap<Key, u32>,
 }
 
-impl Memory {
-    /// Counts a request. How many there are now, or `None` where the limit is used up.
-    pub fn take(&self, window: u64, user: UserId, limit: u32) -> Option<u32> {
+impl MemoryCounter {
+    /// Counts a request and returns the new count, or `None` where the limit is used up.
+    pub fn take(&self, window: u64, key: Key, limit: u32) -> Option<u32> {
         let mut counts = self.of(window);
-        let Some(used) = counts.count(user) else { return Some(1) };
+        let Some(used) = counts.entry(key) else { return Some(1) };
         if *used >= limit {
             return None;
         }
@@ -29,14 +30,14 @@ impl Memory {
         Some(*used)
     }
 
-    /// How many requests of this user are known.
-    pub fn used(&self, window: u64, user: UserId) -> u32 {
-        self.of(window).used.get(&user).copied().unwrap_or_default()
+    /// The count of a key.
+    pub fn used(&self, window: u64, key: Key) -> u32 {
+        self.of(window).used.get(&key).copied().unwrap_or_default()
     }
 
-    /// Somebody else has counted at least so many.
-    pub fn learn(&self, window: u64, user: UserId, used: u32) {
-        if let Some(known) = self.of(window).count(user) {
+    /// Raises the count of a key to `used`, where it is lower.
+    pub fn raise(&self, window: u64, key: Key, used: u32) {
+        if let Some(known) = self.of(window).entry(key) {
             *known = used.max(*known);
         }
     }
@@ -52,11 +53,11 @@ impl Memory {
 }
 
 impl Counts {
-    /// The count of a user; none where there are too many users to count, who then are not limited.
-    fn count(&mut self, user: UserId) -> Option<&mut u32> {
-        if self.used.len() >= config::rate_limit::KEY_LIMIT && !self.used.contains_key(&user) {
+    /// The count of a key. `None` where too many keys are counted to add one: its requests are not limited.
+    fn entry(&mut self, key: Key) -> Option<&mut u32> {
+        if self.used.len() >= config::rate_limit::KEY_LIMIT && !self.used.contains_key(&key) {
             return None;
         }
-        Some(self.used.entry(user).or_default())
+        Some(self.used.entry(key).or_default())
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         AuthenticatedUser, Peer,
         oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
+    rate_limit,
     telemetry::{CallFields, CallRecord},
 };
 
@@ -138,8 +139,8 @@ impl Gateway {
             (fields.user, fields.caller) = (Some(user.user()), user.caller().cloned());
         }
         permit.identify(user.user(), None)?;
-        if let Some(rate_limit) = &self.edge.rate_limit {
-            let allowance = rate_limit.take(user.user()).await;
+        if let Some(limit) = &self.edge.rate_limit {
+            let allowance = limit.take(rate_limit::Key::User(user.user())).await;
             context.allowance = Some(allowance);
             if !allowance.granted {
                 return Err(DestroyError::RateLimited.into());

@@ -11,9 +11,9 @@ use prometheus_client::{
 /// All metrics of this process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// 1 while each gateway counts its own requests because Redis is away, else 0.
+    /// 1 while in-process counters are used because Redis is unavailable, else 0.
     pub rate_limit_fallback: Gauge,
-    /// How often that came to be.
+    /// How often Redis became unavailable.
     pub rate_limit_fallbacks: Counter,
     registry: Arc<Registry>,
 }
@@ -25,10 +25,14 @@ impl Metrics {
         let (rate_limit_fallback, rate_limit_fallbacks) = (Gauge::default(), Counter::default());
         registry.register(
             "rate_limit_fallback",
-            "1 while each gateway counts its own requests because Redis is away",
+            "1 while in-process counters are used because Redis is unavailable",
             rate_limit_fallback.clone(),
         );
-        registry.register("rate_limit_fallbacks", "How often Redis was lost", rate_limit_fallbacks.clone());
+        registry.register(
+            "rate_limit_fallbacks",
+            "How often Redis became unavailable",
+            rate_limit_fallbacks.clone(),
+        );
         Self { rate_limit_fallback, rate_limit_fallbacks, registry: Arc::new(registry) }
     }
 

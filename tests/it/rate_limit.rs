@@ -1,11 +1,11 @@
-//! The rate limit: in memory, shared through Redis, and while Redis is away.
+//! The rate limit: in memory, shared through Redis, and while Redis is unavailable.
 
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use collections_service::{
     config::rate_limit::REDIS_TIMEOUT,
     domain::{Clock, Secret},
-    rate_limit::{Counter, Memory, RateLimit, Rule, Shared},
+    rate_limit::{Key, RateLimit, Redis, Rule},
     store::Capacity,
     telemetry::Metrics,
 };
@@ -19,12 +19,12 @@ use super::{
         App, Backend, CONNECTIONS, Ground, NOW, OTHER, OWNER, PATH, connect,
         oauth::Signer,
         program::{Program, path, run},
-        redis::Redis,
+        redis::RedisServer,
         send, user,
     },
 };
 
-/// Of gateways whose counts are at issue and not their speed: the machine may be busy.
+/// The timeout of gateways whose counts are tested and not their speed: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn rule(text: &str) -> Rule {
@@ -34,7 +34,7 @@ fn rule(text: &str) -> Rule {
 proptest! {
     /// Every moment is in exactly one window, and windows are as long as the rule says.
     #[test]
-    fn windows_tile_the_time(length in 1..86_400_u64, now in 0..10_000_000_000_u64) {
+    fn each_moment_is_in_one_window(length in 1..86_400_u64, now in 0..10_000_000_000_u64) {
         let rule = Rule { limit: 1, window: Duration::from_secs(length) };
         let window = rule.window_at(now);
         prop_assert!(now < window.reset && window.reset <= now + length);
@@ -43,9 +43,9 @@ proptest! {
         prop_assert_eq!(window.reset % length, 0);
     }
 
-    /// What is read is written back the same.
+    /// A rule that was parsed is displayed as a text that parses to the same rule.
     #[test]
-    fn rules_are_read(limit in 1..u32::MAX, length in 1..20_u64, unit in prop::sample::select(vec!["s", "m", "h"])) {
+    fn rules_round_trip(limit in 1..u32::MAX, length in 1..20_u64, unit in prop::sample::select(vec!["s", "m", "h"])) {
         let rule: Rule = format!("{limit}/{length}{unit}").parse().unwrap();
         prop_assert_eq!(rule.to_string().parse(), Ok(rule));
         prop_assert_eq!(rule.limit, limit);
@@ -53,7 +53,7 @@ proptest! {
 }
 
 #[test]
-fn no_other_text_is_a_rule() {
+fn malformed_rules_are_rejected() {
     for text in [
         "",
         "300",
@@ -79,10 +79,10 @@ fn no_other_text_is_a_rule() {
     assert_eq!(rule("300/15m"), Rule::default());
 }
 
-/// An app on this ground whose gateway is limited.
-async fn limited(ground: Ground, rule: Rule, counter: Counter) -> App {
+/// An app on this ground whose gateway has a rate limit.
+async fn limited(ground: Ground, rule: Rule, redis: Option<Redis>) -> App {
     App::start_with(ground, |settings| {
-        let limit = RateLimit::new(rule, settings.clock.clone(), counter);
+        let limit = RateLimit::new(rule, settings.clock.clone(), redis);
         settings.rest.as_mut().unwrap().rate_limit = Some(limit);
     })
     .await
@@ -93,14 +93,14 @@ fn headers(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
     Some((number("x-rate-limit-limit")?, number("x-rate-limit-remaining")?, number("x-rate-limit-reset")?))
 }
 
-/// On success, on failures once the user is known, and when the limit is used up; in the next window all begins anew.
+/// On success, on failures once the user is known, and when the limit is used up. The next window starts at zero.
 #[tokio::test]
-async fn answers_say_what_is_left() {
+async fn responses_have_the_rate_limit_headers() {
     let ground = Ground::new(Backend::Sqlite).await;
     ground.put(1, OWNER).await;
     ground.put(2, OTHER).await;
     ground.put(3, OWNER).await;
-    let app = limited(ground, rule("3/15m"), Counter::Memory(Memory::default())).await;
+    let app = limited(ground, rule("3/15m"), None).await;
     let window = 15 * 60;
     let reset = (NOW.cast_unsigned() / window + 1) * window;
     let good = Signer::owner();
@@ -134,10 +134,10 @@ async fn answers_say_what_is_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_grants_exactly_the_limit() {
-    let limit = RateLimit::new(rule("50/1h"), Clock::System, Counter::Memory(Memory::default()));
+    let limit = RateLimit::new(rule("50/1h"), Clock::System, None);
     let takes = (0..200).map(|number| {
         let limit = limit.clone();
-        tokio::spawn(async move { (number % 2, limit.take(user(1 + number % 2)).await) })
+        tokio::spawn(async move { (number % 2, limit.take(key(1 + number % 2)).await) })
     });
     let mut granted = [0; 2];
     let mut remaining = BTreeSet::new();
@@ -150,6 +150,15 @@ async fn memory_grants_exactly_the_limit() {
     assert_eq!(remaining, (0..50).collect());
 }
 
+/// A connection to this server, which is not made yet.
+fn connection(server: &RedisServer, timeout: Duration, metrics: &Metrics) -> Redis {
+    Redis::new(&Secret::from(server.url()), timeout, metrics.clone()).unwrap()
+}
+
+fn key(number: i64) -> Key {
+    Key::User(user(number))
+}
+
 /// Two whole gateways on one database and one Redis.
 struct Pair {
     apps: [App; 2],
@@ -157,7 +166,7 @@ struct Pair {
 }
 
 impl Pair {
-    async fn new(redis: &Redis, limit: &str) -> Self {
+    async fn new(redis: &RedisServer, limit: &str) -> Self {
         let ground = Ground::new(Backend::Postgres).await;
         let admin = connect(&ground.url, Capacity::of(CONNECTIONS), &ground.clock).await;
         let second = Ground {
@@ -169,17 +178,14 @@ impl Pair {
             folder: tempfile::tempdir().unwrap(),
         };
         let metrics = [Metrics::new(), Metrics::new()];
-        let counter = |metrics: &Metrics| {
-            Counter::Redis(Box::new(
-                Shared::new(&Secret::from(redis.url()), PATIENCE, metrics.clone()).unwrap(),
-            ))
-        };
-        let first = limited(ground, rule(limit), counter(&metrics[0])).await;
-        let second = limited(second, rule(limit), counter(&metrics[1])).await;
+        let [first_redis, second_redis] =
+            metrics.each_ref().map(|metrics| Some(connection(redis, PATIENCE, metrics)));
+        let first = limited(ground, rule(limit), first_redis).await;
+        let second = limited(second, rule(limit), second_redis).await;
         Self { apps: [first, second], metrics }
     }
 
-    /// Destroys these, by turns at the one and the other, all at once; how many were granted, and how many refused.
+    /// Destroys these concurrently, alternating between the two gateways. Returns how many requests were granted and refused.
     async fn destroy(&self, ids: std::ops::RangeInclusive<i64>) -> (usize, usize) {
         for id in ids.clone() {
             self.apps[0].put(id, OWNER).await;
@@ -201,7 +207,7 @@ impl Pair {
         counts
     }
 
-    /// Waits until both count by Redis, or both alone.
+    /// Waits until both gateways use Redis (0), or both their own counters (1).
     async fn until_fallback_is(&self, fallback: i64) {
         for _ in 0..100 {
             if self.metrics.iter().all(|metrics| metrics.rate_limit_fallback.get() == fallback) {
@@ -209,13 +215,13 @@ impl Pair {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("the fallback does not become {fallback}");
+        panic!("rate_limit_fallback does not become {fallback}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_gateways_grant_exactly_the_limit_between_them() {
-    let redis = Redis::start().await;
+    let redis = RedisServer::start().await;
     let pair = Pair::new(&redis, "40/15m").await;
     pair.until_fallback_is(0).await;
     assert_eq!(pair.destroy(1..=100).await, (40, 60));
@@ -223,10 +229,10 @@ async fn two_gateways_grant_exactly_the_limit_between_them() {
     assert_eq!(pair.apps[0].owned_by(OWNER).await.len(), 60);
 }
 
-/// Killed and started again in the middle, without its memory: nobody is refused for it, what was counted still counts.
+/// Killed and restarted without its data: no request is refused because of it, and earlier requests still count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_dies_and_comes_back_is_survived() {
-    let mut redis = Redis::start().await;
+async fn a_restart_of_redis_keeps_the_counts() {
+    let mut redis = RedisServer::start().await;
     let pair = Pair::new(&redis, "40/15m").await;
     pair.until_fallback_is(0).await;
     assert_eq!(pair.destroy(1..=20).await, (20, 0));
@@ -238,41 +244,40 @@ async fn a_redis_that_dies_and_comes_back_is_survived() {
     }
     redis.start_again().await;
     pair.until_fallback_is(0).await;
-    // What Redis had counted when a gateway last asked, ten to twenty, that one knows, and five of its own. Until the one that
-    // knows more asks again, the other may be granted what it does not know of.
+    // Each gateway has the count of its last reply from Redis, ten to twenty, and five requests of its own. Until the gateway
+    // with the higher count makes a request, the other one may be granted more.
     let (granted, _) = pair.destroy(31..=90).await;
     assert!((15..=25).contains(&granted), "{granted}");
     assert_eq!(pair.destroy(91..=100).await.0, 0);
 }
 
-/// One that accepts and never answers costs one request its budget, and not every one.
+/// A Redis that accepts connections and never replies delays one request by the timeout, and not every request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_hangs_costs_next_to_nothing() {
-    let redis = Redis::start().await;
-    let shared = Shared::new(&Secret::from(redis.url()), REDIS_TIMEOUT, Metrics::new()).unwrap();
-    shared.look().await;
-    let counter = Counter::Redis(Box::new(shared.clone()));
-    let limit = RateLimit::new(rule("1000/15m"), Clock::System, counter);
-    assert_eq!(limit.take(user(1)).await.remaining, 999);
+async fn a_redis_that_hangs_delays_one_request() {
+    let redis = RedisServer::start().await;
+    let connection = connection(&redis, REDIS_TIMEOUT, &Metrics::new());
+    connection.poll_once().await;
+    let limit = RateLimit::new(rule("1000/15m"), Clock::System, Some(connection.clone()));
+    assert_eq!(limit.take(key(1)).await.remaining, 999);
     redis.freeze();
     let begun = Instant::now();
     for left in (900..999).rev() {
-        assert_eq!(limit.take(user(1)).await.remaining, left);
+        assert_eq!(limit.take(key(1)).await.remaining, left);
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     let begun = Instant::now();
-    shared.look().await;
-    assert!(begun.elapsed() < Duration::from_secs(4), "a look is bounded");
+    connection.poll_once().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "an attempt to connect is bounded");
     redis.thaw();
-    shared.look().await;
-    // What the call counted that was given up, when Redis came to it, is counted in the floor as well.
-    assert_eq!(limit.take(user(1)).await.remaining, 899);
+    connection.poll_once().await;
+    // Redis executed the call that timed out later. The count of this process includes it already.
+    assert_eq!(limit.take(key(1)).await.remaining, 899);
 }
 
-/// In the log once each, and in the metrics that anyone may read at the admin listener.
+/// In the log once each, and in the metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operators_are_told() {
-    let mut redis = Redis::start().await;
+async fn outages_of_redis_are_logged_and_measured() {
+    let mut redis = RedisServer::start().await;
     let ground = Ground::new(Backend::Sqlite).await;
     let program = Program::serve(&ground, &["--redis-url", &redis.url(), "--rate-limit", "5/1h"]).await;
     let metrics = async |line: &str| {
@@ -297,27 +302,26 @@ async fn operators_are_told() {
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(9)).await;
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
-    assert_eq!((count("Redis is away"), count("Redis counts")), (1, 2), "{log:?}");
+    assert_eq!((count("redis unavailable"), count("redis available")), (1, 2), "{log:?}");
 }
 
-/// One that is not there from the start, and one that lets nobody count: each is said once, however often it is tried.
+/// A Redis that is down from the start, and one that rejects the script: each is logged once for any number of attempts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_never_counts_is_said_once() {
-    let mut away = Redis::start().await;
-    away.kill();
-    let refusing = Redis::start().await;
+async fn a_redis_that_never_counts_is_logged_once() {
+    let mut down = RedisServer::start().await;
+    down.kill();
+    let refusing = RedisServer::start().await;
     let client = redis::Client::open(refusing.url()).unwrap();
     let mut admin = client.get_multiplexed_async_connection().await.unwrap();
     let rules = ["SETUSER", "default", "-eval", "-evalsha"];
     redis::cmd("ACL").arg(&rules).query_async::<()>(&mut admin).await.unwrap();
-    for redis in [&away, &refusing] {
+    for redis in [&down, &refusing] {
         let metrics = Metrics::new();
-        let shared = Shared::new(&Secret::from(redis.url()), REDIS_TIMEOUT, metrics.clone()).unwrap();
-        let counter = Counter::Redis(Box::new(shared.clone()));
-        let limit = RateLimit::new(rule("3/1h"), Clock::System, counter);
+        let connection = connection(redis, REDIS_TIMEOUT, &metrics);
+        let limit = RateLimit::new(rule("3/1h"), Clock::System, Some(connection.clone()));
         for remaining in [2, 1, 0] {
-            shared.look().await;
-            assert_eq!(limit.take(user(1)).await.remaining, remaining);
+            connection.poll_once().await;
+            assert_eq!(limit.take(key(1)).await.remaining, remaining);
             assert_eq!(metrics.rate_limit_fallback.get(), 1);
         }
         assert_eq!(metrics.rate_limit_fallbacks.get(), 1);
@@ -325,7 +329,7 @@ async fn a_redis_that_never_counts_is_said_once() {
 }
 
 #[tokio::test]
-async fn flags_that_make_no_sense_are_refused() {
+async fn contradictory_flags_are_rejected() {
     let ground = Ground::new(Backend::Sqlite).await;
     let key = path(&ground.folder.path().join("key")).to_owned();
     let with_rest = ["serve", "--insecure-identity", "--credentials-key-file", &key];

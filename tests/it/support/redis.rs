@@ -1,4 +1,4 @@
-//! A Redis of a test's own, which it may kill, freeze and start again.
+//! A Redis server that belongs to one test, which may kill, freeze and restart it.
 
 use std::{
     net::TcpListener,
@@ -11,12 +11,12 @@ use nix::{
     unistd::Pid,
 };
 
-pub struct Redis {
+pub struct RedisServer {
     port: u16,
     server: Child,
 }
 
-impl Redis {
+impl RedisServer {
     pub async fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let redis = Self { port, server: spawn(port) };
@@ -33,13 +33,13 @@ impl Redis {
         self.server.wait().unwrap();
     }
 
-    /// It remembers nothing.
+    /// Its data is lost.
     pub async fn start_again(&mut self) {
         self.server = spawn(self.port);
         self.wait().await;
     }
 
-    /// Connections stay open, nothing is answered.
+    /// Connections stay open, and no command gets a reply.
     pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
@@ -63,7 +63,7 @@ impl Redis {
     }
 }
 
-impl Drop for Redis {
+impl Drop for RedisServer {
     fn drop(&mut self) {
         // It may have been killed already.
         let _gone = self.server.kill();
