@@ -8,6 +8,6 @@ pub const REDIS_TIMEOUT: Duration = Duration::from_millis(20);
 pub const REDIS_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause between two attempts to connect while Redis is unavailable.
 pub const REDIS_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Keys that one rate limit counts in memory, about 32 MB of them. The requests of further keys are not limited: to
-/// refuse them would let a client with many accounts lock out all others.
-pub const KEY_LIMIT: usize = 1_000_000;
+/// Keys that one rate limit counts in memory, which take at most 60 MB. The requests of further keys in one window are not
+/// limited: to refuse them would let a client with many accounts lock out all others.
+pub const KEY_LIMIT: usize = 900_000;

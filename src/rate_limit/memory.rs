@@ -2,15 +2,23 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::Key;
-use crate::config;
+use crate::config::rate_limit::KEY_LIMIT;
 
-/// The counts of one window. Cheap to clone.
+/// The counts of the two windows that were used last. There are two because the clock may be set back and forth, and
+/// because a call may end in a later window than it began in. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryCounter(Arc<Mutex<Counts>>);
+pub struct MemoryCounter(Arc<Mutex<Windows>>);
+
+#[derive(Debug, Default)]
+struct Windows {
+    latest: Counts,
+    other: Counts,
+}
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -21,8 +29,8 @@ struct Counts {
 impl MemoryCounter {
     /// Counts a request and returns the new count, or `None` where the limit is used up.
     pub fn take(&self, window: u64, key: Key, limit: u32) -> Option<u32> {
-        let mut counts = self.of(window);
-        let Some(used) = counts.entry(key) else { return Some(1) };
+        let mut windows = self.select(window);
+        let Some(used) = windows.entry(key) else { return Some(1) };
         if *used >= limit {
             return None;
         }
@@ -32,32 +40,43 @@ impl MemoryCounter {
 
     /// The count of a key.
     pub fn used(&self, window: u64, key: Key) -> u32 {
-        self.of(window).used.get(&key).copied().unwrap_or_default()
+        self.select(window).latest.used.get(&key).copied().unwrap_or_default()
     }
 
     /// Raises the count of a key to `used`, where it is lower.
     pub fn raise(&self, window: u64, key: Key, used: u32) {
-        if let Some(known) = self.of(window).entry(key) {
-            *known = used.max(*known);
+        if let Some(count) = self.select(window).entry(key) {
+            *count = used.max(*count);
         }
     }
 
-    fn of(&self, window: u64) -> MutexGuard<'_, Counts> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A clock that is set back goes on counting in the window that was latest.
-        if window > counts.window {
-            *counts = Counts { window, used: HashMap::new() };
+    /// Makes this window the latest one. The clock may be set back, so it can be earlier than the one before.
+    fn select(&self, window: u64) -> MutexGuard<'_, Windows> {
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if windows.latest.window != window {
+            let Windows { latest, other } = &mut *windows;
+            mem::swap(latest, other);
+            if latest.window != window {
+                *latest = Counts { window, used: HashMap::new() };
+            }
         }
-        counts
+        windows
     }
 }
 
-impl Counts {
-    /// The count of a key. `None` where too many keys are counted to add one: its requests are not limited.
+impl Windows {
+    /// The count of a key in the latest window. `None` where too many keys are counted to add one: its requests are not
+    /// limited.
     fn entry(&mut self, key: Key) -> Option<&mut u32> {
-        if self.used.len() >= config::rate_limit::KEY_LIMIT && !self.used.contains_key(&key) {
-            return None;
+        let used = &mut self.latest.used;
+        if !used.contains_key(&key) {
+            if used.len() + self.other.used.len() >= KEY_LIMIT {
+                self.other.used = HashMap::new();
+            }
+            if used.len() >= KEY_LIMIT {
+                return None;
+            }
         }
-        Some(self.used.entry(key).or_default())
+        Some(used.entry(key).or_default())
     }
 }

@@ -1,11 +1,18 @@
 //! The rate limit: in memory, shared through Redis, and while Redis is unavailable.
 
-use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use collections_service::{
-    config::rate_limit::REDIS_TIMEOUT,
+    config::rate_limit::{KEY_LIMIT, REDIS_TIMEOUT},
     domain::{Clock, Secret},
-    rate_limit::{Key, RateLimit, Redis, Rule},
+    rate_limit::{Key, MemoryCounter, RateLimit, Redis, Rule},
     store::Capacity,
     telemetry::Metrics,
 };
@@ -157,6 +164,76 @@ fn connection(server: &RedisServer, timeout: Duration, metrics: &Metrics) -> Red
 
 fn key(number: i64) -> Key {
     Key::User(user(number))
+}
+
+/// The number of requests that each window has granted.
+type Granted = BTreeMap<u64, u32>;
+
+/// A limit of three requests in ten seconds, with a clock that can be set.
+fn three_in_ten(redis: Option<Redis>) -> (RateLimit, Arc<AtomicI64>) {
+    let seconds = Arc::new(AtomicI64::new(0));
+    (RateLimit::new(rule("3/10s"), Clock::Set(seconds.clone()), redis), seconds)
+}
+
+proptest! {
+    /// A clock that jumps between two windows grants the limit in each of them, in any order. A window that was not counted
+    /// before has its whole limit, whether it is earlier or later than the windows before it.
+    #[test]
+    fn requests_count_in_the_window_of_the_clock(
+        windows in prop::collection::vec((0..3_u64, 0..10_u64), 1..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (limit, clock) = three_in_ten(None);
+        // The reference: the counts of the two windows that were used last, the latest one at the end.
+        let mut counted: Vec<(u64, u32)> = Vec::new();
+        for (window, second) in windows {
+            clock.store((10 * (1000 + window) + second).cast_signed(), Ordering::Relaxed);
+            let count = counted.iter().position(|(number, _)| *number == window);
+            let used = count.map_or(0, |index| counted.remove(index).1);
+            let allowance = runtime.block_on(limit.take(key(1)));
+            prop_assert_eq!(allowance.granted, used < 3);
+            prop_assert_eq!(allowance.wait, 10 - second);
+            counted.push((window, used + u32::from(allowance.granted)));
+            let excess = counted.len().saturating_sub(2);
+            counted.drain(..excess);
+        }
+    }
+}
+
+/// Keys beyond the limit are not counted, and first the earlier window gives up its memory.
+#[test]
+fn counted_keys_are_bounded() {
+    let counter = MemoryCounter::default();
+    let take = |window, number: usize| counter.take(window, key(i64::try_from(number).unwrap()), 1);
+    assert_eq!((take(1, 1), take(1, 1)), (Some(1), None));
+    for number in 1..=KEY_LIMIT {
+        assert_eq!(take(2, number), Some(1));
+    }
+    assert_eq!(
+        (take(2, KEY_LIMIT), take(2, KEY_LIMIT + 1), take(2, KEY_LIMIT + 1)),
+        (None, Some(1), Some(1))
+    );
+    assert_eq!(take(1, 1), Some(1));
+}
+
+/// The requests that were counted in a later window do not use up the limit of the present one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_ahead_leaves_the_present_window_its_limit() {
+    let server = RedisServer::start().await;
+    let connection = connection(&server, PATIENCE, &Metrics::new());
+    connection.poll_once().await;
+    for redis in [None, Some(connection)] {
+        let (limit, clock) = three_in_ten(redis);
+        let mut granted = Granted::new();
+        for window in [1000, 5000, 1000, 5000, 1000] {
+            clock.store(10 * window, Ordering::Relaxed);
+            for _ in 0..2 {
+                let is_granted = limit.take(key(1)).await.granted;
+                *granted.entry(window.cast_unsigned()).or_default() += u32::from(is_granted);
+            }
+        }
+        assert_eq!(granted, Granted::from([(1000, 3), (5000, 3)]));
+    }
 }
 
 /// Two whole gateways on one database and one Redis.
