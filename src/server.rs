@@ -29,7 +29,7 @@ use crate::{
         ClientTls, FileWatch, Lifecycle, Listener, Protocol, ServerTls, ServerTlsReceiver, TlsError,
         raise_file_limit,
     },
-    rate_limit::RateLimit,
+    rate_limit::{RateLimit, Redis},
     rest::{self, Edge, TransportPolicy},
     store::{CredentialCache, Credentials, KeyRing, KeyRingError, PurgeLimits, Store},
     telemetry::Metrics,
@@ -57,6 +57,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The Redis that the rate limits share.
+    fn redis(&self) -> Option<Redis> {
+        let caller_limit = match &self.rpc {
+            Rpc::Served(grpc) => grpc.caller_rate_limit.as_ref(),
+            Rpc::Upstream(..) => None,
+        };
+        let user_limit = self.rest.as_ref().and_then(|rest| rest.rate_limit.as_ref());
+        user_limit.or(caller_limit).and_then(RateLimit::redis).cloned()
+    }
+
     /// Whether a listener on another than a loopback address has no TLS.
     #[must_use]
     pub fn is_in_clear(&self) -> bool {
@@ -89,6 +99,8 @@ pub struct Grpc {
     pub trusted_peers: TrustedPeers,
     /// Accept `x-user-id` from every caller. The command line allows it on a loopback address alone.
     pub insecure_identity: bool,
+    /// Limits the calls of each calling service. Uses the same Redis as the limit of REST users.
+    pub caller_rate_limit: Option<RateLimit>,
 }
 
 /// The REST side.
@@ -144,6 +156,7 @@ impl Running {
     /// # Errors
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
+        let redis = settings.redis();
         let admission = Admission::new(settings.max_in_flight);
         let health = Health::new().await;
         let credentials =
@@ -167,6 +180,10 @@ impl Running {
             background: JoinSet::new(),
         };
         loader.open_jwks(settings.jwt).await?;
+        if let Some(redis) = redis {
+            redis.poll_once().await;
+            loader.background.spawn(redis.run());
+        }
 
         let admin_listener = bind("--admin-addr", settings.admin).await?;
         let (api, grpc): (Arc<dyn DestroyApi>, _) = match settings.rpc {
@@ -283,10 +300,6 @@ impl Loader {
         self.background.spawn(watch.run());
         let tls = self.server_tls("--rest-tls-cert", rest.tls)?;
         let listener = bind("--rest-addr", rest.address).await?;
-        if let Some(redis) = rest.rate_limit.as_ref().and_then(RateLimit::redis) {
-            redis.poll_once().await;
-            self.background.spawn(redis.clone().run());
-        }
         let directory = Arc::new(CredentialCache::new(credentials));
         let edge = Edge {
             oauth1: oauth1::Verifier::new(directory, rest.public_origins, self.clock.clone()),

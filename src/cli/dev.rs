@@ -94,6 +94,7 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
             tls: None,
             trusted_peers: TrustedPeers::default(),
             insecure_identity: true,
+            caller_rate_limit: None,
         }),
         rest: Some(Rest {
             address: args.rest_addr,

@@ -82,12 +82,17 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     }
     let (entropy, metrics) = (Entropy::default(), Metrics::new());
     let keys = read_keys(&args.credentials_key_file, entropy.clone())?;
+    let redis = args.rate_limit.redis(&metrics)?;
+    let user_limit = args.rate_limit.user_limit(redis.as_ref());
+    if redis.is_some() && user_limit.is_none() {
+        return refuse("--redis-url: has no effect, because --rate-limit is 0");
+    }
     Ok(Settings {
         rpc: Rpc::Upstream(
             args.upstream.clone(),
             ClientTls { authorities: args.upstream_ca.clone(), key_pair },
         ),
-        rest: Some(args.edge.rest(args.rest_addr, keys, args.rate_limit.limit(&metrics)?)?),
+        rest: Some(args.edge.rest(args.rest_addr, keys, user_limit)?),
         jwt: args.jwt.settings()?,
         admin: args.admin_addr,
         purge: None,

@@ -1,4 +1,4 @@
-//! The rate limit: flags of every command that serves REST.
+//! Rate limits: flags of every command that serves requests.
 
 use super::Exit;
 use crate::{
@@ -8,30 +8,35 @@ use crate::{
     telemetry::Metrics,
 };
 
+/// The flags of commands that serve REST.
 #[derive(Debug, clap::Args)]
 pub struct RateLimitArgs {
     /// REST requests of one user in each window, such as 300/15m; 0 for no limit
     #[arg(long, default_value_t = Rule::default(), env = "COLLECTIONS_RATE_LIMIT")]
     rate_limit: Rule,
-    /// A Redis that counts the requests of all gateways together: redis://<host>:<port>. Without it each counts its own
+    /// A Redis that counts the requests of all replicas together: redis://<host>:<port>. Without it each one counts its own
     #[arg(long, env = "COLLECTIONS_REDIS_URL", hide_env_values = true)]
     redis_url: Option<Secret>,
 }
 
 impl RateLimitArgs {
-    /// The limit, unless it is switched off.
-    pub fn limit(&self, metrics: &Metrics) -> Result<Option<RateLimit>, Exit> {
-        if self.redis_url.is_some() && !self.rate_limit.is_on() {
-            return Err(Exit::Usage("--redis-url: is of no use, because --rate-limit is 0".to_owned()));
-        }
-        let redis = self.redis_url.as_ref();
-        let redis = redis.map(|url| Redis::new(url, config::rate_limit::REDIS_TIMEOUT, metrics.clone()));
-        let redis = redis.transpose().map_err(Exit::usage)?;
-        Ok(self.rate_limit.is_on().then(|| RateLimit::new(self.rate_limit, Clock::System, redis)))
+    /// The Redis that all rate limits share, where there is one.
+    ///
+    /// # Errors
+    /// The URL is malformed.
+    pub fn redis(&self, metrics: &Metrics) -> Result<Option<Redis>, Exit> {
+        let url = self.redis_url.as_ref();
+        let redis = url.map(|url| Redis::new(url, config::rate_limit::REDIS_TIMEOUT, metrics.clone()));
+        redis.transpose().map_err(Exit::usage)
     }
 
-    /// Whether there is a Redis, which is of no use without REST.
-    pub const fn has_redis(&self) -> bool {
-        self.redis_url.is_some()
+    /// The limit of each REST user, unless it is off.
+    pub fn user_limit(&self, redis: Option<&Redis>) -> Option<RateLimit> {
+        limit(self.rate_limit, redis)
     }
+}
+
+/// The limit of this rule, unless it is off.
+pub fn limit(rule: Rule, redis: Option<&Redis>) -> Option<RateLimit> {
+    rule.is_on().then(|| RateLimit::new(rule, Clock::System, redis.cloned()))
 }

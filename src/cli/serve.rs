@@ -8,12 +8,13 @@ use super::{
     edge::{Edge, GrpcTls},
     jwt::JwtArgs,
     purge::PaceArgs,
-    rate_limit::RateLimitArgs,
+    rate_limit::{self, RateLimitArgs},
     signal::Stop,
 };
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
+    rate_limit::Rule,
     server::{Grpc, NotReady, Rpc, Running, Settings, StartError},
     store::{Capacity, Store},
     telemetry::Metrics,
@@ -56,6 +57,9 @@ pub struct Args {
     edge: Edge,
     #[command(flatten)]
     rate_limit: RateLimitArgs,
+    /// gRPC calls of one calling service in each window, such as 10000/1h; 0 for no limit
+    #[arg(long, default_value = "0", env = "COLLECTIONS_CALLER_RATE_LIMIT")]
+    caller_rate_limit: Rule,
     /// The keys that open OAuth secrets. Needed for the REST gateway
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: Option<PathBuf>,
@@ -193,6 +197,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         return refuse("--insecure-identity: believes anyone, so --grpc-addr must be a loopback address");
     }
     let (entropy, metrics) = (Entropy::default(), Metrics::new());
+    let redis = args.rate_limit.redis(&metrics)?;
     let rest = match (args.rest_addr, &args.credentials_key_file) {
         (RestAddr(None), None) => None,
         (RestAddr(None), Some(_)) => {
@@ -203,14 +208,18 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         }
         (RestAddr(Some(address)), Some(path)) => {
             let keys = read_keys(path, entropy.clone())?;
-            Some(args.edge.rest(address, keys, args.rate_limit.limit(&metrics)?)?)
+            Some(args.edge.rest(address, keys, args.rate_limit.user_limit(redis.as_ref()))?)
         }
     };
     if let (None, Some(flag)) = (&rest, args.edge.given()) {
         return refuse(&format!("{flag}: is for the REST gateway, but --rest-addr is off"));
     }
-    if rest.is_none() && args.rate_limit.has_redis() {
-        return refuse("--redis-url: is for the REST gateway, but --rest-addr is off");
+    let caller_rate_limit = rate_limit::limit(args.caller_rate_limit, redis.as_ref());
+    let user_rate_limit = rest.as_ref().and_then(|rest| rest.rate_limit.as_ref());
+    if redis.is_some() && user_rate_limit.or(caller_rate_limit.as_ref()).is_none() {
+        return refuse(
+            "--redis-url: has no effect without a rate limit; give --caller-rate-limit, or --rate-limit with --rest-addr",
+        );
     }
     let trusted_peers = &args.grpc_tls.trusted_peer;
     if args.insecure_identity && !trusted_peers.is_empty() {
@@ -228,6 +237,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
             tls: args.grpc_tls.server(jwt.is_some()),
             trusted_peers: trusted_peers.iter().cloned().collect(),
             insecure_identity: args.insecure_identity,
+            caller_rate_limit,
         }),
         rest,
         jwt,

@@ -135,6 +135,7 @@ impl App {
                 tls: None,
                 trusted_peers: TrustedPeers::default(),
                 insecure_identity: true,
+                caller_rate_limit: None,
             }),
             rest: Some(Rest {
                 address: free(),
