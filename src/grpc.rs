@@ -18,6 +18,7 @@ use crate::{
     config::calls,
     identity::Callers,
     proto::collections_service_server::{CollectionsServiceServer, SERVICE_NAME},
+    rate_limit::RateLimit,
 };
 
 use auxiliary::{Auxiliary, Kind};
@@ -42,6 +43,7 @@ pub fn public_routes(
     admission: Admission,
     health: &Health,
     callers: &Callers,
+    caller_rate_limit: Option<RateLimit>,
 ) -> Result<PublicRoutes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -57,7 +59,7 @@ pub fn public_routes(
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(calls::MESSAGE_LIMIT);
     Ok(PublicRoutes {
-        rpc: Pipeline::new(server, admission, callers.clone()),
+        rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit),
         health: auxiliary.wrap(Kind::Health, health.service.clone()),
         reflection: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
         reflection_v1alpha: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),

@@ -284,7 +284,7 @@ impl Loader {
             trusted_peers: grpc.trusted_peers,
             jwt: self.jwt.clone(),
         };
-        let service = grpc::public_routes(local, admission.clone(), health, &callers)?;
+        let service = grpc::public_routes(local, admission.clone(), health, &callers, grpc.caller_rate_limit)?;
         Ok(Door { listener, service, tls })
     }
 

@@ -17,13 +17,18 @@ use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{service::AuthenticatedCall, status::refusal, status_of};
+use super::{
+    service::AuthenticatedCall,
+    status::{rate_limited, refusal},
+    status_of,
+};
 use crate::{
     collections::{Admission, Holder},
     config::calls,
     domain::{DestroyError, DestroyFailure},
     identity::{Callers, Peer},
     net::body::{self, BodyError},
+    rate_limit::{Key, RateLimit},
     telemetry::{CallFields, CallRecord},
 };
 
@@ -36,11 +41,17 @@ pub struct Pipeline<S> {
     inner: S,
     admission: Admission,
     callers: Callers,
+    caller_rate_limit: Option<RateLimit>,
 }
 
 impl<S> Pipeline<S> {
-    pub const fn new(inner: S, admission: Admission, callers: Callers) -> Self {
-        Self { inner, admission, callers }
+    pub const fn new(
+        inner: S,
+        admission: Admission,
+        callers: Callers,
+        caller_rate_limit: Option<RateLimit>,
+    ) -> Self {
+        Self { inner, admission, callers, caller_rate_limit }
     }
 }
 
@@ -121,6 +132,14 @@ where
             (fields.user, fields.caller) = (Some(user.user()), user.caller().cloned());
         }
         permit.identify(user.user(), user.caller().cloned())?;
+        if let Some(limit) = &self.caller_rate_limit {
+            let caller = user.caller().map(|caller| &**caller).unwrap_or_default();
+            let allowance = limit.take(Key::caller(caller)).await;
+            if !allowance.granted {
+                record.finish(&Err(DestroyError::RateLimited.into()));
+                return Ok(rate_limited(Duration::from_secs(allowance.wait)).into_http());
+            }
+        }
         parts.extensions.insert(AuthenticatedCall { user, deadline, record: record.clone() });
         match self.inner.call(Request::from_parts(parts, Full::new(message))).await {
             Ok(response) => Ok(response),

@@ -1,6 +1,6 @@
-//! Failures as statuses with `google.rpc` details, and back.
+//! Failures as statuses with `google.rpc` details.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use http::{HeaderMap, Response};
 use tonic::{Code, Status, body::Body};
@@ -16,6 +16,15 @@ const DOMAIN: &str = "collections.v1";
 /// The status of a failure.
 #[must_use]
 pub fn status_of(error: DestroyError) -> Status {
+    status(error, config::calls::RETRY_AFTER)
+}
+
+/// The status of a caller whose limit is used up until its next window starts, after this time.
+pub fn rate_limited(wait: Duration) -> Status {
+    status(DestroyError::RateLimited, wait)
+}
+
+fn status(error: DestroyError, retry_after: Duration) -> Status {
     let row = error.row();
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, HashMap::new());
@@ -25,7 +34,7 @@ pub fn status_of(error: DestroyError) -> Status {
             details.add_bad_request_violation(field, row.grpc_message);
         }
         GrpcCode::Unavailable | GrpcCode::ResourceExhausted => {
-            details.set_retry_info(Some(config::calls::RETRY_AFTER));
+            details.set_retry_info(Some(retry_after));
         }
         _ => {}
     }

@@ -26,7 +26,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("collections", &["config", "domain", "identity", "store"]),
     ("config", &[]),
     ("domain", &[]),
-    ("grpc", &["collections", "config", "domain", "identity", "net", "proto", "telemetry"]),
+    ("grpc", &["collections", "config", "domain", "identity", "net", "proto", "rate_limit", "telemetry"]),
     ("identity", &["config", "domain"]),
     ("jobs", &["config", "store"]),
     ("jwks", &["config", "domain", "identity"]),
