@@ -1,4 +1,4 @@
-//! Files that are put to use again when their contents change, without a restart.
+//! Reloads files when their contents change, without a restart.
 
 use std::{
     fmt,
@@ -13,77 +13,79 @@ use zeroize::Zeroizing;
 
 use crate::config;
 
-/// A file, or several that belong together. Their contents are compared, because Kubernetes swaps a mounted Secret by
-/// turning a link, and whoever writes one file after the other is caught between the two.
+/// A file, or several that are loaded together. Their contents are compared, because Kubernetes replaces a mounted Secret by
+/// changing a symbolic link. Files that are written one after the other are loaded once both are complete.
 pub struct FileWatch {
-    /// What names them.
+    /// The flag that names the files, for the log.
     flag: &'static str,
     files: Vec<PathBuf>,
-    used: Fingerprint,
-    /// What was seen last, where that is not in use.
-    fresh: Option<Fingerprint>,
-    put_to_use: Box<dyn FnMut() -> Result<(), String> + Send>,
+    loaded: Fingerprint,
+    /// Contents that have changed since, and are loaded if they are still the same at the next poll.
+    changed: Option<Fingerprint>,
+    reload: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
-/// A hash of each file; `None` where it could not be read.
+/// A hash of each file; `None` where it cannot be read.
 type Fingerprint = Vec<Option<u64>>;
 
 impl FileWatch {
-    /// Loads something from files, and again whenever they change: the receiver has the last one that could be loaded.
+    /// Loads a value from files, and again whenever they change: the receiver has the last value that was loaded.
     ///
     /// # Errors
-    /// It cannot be loaded now.
+    /// The first load fails.
     pub fn load<T: Send + Sync + 'static, E: fmt::Display>(
         flag: &'static str,
         files: Vec<PathBuf>,
         mut load: impl FnMut() -> Result<T, E> + Send + 'static,
     ) -> Result<(Self, watch::Receiver<T>), E> {
-        // Before they are read: a change that comes between is seen later.
-        let used = fingerprint(&files);
+        // Before the files are read: a change in between is detected by the next poll.
+        let loaded = fingerprint(&files);
         let (current, receiver) = watch::channel(load()?);
-        let put_to_use = Box::new(move || match load() {
-            Ok(loaded) => {
-                current.send_replace(loaded);
+        let reload = Box::new(move || match load() {
+            Ok(value) => {
+                current.send_replace(value);
                 Ok(())
             }
             Err(error) => Err(error.to_string()),
         });
-        Ok((Self { flag, files, used, fresh: None, put_to_use }, receiver))
+        Ok((Self { flag, files, loaded, changed: None, reload }, receiver))
     }
 
-    /// One look. Contents that have changed are put to use once they have stood still from one look to the next; if they
-    /// cannot be used, what was in use stays so, and the log says it once.
+    /// Polls the files once. Changed contents are loaded when two polls in succession find them the same. Where that fails the
+    /// last value stays in use, and the failure is logged once.
     pub fn poll_once(&mut self) {
-        let seen = fingerprint(&self.files);
-        if seen == self.used {
-            self.fresh = None;
-        } else if self.fresh.as_ref() != Some(&seen) {
-            self.fresh = Some(seen);
+        let current = fingerprint(&self.files);
+        if current == self.loaded {
+            self.changed = None;
+        } else if self.changed.as_ref() != Some(&current) {
+            self.changed = Some(current);
         } else {
-            match (self.put_to_use)() {
+            match (self.reload)() {
                 Ok(()) => tracing::info!(flag = self.flag, "reloaded"),
                 Err(error) => tracing::error!(
                     flag = self.flag,
                     error,
-                    "not reloaded: what was read before stays in force"
+                    "not reloaded; the last valid contents stay in use"
                 ),
             }
-            self.used = seen;
-            self.fresh = None;
+            self.loaded = current;
+            self.changed = None;
         }
     }
 
-    /// Looks again and again, where reading a file may block.
+    /// Polls the files until the task ends, on threads where reading a file may block.
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(config::net::RELOAD_INTERVAL).await;
-            let looked = tokio::task::spawn_blocking(move || {
+            let polled = tokio::task::spawn_blocking(move || {
                 self.poll_once();
                 self
             });
-            match looked.await {
-                Ok(watched) => self = watched,
-                Err(error) => return tracing::error!(%error, "files are not watched any more"),
+            match polled.await {
+                Ok(watch) => self = watch,
+                Err(error) => {
+                    return tracing::error!(%error, "file watch failed; changed files are not reloaded any more");
+                }
             }
         }
     }
@@ -102,8 +104,8 @@ fn fingerprint(files: &[PathBuf]) -> Fingerprint {
     files.iter().map(|file| hash(file).ok()).collect()
 }
 
-/// Through a buffer that is wiped, by a hash that holds eight bytes of it at a time: some of the files are keys, and pieces
-/// of what SHA-256 hashes stay on the stack.
+/// Hashes a file through a buffer that is wiped. The hash function holds eight bytes of it at a time: some of the files are
+/// keys, and SHA-256 leaves parts of its input on the stack.
 fn hash(file: &Path) -> io::Result<u64> {
     let mut contents = File::open(file)?.take(config::net::WATCHED_FILE_LIMIT);
     let mut buffer = Zeroizing::new([0; 4096]);
