@@ -1,5 +1,6 @@
 //! The command line, one file a subcommand.
 
+mod address;
 mod credentials;
 mod database;
 mod dev;

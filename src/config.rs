@@ -1,6 +1,7 @@
 //! Configuration as plain data, and every limit by name.
 
 pub mod calls;
+pub mod cli;
 pub mod credentials;
 pub mod identity;
 pub mod import;

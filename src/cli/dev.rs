@@ -12,7 +12,14 @@ use std::{
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
-use super::{Exit, credentials::read_keys, print, serve::drain, signal::Stop};
+use super::{
+    Exit,
+    address::Address,
+    credentials::read_keys,
+    print,
+    serve::drain,
+    signal::Stop,
+};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
@@ -33,15 +40,15 @@ pub struct Args {
     /// The folder for the database and its key; made if it is not there
     #[arg(long, default_value = "collections-dev", env = "COLLECTIONS_DATA_DIR")]
     data_dir: PathBuf,
-    /// Where gRPC is served
+    /// The address of the gRPC listener
     #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
-    grpc_addr: SocketAddr,
-    /// Where the REST gateway is served
+    grpc_addr: Address,
+    /// The address of the REST listener
     #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
-    rest_addr: SocketAddr,
-    /// Where health is served
+    rest_addr: Address,
+    /// The address of the admin listener: health and metrics
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
-    admin_addr: SocketAddr,
+    admin_addr: Address,
 }
 
 /// The user of the 1.1 documentation.
@@ -54,6 +61,13 @@ const DEMO_APP: &str = "dev";
 /// How many collections the demo user has at the start, so that there is always something to destroy.
 const LEAST: u64 = 4;
 
+/// Where each listener is bound.
+struct Listeners {
+    grpc: SocketAddr,
+    rest: SocketAddr,
+    admin: SocketAddr,
+}
+
 /// What the printed commands use.
 struct Demo {
     user: UserId,
@@ -63,15 +77,11 @@ struct Demo {
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    for (flag, address) in
-        [("--grpc-addr", args.grpc_addr), ("--rest-addr", args.rest_addr), ("--admin-addr", args.admin_addr)]
-    {
-        if !address.ip().is_loopback() {
-            return Err(Exit::Usage(format!(
-                "{flag}: dev believes anyone, so it serves loopback addresses only"
-            )));
-        }
-    }
+    let listeners = Listeners {
+        grpc: loopback("--grpc-addr", &args.grpc_addr).await?,
+        rest: loopback("--rest-addr", &args.rest_addr).await?,
+        admin: loopback("--admin-addr", &args.admin_addr).await?,
+    };
     let entropy = Entropy::default();
     let keys = open_folder(&args.data_dir, &entropy)?;
     let database = args.data_dir.join("collections.sqlite");
@@ -80,24 +90,41 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let url = DatabaseUrl::from(format!("sqlite:{path}?mode=rwc"));
     let connected = Store::connect(&url, Capacity::of(1), Clock::System, entropy.clone()).await;
     let (store, driver) = connected.map_err(Exit::usage)?;
-    driver.run_until(serve(store, args, keys, entropy)).await
+    driver.run_until(serve(store, &args.data_dir, listeners, keys, entropy)).await
 }
 
-async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -> Result<(), Exit> {
+/// The address to listen on.
+async fn loopback(flag: &str, address: &Address) -> Result<SocketAddr, Exit> {
+    let resolved = address.resolve(flag).await?;
+    if resolved.is_loopback() {
+        return Ok(resolved.to_bind());
+    }
+    Err(Exit::Usage(format!(
+        "{flag}: under dev any caller can name any user, so it serves loopback addresses only"
+    )))
+}
+
+async fn serve(
+    store: Store,
+    folder: &Path,
+    listeners: Listeners,
+    keys: Arc<KeyRing>,
+    entropy: Entropy,
+) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
     for name in store.migrate().await.map_err(Exit::failed)? {
         print(format_args!("applied migration {name}"))?;
     }
     let settings = Settings {
         rpc: Rpc::Served(Grpc {
-            address: args.grpc_addr,
+            address: listeners.grpc,
             tls: None,
             trusted_peers: TrustedPeers::default(),
             insecure_identity: true,
             caller_rate_limit: None,
         }),
         rest: Some(Rest {
-            address: args.rest_addr,
+            address: listeners.rest,
             tls: None,
             transport: TransportPolicy::default(),
             public_origins: Vec::new(),
@@ -105,7 +132,7 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
             keys: keys.clone(),
         }),
         jwt: None,
-        admin: args.admin_addr,
+        admin: listeners.admin,
         purge: Some(PurgeSettings { batch: config::purge::BATCH, pause: config::purge::PAUSE }),
         max_in_flight: 1024,
         drain: Duration::from_secs(3),
@@ -119,11 +146,11 @@ async fn serve(store: Store, args: Args, keys: Arc<KeyRing>, entropy: Entropy) -
             CredentialError::Sealed(_) => "; delete the folder to begin anew",
             _ => "",
         };
-        Exit::Failed(format!("--data-dir {}: {error}{advice}", args.data_dir.display()))
+        Exit::Failed(format!("--data-dir {}: {error}{advice}", folder.display()))
     })?;
     let demo = seed(&store, credentials).await?;
     let running = Running::start(store, settings).await.map_err(port_taken)?;
-    print_commands(&running, &demo, &entropy, &args.data_dir)?;
+    print_commands(&running, &demo, &entropy, folder)?;
     stop.requested().await;
     drain(running).await;
     Ok(())

@@ -1,9 +1,10 @@
 //! `gateway`: the REST side in a process of its own, in front of the RPC elsewhere.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Exit, credentials::read_keys, edge::Edge, jwt::JwtArgs, rate_limit::RateLimitArgs, serve::run_settings,
+    Exit, address::Address, credentials::read_keys, edge::Edge, jwt::JwtArgs, rate_limit::RateLimitArgs,
+    serve::run_settings,
 };
 use crate::{
     config::{self, DatabaseUrl},
@@ -38,12 +39,12 @@ pub struct Args {
     /// The keys that open OAuth secrets
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: PathBuf,
-    /// Where the REST gateway is served
+    /// The address of the REST listener. Of a host name, the first address that belongs to this machine is used
     #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
-    rest_addr: SocketAddr,
-    /// Where health is served, in plain text, for probes
+    rest_addr: Address,
+    /// The address of the admin listener: health for probes, and metrics, without TLS
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
-    admin_addr: SocketAddr,
+    admin_addr: Address,
     #[command(flatten)]
     jwt: JwtArgs,
     #[command(flatten)]
@@ -59,12 +60,12 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let settings = settings(&args)?;
+    let settings = settings(&args).await?;
     let capacity = Capacity::without_destroys(args.database_connections);
     run_settings(&args.database_url, capacity, args.worker_threads, settings, || ()).await
 }
 
-fn settings(args: &Args) -> Result<Settings, Exit> {
+async fn settings(args: &Args) -> Result<Settings, Exit> {
     let key_pair = args.upstream_cert.clone().zip(args.upstream_key.clone());
     let key_pair = key_pair.map(|(certificate, key)| KeyPair { certificate, key });
     let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
@@ -80,6 +81,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     if !args.upstream.is_tls() && args.upstream_ca.is_some() {
         return refuse("--upstream-ca: is of no use, because --upstream is plain http");
     }
+    let rest_address = args.rest_addr.resolve("--rest-addr").await?.to_bind();
     let (entropy, metrics) = (Entropy::default(), Metrics::new());
     let keys = read_keys(&args.credentials_key_file, entropy.clone())?;
     let redis = args.rate_limit.redis(&metrics)?;
@@ -92,9 +94,9 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
             args.upstream.clone(),
             ClientTls { authorities: args.upstream_ca.clone(), key_pair },
         ),
-        rest: Some(args.edge.rest(args.rest_addr, keys, user_limit)?),
+        rest: Some(args.edge.rest(rest_address, keys, user_limit)?),
         jwt: args.jwt.settings()?,
-        admin: args.admin_addr,
+        admin: args.admin_addr.resolve("--admin-addr").await?.to_bind(),
         purge: None,
         max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(args.drain_seconds),

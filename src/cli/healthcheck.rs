@@ -1,6 +1,6 @@
 //! `healthcheck`: a gRPC health probe with the exit codes of grpc-health-probe.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -11,14 +11,14 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{Exit, print};
+use super::{Exit, address::Address, print};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The address to ask: an admin listener, or a gRPC listener without TLS
+    /// The address of an admin listener, or of a gRPC listener without TLS
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_HEALTHCHECK_ADDR")]
-    addr: SocketAddr,
-    /// The service to ask for; empty for the process as a whole
+    addr: Address,
+    /// The service to check; empty for the process as a whole
     #[arg(
         long,
         default_value = "collections.v1.CollectionsService",
@@ -43,7 +43,8 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 async fn ask(args: &Args) -> Result<ServingStatus, Exit> {
-    tokio::net::TcpStream::connect(args.addr)
+    // Tries all addresses of a host name.
+    tokio::net::TcpStream::connect(args.addr.to_string())
         .await
         .map_err(|error| Exit::Code(2, format!("{}: {error}", args.addr)))?;
     let http: Client<HttpConnector, Body> =

@@ -1,9 +1,10 @@
 //! `serve`: the service in production. It refuses to start on an unsafe or half-given configuration.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
     Exit,
+    address::{Address, AddressError},
     credentials::read_keys,
     edge::{Edge, GrpcTls},
     jwt::JwtArgs,
@@ -40,15 +41,15 @@ pub struct Args {
     purge: Switch,
     #[command(flatten)]
     purge_pace: PaceArgs,
-    /// Where gRPC is served
+    /// The address of the gRPC listener. Of a host name, the first address that belongs to this machine is used
     #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
-    grpc_addr: SocketAddr,
-    /// Where the REST gateway is served, or `off`
+    grpc_addr: Address,
+    /// The address of the REST listener, or `off`
     #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
     rest_addr: RestAddr,
-    /// Where health is served, in plain text, for probes
+    /// The address of the admin listener: health for probes, and metrics, without TLS
     #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
-    admin_addr: SocketAddr,
+    admin_addr: Address,
     #[command(flatten)]
     grpc_tls: GrpcTls,
     #[command(flatten)]
@@ -84,24 +85,24 @@ enum Switch {
 }
 
 /// An address, or none.
-#[derive(Clone, Copy, Debug)]
-struct RestAddr(Option<SocketAddr>);
+#[derive(Clone, Debug)]
+struct RestAddr(Option<Address>);
 
 impl FromStr for RestAddr {
-    type Err = String;
+    type Err = RestAddrError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        text.parse()
-            .map(|address| Self(Some(address)))
-            .map_err(|error| format!("{error}; expected <ip>:<port> or off"))
+        if text == "off" { Ok(Self(None)) } else { Ok(Self(Some(text.parse()?))) }
     }
 }
 
+/// A text that is neither an address nor `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}; or off")]
+struct RestAddrError(#[from] AddressError);
+
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let settings = settings(&args)?;
+    let settings = settings(&args).await?;
     let capacity = capacity(&args)?;
     let insecure = args.insecure_identity;
     let clear = settings.jwt.is_some() && settings.is_in_clear();
@@ -191,22 +192,26 @@ fn capacity(args: &Args) -> Result<Capacity, Exit> {
 }
 
 /// The configuration as a whole, or what is wrong with it.
-fn settings(args: &Args) -> Result<Settings, Exit> {
+async fn settings(args: &Args) -> Result<Settings, Exit> {
     let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
-    if args.insecure_identity && !args.grpc_addr.ip().is_loopback() {
-        return refuse("--insecure-identity: believes anyone, so --grpc-addr must be a loopback address");
+    let grpc_address = args.grpc_addr.resolve("--grpc-addr").await?;
+    if args.insecure_identity && !grpc_address.is_loopback() {
+        return refuse(
+            "--insecure-identity: any caller can name any user, so --grpc-addr must have loopback addresses only",
+        );
     }
     let (entropy, metrics) = (Entropy::default(), Metrics::new());
     let redis = args.rate_limit.redis(&metrics)?;
-    let rest = match (args.rest_addr, &args.credentials_key_file) {
-        (RestAddr(None), None) => None,
-        (RestAddr(None), Some(_)) => {
+    let rest = match (&args.rest_addr.0, &args.credentials_key_file) {
+        (None, None) => None,
+        (None, Some(_)) => {
             return refuse("--credentials-key-file: is for the REST gateway, but --rest-addr is off");
         }
-        (RestAddr(Some(_)), None) => {
+        (Some(_), None) => {
             return refuse("--credentials-key-file: is needed by the REST gateway; or give --rest-addr off");
         }
-        (RestAddr(Some(address)), Some(path)) => {
+        (Some(address), Some(path)) => {
+            let address = address.resolve("--rest-addr").await?.to_bind();
             let keys = read_keys(path, entropy.clone())?;
             Some(args.edge.rest(address, keys, args.rate_limit.user_limit(redis.as_ref()))?)
         }
@@ -223,7 +228,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     }
     let trusted_peers = &args.grpc_tls.trusted_peer;
     if args.insecure_identity && !trusted_peers.is_empty() {
-        return refuse("--insecure-identity: believes anyone, so there is no use in --trusted-peer");
+        return refuse("--insecure-identity: any caller can name any user, so --trusted-peer has no effect");
     }
     let jwt = args.jwt.settings()?;
     if rest.is_none() && jwt.is_none() && !args.insecure_identity && trusted_peers.is_empty() {
@@ -233,7 +238,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
     }
     Ok(Settings {
         rpc: Rpc::Served(Grpc {
-            address: args.grpc_addr,
+            address: grpc_address.to_bind(),
             tls: args.grpc_tls.server(jwt.is_some()),
             trusted_peers: trusted_peers.iter().cloned().collect(),
             insecure_identity: args.insecure_identity,
@@ -241,7 +246,7 @@ fn settings(args: &Args) -> Result<Settings, Exit> {
         }),
         rest,
         jwt,
-        admin: args.admin_addr,
+        admin: args.admin_addr.resolve("--admin-addr").await?.to_bind(),
         purge: matches!(args.purge, Switch::On).then(|| args.purge_pace.settings()),
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),

@@ -235,13 +235,35 @@ async fn healthcheck_exits_as_probes_do() {
     assert_eq!(check(&[admin]).await, 0);
     assert_eq!(check(&[admin, "--service", ""]).await, 0);
     assert_eq!(check(&[program.grpc.trim_start_matches("http://")]).await, 0);
+    assert_eq!(check(&[&admin.replace("127.0.0.1", "localhost")]).await, 0);
     assert_eq!(check(&["nowhere"]).await, 1);
+    assert_eq!(check(&["nowhere.invalid:9090"]).await, 2);
     assert_eq!(check(&["127.0.0.1:1"]).await, 2);
     assert_eq!(check(&[admin, "--service", "x"]).await, 3);
     // The code is the answer, whether or not the word can be written.
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let status = command(&["healthcheck", "--addr", admin]).stdout(full).status().await.unwrap();
     assert_eq!(status.code(), Some(0));
+}
+
+/// Of a host name all addresses are checked, and one of them is bound.
+#[tokio::test]
+async fn addresses_may_be_host_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_child, printed) = dev(folder.path(), ["localhost:0"; 3]).await;
+    let admin = printed.split_once("Health is on ").unwrap().1.split(',').next().unwrap();
+    let port = admin.rsplit_once(':').unwrap().1;
+    assert_eq!(run(&["healthcheck", "--addr", &format!("localhost:{port}")], &[]).await.0, 0);
+    let serve = ["serve", "--database-url", "sqlite:none", "--insecure-identity", "--rest-addr", "off"];
+    for (flag, address) in [
+        ("--grpc-addr", "nowhere.invalid:0"),
+        ("--admin-addr", "nowhere.invalid:0"),
+        ("--grpc-addr", "localhost"),
+        ("--grpc-addr", "localhost:1#"),
+    ] {
+        let (code, _, errors) = run(&[&serve[..], &[flag, address]].concat(), &[]).await;
+        assert!(code == 2 && errors.contains(flag) && errors.contains(address), "{errors}");
+    }
 }
 
 /// `dev` on these ports until its last line; the process and all that it printed.
