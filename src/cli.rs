@@ -123,8 +123,9 @@ impl Exit {
 
 /// Parses the arguments, runs the command, gives the exit code.
 pub fn run() -> ExitCode {
+    let command = environment::ignore_empty(Cli::command());
     let parsed =
-        Cli::command().try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+        command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let outcome = match parsed {
         Ok((cli, matches)) => execute(cli, &matches),
         Err(error) => usage(&error),

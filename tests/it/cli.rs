@@ -108,6 +108,45 @@ async fn variables_are_read_and_unknown_ones_refused() {
     assert_eq!(run(&[], &[]).await.0, 2);
 }
 
+/// As Compose files and Helm charts leave them.
+#[tokio::test]
+async fn empty_variables_count_as_not_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
+    let empty = [("COLLECTIONS_LOG", ""), ("COLLECTIONS_LOG_FORMAT", ""), ("COLLECTIONS_MISSPELT", "")];
+    let variables = [&empty[..], &[("COLLECTIONS_DATABASE_URL", &url)]].concat();
+    let (code, _, errors) = run(&["migrate", "up"], &variables).await;
+    assert_eq!(code, 0, "{errors}");
+    let (_, help, _) = run(&["serve", "--help"], &[]).await;
+    let words = help.split(|letter: char| !letter.is_ascii_uppercase() && letter != '_');
+    let variables: Vec<_> =
+        words.filter(|word| word.starts_with("COLLECTIONS_")).map(|name| (name, "")).collect();
+    assert!(variables.len() > 20, "{help}");
+    let (code, _, errors) = run(&["serve"], &variables).await;
+    assert!(code == 2 && errors.contains("required") && errors.contains("--database-url"), "{errors}");
+    let with_defaults = ["serve", "--database-url", &url, "--rest-addr", "off"];
+    let (code, _, errors) = run(&with_defaults, &variables).await;
+    assert!(code == 2 && errors.starts_with("error: --trusted-peer, --jwks"), "{errors}");
+    // Here an empty name means the process as a whole.
+    let name = ("COLLECTIONS_HEALTHCHECK_SERVICE", "");
+    let (_, help, _) = run(&["healthcheck", "--help"], &[name]).await;
+    assert!(help.contains("COLLECTIONS_HEALTHCHECK_SERVICE=]"), "{help}");
+}
+
+/// The variables of a Service that is called `collections-redis`, for example.
+#[tokio::test]
+async fn service_links_of_kubernetes_get_a_hint() {
+    for name in ["COLLECTIONS_SERVICE_HOST", "COLLECTIONS_REDIS_SERVICE_HOST", "COLLECTIONS_PORT_50051_TCP"] {
+        let (code, _, errors) = run(&["migrate", "status"], &[(name, "10.0.0.1")]).await;
+        assert!(
+            code == 2 && errors.contains(name) && errors.contains("enableServiceLinks: false"),
+            "{errors}"
+        );
+    }
+    let (_, _, errors) = run(&["migrate", "status"], &[("COLLECTIONS_DATABASE_ULR", "x")]).await;
+    assert!(!errors.contains("enableServiceLinks"), "{errors}");
+}
+
 #[tokio::test]
 async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Stdio};
