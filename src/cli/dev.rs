@@ -18,7 +18,7 @@ use super::{
     credentials::read_keys,
     print,
     serve::drain,
-    signal::Stop,
+    signal::{Stop, ignore_hangup},
 };
 use crate::{
     config::{self, DatabaseUrl},
@@ -112,6 +112,7 @@ async fn serve(
     entropy: Entropy,
 ) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
+    ignore_hangup()?;
     for name in store.migrate().await.map_err(Exit::failed)? {
         print(format_args!("applied migration {name}"))?;
     }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT.
+//! SIGTERM, SIGINT and SIGHUP.
 
 use std::time::Duration;
 
@@ -10,7 +10,22 @@ use tokio::{
 
 use super::Exit;
 
-/// Listens from the moment it is made, so that no signal is lost between binding and serving.
+/// Keeps SIGHUP from ending the process: it is logged and has no other effect, because changed files are reloaded without
+/// a signal.
+///
+/// # Errors
+/// The signal cannot be handled.
+pub fn ignore_hangup() -> Result<(), Exit> {
+    let mut hangup = signal(SignalKind::hangup()).map_err(Exit::failed)?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP ignored; changed files are reloaded without it");
+        }
+    });
+    Ok(())
+}
+
+/// Requests to stop. Signals are received from the moment it is made, so that none is lost between binding and serving.
 pub struct Stop {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,

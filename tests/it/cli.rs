@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use collections_service::{domain::Entropy, store::KeyRing};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sea_orm::ConnectionTrait;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -303,6 +307,27 @@ async fn addresses_may_be_host_names() {
         let (code, _, errors) = run(&[&serve[..], &[flag, address]].concat(), &[]).await;
         assert!(code == 2 && errors.contains(flag) && errors.contains(address), "{errors}");
     }
+}
+
+/// The end of a terminal session, or an operator who expects that it reloads files.
+#[tokio::test]
+async fn sighup_ends_no_server() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    program.signal(Signal::SIGHUP);
+    program.wait_until_ready().await;
+    program.signal(Signal::SIGTERM);
+    let (status, log) = program.ended(Duration::from_secs(9)).await;
+    assert_eq!(status.code(), Some(0), "{log:?}");
+    assert_eq!(log.iter().filter(|line| line.contains("SIGHUP ignored")).count(), 1, "{log:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, _) = dev(folder.path(), ["127.0.0.1:0"; 3]).await;
+    for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+        kill(Pid::from_raw(child.id().unwrap().cast_signed()), signal).unwrap();
+    }
+    let status = tokio::time::timeout(Duration::from_secs(9), child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
 }
 
 /// `dev` on these ports until its last line; the process and all that it printed.
