@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::calls;
+
 /// The largest set of request headers, in bytes.
 pub const HEADER_LIMIT: u32 = 16 * 1024;
 /// The longest an HTTP/1 connection may be idle, or the headers of a request may take to arrive. Longer than the minute
@@ -22,8 +24,13 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may be without a call before it is told to go away.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long an idle connection has to go when another one needs its place.
+/// The longest an evicted connection without calls in flight stays open: it may use the time for a call that was under way.
 pub const EVICTION_GRACE: Duration = Duration::from_millis(250);
+/// The longest an evicted connection with calls in flight stays open. Shorter than the longest call: it occupies memory
+/// that another connection needs.
+pub const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest a connection stays open after it was asked to go away: the calls that it had accepted have ended by then.
+pub const CLOSE_TIMEOUT: Duration = calls::TIMEOUT.saturating_add(LINGER);
 /// Bytes that a peer may send on one stream, and on one HTTP/2 connection, before we have read them: HTTP/2's own
 /// default, which a destroy does not fill.
 pub const WINDOW: u32 = 64 * 1024 - 1;

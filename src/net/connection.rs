@@ -59,7 +59,8 @@ where
         }
     }
 
-    /// Serves until the connection ends, is idle for too long, ages, or has to leave for another one or for the drain.
+    /// Serves until the connection ends, is idle for too long, reaches its age, is evicted, or the drain begins. It then
+    /// gets a GOAWAY, and is closed after [`config::net::CLOSE_TIMEOUT`] whatever the peer does.
     async fn serve_http(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -67,7 +68,7 @@ where
     ) {
         let Self { builder, address, service, lifecycle, entry } = self;
         let (peer, state) = (Peer::new(address, transport), entry.connection.clone());
-        // Who comes during the drain is answered, but not waited for.
+        // Connections that are accepted during the drain are served, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
         let stop = if late { &lifecycle.close } else { &lifecycle.stop };
         let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -93,7 +94,7 @@ where
             Some(ended) => ended,
             None => {
                 connection.as_mut().graceful_shutdown();
-                // Whoever has nothing in flight and stays silent is not waited for.
+                // A peer with nothing in flight that stays silent is not waited for.
                 let grace = if entry.connection.is_evicted() {
                     config::net::EVICTION_GRACE
                 } else {
@@ -102,6 +103,9 @@ where
                 tokio::select! {
                     ended = connection => ended,
                     () = entry.connection.quiet_for(grace) => Ok(()),
+                    // The peer may ignore the GOAWAY, answer PINGs and hold a request open.
+                    () = tokio::time::sleep(config::net::CLOSE_TIMEOUT) => Ok(()),
+                    () = entry.connection.eviction_timeout() => Ok(()),
                     () = lifecycle.abort.cancelled() => Ok(()),
                 }
             }
@@ -109,5 +113,92 @@ where
         if let Err(error) = ended {
             tracing::debug!(error, "a connection ended badly");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future, net::Ipv4Addr, time::Duration};
+
+    use bytes::Bytes;
+    use http_body_util::Empty;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::net::{connection_table::ConnectionTable, listener::Protocol};
+
+    /// The preface, empty SETTINGS, and a GET of `/` over http, whose body does not end.
+    const HALF_A_REQUEST: &[u8] =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x04\0\0\0\x01\x82\x84\x86";
+    const PING: u8 = 6;
+    const ACK: u8 = 1;
+
+    /// Begins a request and answers PINGs until the connection is closed, whatever else it receives.
+    async fn ignore_goaway(mut stream: DuplexStream) {
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).await.is_ok() {
+            let [high, middle, low, kind, flags, ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+            stream.read_exact(&mut payload).await.expect("a payload");
+            if kind == PING && flags == 0 {
+                head[4] = ACK;
+                let _closed = stream.write_all(&[&head[..], &payload].concat()).await;
+            }
+        }
+    }
+
+    async fn closed_after(action: impl FnOnce(&Lifecycle, &TableEntry)) -> Duration {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let lifecycle = Lifecycle::default();
+        let entry = ConnectionTable::new().admit(0).await;
+        client.write_all(HALF_A_REQUEST).await.expect("a request");
+        action(&lifecycle, &entry);
+        let connection = Connection {
+            builder: crate::net::listener::builder(Protocol::Grpc),
+            address: Ipv4Addr::LOCALHOST.into(),
+            service: tower::service_fn(|_request| future::pending::<Result<Response<Empty<Bytes>>, _>>()),
+            lifecycle,
+            entry,
+        };
+        let begun = Instant::now();
+        let served = connection.serve_http(server, Transport::Plain);
+        let both = async { tokio::join!(served, ignore_goaway(client)) };
+        tokio::time::timeout(Duration::from_secs(3600), both).await.expect("an end");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_ignores_goaway_is_closed_after_its_age() {
+        let closed = closed_after(|_, _| ()).await;
+        let age = config::net::CONNECTION_AGE;
+        assert!(closed > age.mul_f64(0.9), "{closed:?}");
+        assert!(closed < age.mul_f64(1.1) + config::net::CLOSE_TIMEOUT + config::net::LINGER, "{closed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_waits_for_half_a_request_no_longer_than_for_a_call() {
+        let closed = closed_after(|lifecycle, _| {
+            let lifecycle = lifecycle.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                lifecycle.stop();
+            });
+        });
+        assert!(closed.await <= Duration::from_secs(2) + config::net::CLOSE_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_evicted_connection_is_closed_with_a_request_in_flight() {
+        let closed = closed_after(|_, entry| {
+            let connection = entry.connection.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                connection.evict();
+            });
+        });
+        assert!(closed.await <= Duration::from_secs(1) + 2 * config::net::EVICTION_TIMEOUT);
     }
 }

@@ -99,7 +99,7 @@ impl ConnectionTable {
 fn longest_idle<'a>(connections: impl Iterator<Item = &'a Arc<ConnectionState>>) {
     let idle = connections.filter(|connection| connection.calls.load(Ordering::Relaxed) == 0);
     if let Some(connection) = idle.min_by_key(|connection| connection.idle_since.load(Ordering::Relaxed)) {
-        connection.eviction.cancel();
+        connection.evict();
     }
 }
 
@@ -122,6 +122,17 @@ impl ConnectionState {
 
     pub fn is_evicted(&self) -> bool {
         self.eviction.is_cancelled()
+    }
+
+    /// Asks the connection to leave.
+    pub fn evict(&self) {
+        self.eviction.cancel();
+    }
+
+    /// Returns when an evicted connection has to be closed, even with calls in flight.
+    pub async fn eviction_timeout(&self) {
+        self.evicted().await;
+        tokio::time::sleep(config::net::EVICTION_TIMEOUT).await;
     }
 
     /// Returns when the connection has been idle too long: less is too long for one that never made a call.

@@ -123,7 +123,7 @@ async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
 
 /// Every limit is named: a connection may neither open streams nor cause resets without bound (RUSTSEC-2024-0003), nor
 /// fill our memory with what nobody has read yet.
-fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
+pub(super) fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .http1()
