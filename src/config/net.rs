@@ -13,11 +13,14 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
-/// Open connections on one listener. Over it, the one that has been idle longest leaves for the next.
+/// Open connections on one listener. At the limit, one of the client network with the most connections is evicted for a new
+/// one.
 pub const CONNECTION_LIMIT: usize = 2048;
-/// Connections on one listener that have not made a call yet: in a TLS handshake, sending slow headers, or silent. Over
-/// it, the oldest of them leaves, so that a flood of them costs nobody a place who ever made a call.
-pub const NEW_CONNECTION_LIMIT: usize = 512;
+/// The part of the limit, as a divisor, for connections that have not made a call yet: in a TLS handshake, sending slow
+/// headers, or silent. A flood of them then evicts no connection that has made a call.
+pub const NEW_CONNECTION_SHARE: usize = 4;
+/// Evicted connections that may still be open, as a divisor of the limit; they are counted in addition to it.
+pub const EVICTED_CONNECTION_SHARE: usize = 8;
 /// The longest a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest a connection may take to its first call: preface and headers, however slowly they come.

@@ -128,7 +128,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::net::{connection_table::ConnectionTable, listener::Protocol};
+    use crate::net::{
+        connection_table::{ConnectionTable, TableLimits},
+        listener::Protocol,
+    };
 
     /// The preface, empty SETTINGS, and a GET of `/` over http, whose body does not end.
     const HALF_A_REQUEST: &[u8] =
@@ -153,7 +156,8 @@ mod tests {
     async fn closed_after(action: impl FnOnce(&Lifecycle, &TableEntry)) -> Duration {
         let (mut client, server) = tokio::io::duplex(4096);
         let lifecycle = Lifecycle::default();
-        let entry = ConnectionTable::new().admit(0).await;
+        let table = ConnectionTable::new(TableLimits::of(8));
+        let entry = table.admit(Ipv4Addr::LOCALHOST.into()).await;
         client.write_all(HALF_A_REQUEST).await.expect("a request");
         action(&lifecycle, &entry);
         let connection = Connection {
@@ -193,12 +197,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_evicted_connection_is_closed_with_a_request_in_flight() {
         let closed = closed_after(|_, entry| {
-            let connection = entry.connection.clone();
+            let table = entry.table();
             tokio::spawn(async move {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                connection.evict();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let mut others = Vec::new();
+                for _ in 0..8 {
+                    let other = table.admit(Ipv4Addr::LOCALHOST.into()).await;
+                    others.push((other.connection.begin_call(), other));
+                }
+                future::pending::<()>().await;
             });
         });
-        assert!(closed.await <= Duration::from_secs(1) + 2 * config::net::EVICTION_TIMEOUT);
+        assert!(closed.await <= 2 * config::net::EVICTION_TIMEOUT);
     }
 }

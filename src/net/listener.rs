@@ -17,7 +17,11 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::{BoxError, Service};
 
-use super::{connection::Connection, connection_table::ConnectionTable, lifecycle::Lifecycle};
+use super::{
+    connection::Connection,
+    connection_table::{ConnectionTable, TableLimits},
+    lifecycle::Lifecycle,
+};
 use crate::config;
 
 /// A listener's TLS configuration, which is replaced when its files change.
@@ -67,15 +71,16 @@ impl Listener {
     {
         let builder = builder(protocol);
         let shared = lifecycle.clone();
-        let table = ConnectionTable::new();
+        let table = ConnectionTable::new(TableLimits::of(config::net::CONNECTION_LIMIT));
         let close = lifecycle.close.clone();
         let accepting = async move {
-            for number in 0.. {
+            loop {
                 let (stream, address) = accept(&self.socket).await;
-                let entry = table.admit(number).await;
+                let address = address.ip().to_canonical();
+                let entry = table.admit(address).await;
                 let connection = Connection {
                     builder: builder.clone(),
-                    address: address.ip().to_canonical(),
+                    address,
                     service: service.clone(),
                     lifecycle: shared.clone(),
                     entry,

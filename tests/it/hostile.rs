@@ -7,7 +7,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -189,4 +189,50 @@ async fn slow_bodies_hold_no_places() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 404");
+}
+
+/// Another loopback address than the tests' usual one.
+const OTHER_ADDRESS: &str = "127.0.0.2";
+
+async fn connect_from(source: &str, address: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    socket.connect(address.parse().unwrap()).await.unwrap()
+}
+
+/// A client far away takes its time between the connection and its first call, while another address opens connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_from_one_address_evicts_no_other() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let rest = program.rest.trim_start_matches("http://");
+    let distant = connect_from(OTHER_ADDRESS, rest).await;
+    let mut idle = connect_from(OTHER_ADDRESS, rest).await;
+    let request = format!("GET / HTTP/1.1\r\nhost: {rest}\r\n\r\n");
+    idle.write_all(request.as_bytes()).await.unwrap();
+    assert!(idle.read(&mut [0; 4096]).await.unwrap() > 0);
+    let _flood = open(Attack::SlowHeaders, rest, MANY).await;
+    let _calls = open(Attack::SlowBody, rest, MANY * 4).await;
+    for mut stream in [distant, idle] {
+        let mut answer = [0; 12];
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_exact(&mut answer).await.expect("a distant client is evicted");
+        assert_eq!(&answer, b"HTTP/1.1 404");
+    }
+}
+
+/// Connections that each hold an unfinished call, and answer PINGs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_calls_hold_no_place() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let grpc = program.grpc.trim_start_matches("http://");
+    let mut streams = open(Attack::UnfinishedCheck, grpc, MANY * 4).await;
+    for _ in 0..3 {
+        let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+            destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
+        });
+        assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
+    }
+    assert!(is_closed(&mut streams[0], Duration::from_secs(3)).await, "the first keeps its place");
 }

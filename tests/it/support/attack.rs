@@ -27,6 +27,8 @@ pub enum Attack {
     Continuation,
     /// A body that is announced and does not come.
     SlowBody,
+    /// HTTP/2, with a health check whose message does not come.
+    UnfinishedCheck,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -36,8 +38,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// `POST` of the RPC, in HPACK without compression.
 fn request() -> Vec<u8> {
+    post("/collections.v1.CollectionsService/Destroy")
+}
+
+fn post(path: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
-    for (name, value) in [(4, "/collections.v1.CollectionsService/Destroy"), (31, "application/grpc")] {
+    for (name, value) in [(4, path), (31, "application/grpc")] {
         match name {
             4 => block.push(0x04),
             _ => block.extend([0x0f, 31 - 15]),
@@ -64,6 +70,10 @@ impl Attack {
                 let head =
                     b"POST /1.1/collections/destroy.json HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n";
                 stream.write_all(head).await.ok().map(|()| stream)
+            }
+            Self::UnfinishedCheck => {
+                let check = frame(HEADERS, END_HEADERS, 1, &post("/grpc.health.v1.Health/Check"));
+                stream.write_all(&[hello, check].concat()).await.ok().map(|()| stream)
             }
             Self::Idle => stream.write_all(&hello).await.ok().map(|()| stream),
             Self::RapidReset => {
