@@ -2,14 +2,20 @@
 //! that are reloaded when they change.
 
 pub mod body;
+mod client_network;
 mod connection;
 mod connection_table;
+mod event_counter;
 mod file_watch;
 mod lifecycle;
 mod listener;
+mod process_limits;
+mod request_budget;
+mod resources;
 mod tls;
 
 pub use file_watch::FileWatch;
 pub use lifecycle::Lifecycle;
-pub use listener::{Listener, Protocol, ServerTlsReceiver, raise_file_limit};
+pub use listener::{Listener, ListenerSettings, Protocol, ServerTlsReceiver};
+pub use resources::Resources;
 pub use tls::{ClientAuth, ClientTls, KeyPair, ServerTls, TlsError};

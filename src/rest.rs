@@ -5,13 +5,13 @@ mod handler;
 mod reply;
 mod transport;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum::{Router, routing::post};
+use axum::{Router, body::Body, response::Response, routing::post};
 
 use crate::{
     collections::{Admission, DestroyApi},
-    domain::Entropy,
+    domain::{DestroyError, Entropy},
     identity::{jwt, oauth1},
     rate_limit::RateLimit,
 };
@@ -32,6 +32,12 @@ pub struct Edge {
     pub transport: TransportPolicy,
     pub rate_limit: Option<RateLimit>,
     pub entropy: Entropy,
+}
+
+/// The response where there is no memory for a request.
+#[must_use]
+pub fn refusal() -> Response<Body> {
+    Outcome::Failed(DestroyError::Overloaded).into_response(&ReplyContext::default(), Duration::ZERO)
 }
 
 /// The gateway as a service for a listener.

@@ -16,7 +16,7 @@ pub use self::readiness::NotReady;
 use self::readiness::Readiness;
 use crate::{
     collections::{Admission, DestroyApi, Local},
-    domain::{Clock, Entropy},
+    domain::{Clock, DestroyError, Entropy},
     grpc::{self, Health, PublicRoutes},
     identity::{
         Callers, TrustedPeers,
@@ -26,8 +26,8 @@ use crate::{
     jobs::purge::{self, PurgeSettings},
     jwks::{JwksError, Jwt},
     net::{
-        ClientTls, FileWatch, Lifecycle, Listener, Protocol, ServerTls, ServerTlsReceiver, TlsError,
-        raise_file_limit,
+        ClientTls, FileWatch, Lifecycle, Listener, ListenerSettings, Protocol, Resources, ServerTls,
+        ServerTlsReceiver, TlsError,
     },
     rate_limit::{RateLimit, Redis},
     rest::{self, Edge, TransportPolicy},
@@ -172,7 +172,7 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             checked => readiness.log_change(checked),
         }
-        raise_file_limit();
+        let resources = Resources::of_process();
         let mut loader = Loader {
             clock: settings.clock,
             entropy: settings.entropy.clone(),
@@ -217,13 +217,17 @@ impl Running {
             drain: settings.drain,
         };
         if let Some(Door { listener, service, tls }) = grpc {
-            listener.serve(service, Protocol::Grpc, tls, &lifecycle);
+            let refuse = || grpc::refusal(DestroyError::Overloaded);
+            let settings = ListenerSettings { protocol: Protocol::Grpc, tls, refuse };
+            listener.serve(service, settings, resources.public(), &lifecycle);
         }
         if let Some(Door { listener, service, tls }) = rest {
-            listener.serve(service, Protocol::Http, tls, &lifecycle);
+            let settings = ListenerSettings { protocol: Protocol::Http, tls, refuse: rest::refusal };
+            listener.serve(service, settings, resources.public(), &lifecycle);
         }
         let admin = admin::service(grpc::admin_routes(&health), settings.metrics);
-        admin_listener.serve(admin, Protocol::Http, None, &lifecycle);
+        let settings = ListenerSettings { protocol: Protocol::Http, tls: None, refuse: admin::refusal };
+        admin_listener.serve(admin, settings, resources.admin(), &lifecycle);
         Ok(running)
     }
 

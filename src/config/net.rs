@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::calls;
 
-/// The largest set of request headers, in bytes.
+/// The largest set of request headers, in bytes. A bearer token may have half of it, so it cannot be much smaller;
+/// [`REQUEST_MEMORY_SHARE`] bounds all sets together.
 pub const HEADER_LIMIT: u32 = 16 * 1024;
 /// The longest an HTTP/1 connection may be idle, or the headers of a request may take to arrive. Longer than the minute
 /// for which proxies keep an idle connection: they would use it again just when it is closed.
@@ -13,9 +14,35 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
-/// Open connections on one listener. At the limit, one of the client network with the most connections is evicted for a new
-/// one.
-pub const CONNECTION_LIMIT: usize = 2048;
+/// The most open connections on the listeners of callers, together, however much memory there is. At the limit, one of the
+/// client network with the most connections is evicted for a new one.
+pub const CONNECTION_LIMIT: usize = 4096;
+/// The least that [`CONNECTION_LIMIT`] becomes where memory or files are short.
+pub const MIN_CONNECTION_LIMIT: usize = 64;
+/// Open connections on the admin listener. They are counted apart, so that a probe always has a place.
+pub const ADMIN_CONNECTION_LIMIT: usize = 64;
+/// Bytes that an open connection uses: the most that was measured, which is HTTP/2 over TLS after a call.
+pub const CONNECTION_BYTES: u64 = 40 * 1024;
+/// The part of the process's memory, as a divisor, that connections may use.
+pub const CONNECTION_MEMORY_SHARE: u64 = 3;
+/// Open files that are kept for the database, key sets, the log and configuration.
+pub const RESERVED_FILES: u64 = 128;
+/// The memory of the process, in bytes, where neither a control group nor the system names it.
+pub const UNKNOWN_MEMORY: u64 = 256 * 1024 * 1024;
+/// The part of the process's memory, as a divisor, that requests in flight may use.
+pub const REQUEST_MEMORY_SHARE: u64 = 8;
+/// The most memory for requests in flight, in bytes.
+pub const REQUEST_MEMORY_LIMIT: usize = 256 * 1024 * 1024;
+/// The least memory for requests in flight, in bytes.
+pub const MIN_REQUEST_MEMORY: usize = 8 * 1024 * 1024;
+/// The part of the memory for requests, as a divisor, that one client network may use.
+pub const REQUEST_MEMORY_CLIENT_SHARE: usize = 4;
+/// Bytes that a request in flight uses without its headers: its stream, its task and its message.
+pub const REQUEST_OVERHEAD: usize = 4 * 1024;
+/// Bytes that a header uses in addition to its name and value.
+pub const HEADER_OVERHEAD: usize = 128;
+/// How often the log counts events that are too frequent for a line each.
+pub const EVENT_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The part of the limit, as a divisor, for connections that have not made a call yet: in a TLS handshake, sending slow
 /// headers, or silent. A flood of them then evicts no connection that has made a call.
 pub const NEW_CONNECTION_SHARE: usize = 4;

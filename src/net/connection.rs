@@ -1,6 +1,6 @@
 //! One accepted connection: its TLS handshake, then HTTP until it ends, ages, idles or is evicted.
 
-use std::{convert::Infallible, net::IpAddr};
+use std::{convert::Infallible, net::IpAddr, sync::Arc};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -15,26 +15,36 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::{BoxError, Service, ServiceExt};
 
-use super::{connection_table::TableEntry, lifecycle::Lifecycle};
+use super::{
+    connection_table::TableEntry,
+    event_counter::EventCounter,
+    lifecycle::Lifecycle,
+    request_budget::{ChargedBody, ClientBudget},
+};
 use crate::{
     config,
     identity::{Peer, PeerName, Transport},
 };
 
 /// An accepted connection with what it is served by.
-pub struct Connection<S> {
+pub struct Connection<S, B> {
     pub builder: Builder<TokioExecutor>,
     pub address: IpAddr,
     pub service: S,
+    /// Makes the response to a request for which there is no memory.
+    pub refuse: fn() -> Response<B>,
+    pub budget: Arc<ClientBudget>,
+    /// Counts the requests refused for want of memory.
+    pub refusals: Arc<EventCounter>,
     pub lifecycle: Lifecycle,
     pub entry: TableEntry,
 }
 
-impl<S, B> Connection<S>
+impl<S, B> Connection<S, B>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
-    B: Body + Send + 'static,
+    B: Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
@@ -66,7 +76,7 @@ where
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         transport: Transport,
     ) {
-        let Self { builder, address, service, lifecycle, entry } = self;
+        let Self { builder, address, service, refuse, budget, refusals, lifecycle, entry } = self;
         let (peer, state) = (Peer::new(address, transport), entry.connection.clone());
         // Connections that are accepted during the drain are served, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
@@ -74,11 +84,18 @@ where
         let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let call = (state.begin_call(), (!late).then(|| calls.token()));
-            let answer = service.clone().oneshot(request);
+            let charge = budget.charge(&request);
+            let response = charge.map(|charge| (charge, service.clone().oneshot(request)));
+            if response.is_none() {
+                refusals.record();
+            }
             async move {
-                let answer = answer.await;
+                let Some((charge, response)) = response else {
+                    return Ok::<_, Infallible>(refuse().map(|body| ChargedBody::new(body, None)));
+                };
+                let response = response.await?.map(|body| ChargedBody::new(body, Some(charge)));
                 drop(call);
-                answer
+                Ok(response)
             }
         });
         let connection = builder.serve_connection(TokioIo::new(stream), counted);
@@ -131,6 +148,7 @@ mod tests {
     use crate::net::{
         connection_table::{ConnectionTable, TableLimits},
         listener::Protocol,
+        request_budget::RequestBudget,
     };
 
     /// The preface, empty SETTINGS, and a GET of `/` over http, whose body does not end.
@@ -164,6 +182,9 @@ mod tests {
             builder: crate::net::listener::builder(Protocol::Grpc),
             address: Ipv4Addr::LOCALHOST.into(),
             service: tower::service_fn(|_request| future::pending::<Result<Response<Empty<Bytes>>, _>>()),
+            refuse: || Response::new(Empty::new()),
+            budget: RequestBudget::new(usize::MAX).client(Ipv4Addr::LOCALHOST.into()),
+            refusals: EventCounter::new(|_requests| ()),
             lifecycle,
             entry,
         };

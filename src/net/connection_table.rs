@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -13,6 +13,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use super::client_network::client_network;
 use crate::config;
 
 /// The open connections. At a limit, a connection of the client network that has the most connections is evicted for a new
@@ -302,15 +303,6 @@ impl Drop for TableEntry {
         drop(connections);
         // Several listeners may wait.
         table.removed.notify_waiters();
-    }
-}
-
-/// The address of a client, or the /64 network of an IPv6 address: one client usually has all addresses of it.
-fn client_network(address: IpAddr) -> IpAddr {
-    const NETWORK: u128 = !0 << 64;
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

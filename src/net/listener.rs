@@ -8,7 +8,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto::Builder,
 };
-use rustix::process::{Resource, Rlimit};
 use rustls::ServerConfig;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,15 +16,21 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tower::{BoxError, Service};
 
-use super::{
-    connection::Connection,
-    connection_table::{ConnectionTable, TableLimits},
-    lifecycle::Lifecycle,
-};
+use super::{connection::Connection, lifecycle::Lifecycle, resources::ListenerResources};
 use crate::config;
 
 /// A listener's TLS configuration, which is replaced when its files change.
 pub type ServerTlsReceiver = watch::Receiver<Arc<ServerConfig>>;
+
+/// How a listener serves its connections.
+#[derive(Clone, Debug)]
+pub struct ListenerSettings<B> {
+    pub protocol: Protocol,
+    /// With TLS, no connection is served without. A new connection gets the configuration that is current then.
+    pub tls: Option<ServerTlsReceiver>,
+    /// Makes the response to a request for which there is no memory.
+    pub refuse: fn() -> Response<B>,
+}
 
 /// The protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +55,12 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the lifecycle until that closes; every connection finishes what it has begun. With `tls`, nobody
-    /// is served without; whoever connects gets the configuration that is current then.
+    /// Serves in tasks of the lifecycle until that closes. Every connection finishes the calls that it has begun.
     pub fn serve<S, B>(
         self,
         service: S,
-        protocol: Protocol,
-        tls: Option<ServerTlsReceiver>,
+        settings: ListenerSettings<B>,
+        resources: ListenerResources,
         lifecycle: &Lifecycle,
     ) where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
@@ -65,25 +69,27 @@ impl Listener {
             + Sync
             + 'static,
         S::Future: Send + 'static,
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
+        let ListenerSettings { protocol, tls, refuse } = settings;
         let builder = builder(protocol);
         let shared = lifecycle.clone();
-        let table = ConnectionTable::new(TableLimits::of(config::net::CONNECTION_LIMIT));
         let close = lifecycle.close.clone();
         let accepting = async move {
             loop {
                 let (stream, address) = accept(&self.socket).await;
                 let address = address.ip().to_canonical();
-                let entry = table.admit(address).await;
                 let connection = Connection {
+                    entry: resources.table.admit(address).await,
                     builder: builder.clone(),
                     address,
                     service: service.clone(),
+                    refuse,
+                    budget: resources.requests.client(address),
+                    refusals: resources.refusals.clone(),
                     lifecycle: shared.clone(),
-                    entry,
                 };
                 let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
                 shared.connections.spawn(connection.serve(stream, tls));
@@ -92,15 +98,6 @@ impl Listener {
         lifecycle.connections.spawn(async move {
             close.run_until_cancelled(accepting).await;
         });
-    }
-}
-
-/// Connections are files. The soft limit is low for the sake of programs that count theirs by bits; the hard one is ours.
-pub fn raise_file_limit() {
-    let limits = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, files = limits.current, "the limit of open files stays as it is");
     }
 }
 

@@ -42,6 +42,11 @@ pub fn service(
     })
 }
 
+/// The response where there is no memory for a request.
+pub fn refusal() -> Response<Body> {
+    with_status(StatusCode::SERVICE_UNAVAILABLE)
+}
+
 fn text(content_type: &'static str, text: String) -> Response<Body> {
     let mut response = Response::new(Body::new(text));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -25,7 +25,11 @@ use super::{
 };
 
 /// More than the connections that may be without a call.
-const MANY: usize = 700;
+const MANY: usize = 1_200;
+/// Open files that leave room for fewer connections than a test opens.
+const FEW_FILES: u32 = 1_024;
+/// More connections than that.
+const TOO_MANY_FOR_FILES: usize = 1_100;
 
 fn memory_mb(program: &Program) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
@@ -204,7 +208,7 @@ async fn connect_from(source: &str, address: &str) -> TcpStream {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_from_one_address_evicts_no_other() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve_with_files(&ground, FEW_FILES).await;
     let rest = program.rest.trim_start_matches("http://");
     let distant = connect_from(OTHER_ADDRESS, rest).await;
     let mut idle = connect_from(OTHER_ADDRESS, rest).await;
@@ -212,7 +216,7 @@ async fn a_flood_from_one_address_evicts_no_other() {
     idle.write_all(request.as_bytes()).await.unwrap();
     assert!(idle.read(&mut [0; 4096]).await.unwrap() > 0);
     let _flood = open(Attack::SlowHeaders, rest, MANY).await;
-    let _calls = open(Attack::SlowBody, rest, MANY * 4).await;
+    let _calls = open(Attack::SlowBody, rest, TOO_MANY_FOR_FILES).await;
     for mut stream in [distant, idle] {
         let mut answer = [0; 12];
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -225,9 +229,9 @@ async fn a_flood_from_one_address_evicts_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_calls_hold_no_place() {
     let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve_with_files(&ground, FEW_FILES).await;
     let grpc = program.grpc.trim_start_matches("http://");
-    let mut streams = open(Attack::UnfinishedCheck, grpc, MANY * 4).await;
+    let mut streams = open(Attack::UnfinishedCheck, grpc, TOO_MANY_FOR_FILES).await;
     for _ in 0..3 {
         let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
             destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
@@ -235,4 +239,38 @@ async fn unfinished_calls_hold_no_place() {
         assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
     }
     assert!(is_closed(&mut streams[0], Duration::from_secs(3)).await, "the first keeps its place");
+}
+
+/// Few bytes that decode to many: each connection sends about 15 kB and makes 1.5 MB of headers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compressed_headers_use_a_bounded_amount_of_memory() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let grpc = program.grpc.trim_start_matches("http://");
+    let mut streams = Vec::new();
+    for _ in 0..200 {
+        streams.extend(Attack::LargeHeaders.run(connect_from(OTHER_ADDRESS, grpc).await).await);
+    }
+    assert_eq!(
+        destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    assert!(memory_mb(&program) < 150, "{} MB", memory_mb(&program));
+    program.signal(Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(20)).await;
+    assert!(log.iter().any(|line| line.contains("requests refused")), "{log:?}");
+}
+
+/// Connections to one listener must leave files for the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_limit_of_files_stops_no_listener() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve_with_files(&ground, FEW_FILES).await;
+    let _flood = open(Attack::SlowBody, program.rest.trim_start_matches("http://"), TOO_MANY_FOR_FILES).await;
+    let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+        destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
+    });
+    assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
+    let probe = ["healthcheck", "--addr", program.admin.trim_start_matches("http://")];
+    assert_eq!(run(&probe, &[]).await.0, 0);
 }

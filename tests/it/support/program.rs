@@ -29,8 +29,14 @@ pub struct Program {
 
 /// The binary, without the `COLLECTIONS_` variables of the environment. A file that may not grow fails it, and does not kill it.
 pub fn command(arguments: &[&str]) -> Command {
+    command_after("trap '' XFSZ", arguments)
+}
+
+/// The same, after this command of the shell.
+fn command_after(setup: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_collections-service")]);
+    let script = format!("{setup}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_collections-service")]);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("COLLECTIONS_")) {
         command.env_remove(name);
     }
@@ -63,11 +69,21 @@ impl Program {
         Self::start(ground, &[&["gateway", "--upstream", upstream], more].concat()).await
     }
 
+    /// `serve` in a process that may open so many files.
+    pub async fn serve_with_files(ground: &Ground, files: u32) -> Self {
+        let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
+        Self::start_after(&format!("ulimit -n {files}"), ground, &serve).await
+    }
+
     async fn start(ground: &Ground, arguments: &[&str]) -> Self {
+        Self::start_after("trap '' XFSZ", ground, arguments).await
+    }
+
+    async fn start_after(setup: &str, ground: &Ground, arguments: &[&str]) -> Self {
         let key_file = ground.folder.path().join("key");
         let free = "127.0.0.1:0";
         let shared = ["--rest-addr", free, "--admin-addr", free, "--credentials-key-file", path(&key_file)];
-        let mut command = command(&[arguments, &shared].concat());
+        let mut command = command_after(setup, &[arguments, &shared].concat());
         command.env("COLLECTIONS_DATABASE_URL", &ground.url).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
