@@ -14,6 +14,20 @@ pub const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
+/// Requests that a peer has reset before they were accepted, on one connection; one more closes it. A client whose calls all
+/// time out at once, while this process stands still, resets as many as it may have in flight.
+pub const PENDING_RESET_LIMIT: usize = 2 * STREAM_LIMIT as usize;
+/// Bytes that are read of one connection before the others have their turn.
+pub const READ_TURN: usize = 16 * 1024;
+/// HTTP/2 frames that a connection may send without a completed call, apart from [`FRAMES_PER_SECOND`]. Calls in flight need
+/// some ten each; a body of 64 KiB in frames of a hundred bytes needs 655.
+pub const FRAME_BURST: u32 = 4096;
+/// The number of frames that a connection may send without calls, for each second.
+pub const FRAMES_PER_SECOND: u32 = 400;
+/// The number of frames that a completed call allows: its own, and those that acknowledge its response.
+pub const FRAMES_PER_CALL: u32 = 8;
+/// Bytes of a frame's payload that count as another frame. DATA frames of this size count as none.
+pub const FRAME_BYTES: u32 = 256;
 /// The most open connections on the listeners of callers, together, however much memory there is. At the limit, one of the
 /// client network with the most connections is evicted for a new one.
 pub const CONNECTION_LIMIT: usize = 4096;

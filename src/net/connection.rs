@@ -19,6 +19,7 @@ use super::{
     connection_table::TableEntry,
     event_counter::EventCounter,
     lifecycle::Lifecycle,
+    metered_stream::MeteredStream,
     request_budget::{ChargedBody, ClientBudget},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub struct Connection<S, B> {
     pub budget: Arc<ClientBudget>,
     /// Counts the requests refused for want of memory.
     pub refusals: Arc<EventCounter>,
+    /// Counts the connections closed for their frames.
+    pub floods: Arc<EventCounter>,
     pub lifecycle: Lifecycle,
     pub entry: TableEntry,
 }
@@ -76,14 +79,14 @@ where
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         transport: Transport,
     ) {
-        let Self { builder, address, service, refuse, budget, refusals, lifecycle, entry } = self;
+        let Self { builder, address, service, refuse, budget, refusals, floods, lifecycle, entry } = self;
         let (peer, state) = (Peer::new(address, transport), entry.connection.clone());
         // Connections that are accepted during the drain are served, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
         let stop = if late { &lifecycle.close } else { &lifecycle.stop };
         let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            let call = (state.begin_call(), (!late).then(|| calls.token()));
+            let (call, token) = (state.begin_call(), (!late).then(|| calls.token()));
             let charge = budget.charge(&request);
             let response = charge.map(|charge| (charge, service.clone().oneshot(request)));
             if response.is_none() {
@@ -91,17 +94,20 @@ where
             }
             async move {
                 let Some((charge, response)) = response else {
+                    call.complete();
                     return Ok::<_, Infallible>(refuse().map(|body| ChargedBody::new(body, None)));
                 };
                 let response = response.await?.map(|body| ChargedBody::new(body, Some(charge)));
-                drop(call);
+                call.complete();
+                drop(token);
                 Ok(response)
             }
         });
+        let (stream, turn) = MeteredStream::new(stream, entry.connection.clone(), floods);
         let connection = builder.serve_connection(TokioIo::new(stream), counted);
         tokio::pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
+            ended = turn.run(connection.as_mut()) => Some(ended),
             () = stop.cancelled() => None,
             () = entry.connection.evicted() => None,
             () = entry.connection.idle_timeout() => None,
@@ -118,7 +124,7 @@ where
                     config::net::LINGER
                 };
                 tokio::select! {
-                    ended = connection => ended,
+                    ended = turn.run(connection) => ended,
                     () = entry.connection.quiet_for(grace) => Ok(()),
                     // The peer may ignore the GOAWAY, answer PINGs and hold a request open.
                     () = tokio::time::sleep(config::net::CLOSE_TIMEOUT) => Ok(()),
@@ -185,6 +191,7 @@ mod tests {
             refuse: || Response::new(Empty::new()),
             budget: RequestBudget::new(usize::MAX).client(Ipv4Addr::LOCALHOST.into()),
             refusals: EventCounter::new(|_requests| ()),
+            floods: EventCounter::new(|_connections| ()),
             lifecycle,
             entry,
         };

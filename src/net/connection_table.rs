@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -70,6 +70,8 @@ pub struct ConnectionState {
     network: IpAddr,
     table: Arc<ConnectionTable>,
     calls: AtomicUsize,
+    /// Calls completed since [`Self::take_completed`].
+    completed: AtomicU32,
     /// Whether there was ever a call. Changes under the table's lock.
     served: AtomicBool,
     /// When the last call ended, in milliseconds since the table was made.
@@ -133,6 +135,7 @@ impl ConnectionTable {
             network: client_network(address),
             table: self.clone(),
             calls: AtomicUsize::new(0),
+            completed: AtomicU32::new(0),
             served: AtomicBool::new(false),
             idle_since: AtomicU64::new(elapsed_ms(self.begun)),
             eviction: CancellationToken::new(),
@@ -227,6 +230,14 @@ impl ConnectionState {
         CallGuard(self.clone())
     }
 
+    /// Returns how many calls were completed since it was last asked.
+    pub fn take_completed(&self) -> u32 {
+        match self.completed.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.completed.swap(0, Ordering::Relaxed),
+        }
+    }
+
     fn is_new(&self) -> bool {
         !self.served.load(Ordering::Relaxed)
     }
@@ -275,6 +286,13 @@ impl ConnectionState {
         }
         let since = Duration::from_millis(self.idle_since.load(Ordering::Relaxed));
         self.table.begun.elapsed().saturating_sub(since)
+    }
+}
+
+impl CallGuard {
+    /// Ends a call that has its response. One that is only dropped was given up by the peer.
+    pub fn complete(self) {
+        self.0.completed.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -89,6 +89,7 @@ impl Listener {
                     refuse,
                     budget: resources.requests.client(address),
                     refusals: resources.refusals.clone(),
+                    floods: resources.floods.clone(),
                     lifecycle: shared.clone(),
                 };
                 let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
@@ -137,6 +138,7 @@ pub(super) fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_concurrent_streams(config::net::STREAM_LIMIT)
         .max_local_error_reset_streams(config::net::RESET_LIMIT)
+        .max_pending_accept_reset_streams(config::net::PENDING_RESET_LIMIT)
         .max_header_list_size(config::net::HEADER_LIMIT)
         .initial_stream_window_size(config::net::WINDOW)
         .initial_connection_window_size(config::net::WINDOW)

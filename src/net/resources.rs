@@ -19,6 +19,7 @@ pub struct Resources {
     admin: Arc<ConnectionTable>,
     requests: Arc<RequestBudget>,
     refusals: Arc<EventCounter>,
+    floods: Arc<EventCounter>,
 }
 
 /// What one listener uses of them.
@@ -28,6 +29,8 @@ pub struct ListenerResources {
     pub(super) requests: Arc<RequestBudget>,
     /// Requests refused for want of request memory.
     pub(super) refusals: Arc<EventCounter>,
+    /// Connections closed for their frames.
+    pub(super) floods: Arc<EventCounter>,
 }
 
 impl Resources {
@@ -43,6 +46,9 @@ impl Resources {
             requests: RequestBudget::new(request_memory),
             refusals: EventCounter::new(|requests| {
                 tracing::warn!(requests, "requests refused: the memory for requests in flight is used up");
+            }),
+            floods: EventCounter::new(|connections| {
+                tracing::warn!(connections, "connections closed: too many HTTP/2 frames for the calls made");
             }),
         }
     }
@@ -64,6 +70,7 @@ impl Resources {
             table: table.clone(),
             requests: self.requests.clone(),
             refusals: self.refusals.clone(),
+            floods: self.floods.clone(),
         }
     }
 }

