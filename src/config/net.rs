@@ -17,8 +17,9 @@ pub const RESET_LIMIT: usize = 1024;
 /// Requests that a peer has reset before they were accepted, on one connection; one more closes it. A client whose calls all
 /// time out at once, while this process stands still, resets as many as it may have in flight.
 pub const PENDING_RESET_LIMIT: usize = 2 * STREAM_LIMIT as usize;
-/// Bytes that are read of one connection before the others have their turn.
-pub const READ_TURN: usize = 16 * 1024;
+/// Bytes of one connection, after which the others have their turn. A read may exceed it by its buffer, which has 8 KiB. Small
+/// DATA frames have to be read by their call in time: h2 closes a connection with more than 32 KiB of overhead unread.
+pub const READ_TURN: usize = 4 * 1024;
 /// HTTP/2 frames that a connection may send without a completed call, apart from [`FRAMES_PER_SECOND`]. Calls in flight need
 /// some ten each; a body of 64 KiB in frames of a hundred bytes needs 655.
 pub const FRAME_BURST: u32 = 4096;
