@@ -8,6 +8,7 @@ mod connection_table;
 mod event_counter;
 mod file_watch;
 mod frame_meter;
+mod handshake;
 mod lifecycle;
 mod listener;
 mod metered_stream;

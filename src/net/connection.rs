@@ -18,13 +18,14 @@ use tower::{BoxError, Service, ServiceExt};
 use super::{
     connection_table::TableEntry,
     event_counter::EventCounter,
+    handshake,
     lifecycle::Lifecycle,
     metered_stream::MeteredStream,
     request_budget::{ChargedBody, ClientBudget},
 };
 use crate::{
     config,
-    identity::{Peer, PeerName, Transport},
+    identity::{Peer, Transport},
 };
 
 /// An accepted connection with what it is served by.
@@ -53,22 +54,13 @@ where
 {
     pub async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let Some(tls) = tls else { return self.serve_http(stream, Transport::Plain).await };
-        let handshake = tokio::time::timeout(config::net::HANDSHAKE_TIMEOUT, tls.accept(stream));
-        let shaken = tokio::select! {
-            shaken = handshake => shaken,
+        let accepted = tokio::select! {
+            accepted = handshake::accept(&tls, stream, self.address) => accepted,
             () = self.entry.connection.evicted() => return,
             () = self.lifecycle.abort.cancelled() => return,
         };
-        match shaken {
-            Ok(Ok(stream)) => {
-                let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-                let certificate = certificate.map(|leaf| PeerName::of_certificate(leaf).into());
-                self.serve_http(stream, Transport::Tls { certificate }).await;
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, client.address = %self.address, "a TLS handshake failed")
-            }
-            Err(_elapsed) => tracing::debug!(client.address = %self.address, "a TLS handshake took too long"),
+        if let Some((stream, transport)) = accepted {
+            self.serve_http(stream, transport).await;
         }
     }
 
