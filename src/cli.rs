@@ -33,6 +33,7 @@ use tokio::runtime::Builder;
 use crate::{
     config::{self, DatabaseUrl},
     domain::Secret,
+    net::install_crypto_provider,
     store::ConnectError,
     telemetry::{self, LogFormat},
 };
@@ -124,6 +125,7 @@ impl Exit {
 /// Parses the arguments, runs the command, gives the exit code.
 pub fn run() -> ExitCode {
     let command = environment::ignore_empty(Cli::command());
+    install_crypto_provider();
     let parsed =
         command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let outcome = match parsed {

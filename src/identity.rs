@@ -5,10 +5,12 @@ mod excerpt;
 pub mod jwt;
 pub mod oauth1;
 mod peer;
+mod peer_name;
 mod user;
 
 pub use callers::Callers;
 pub use excerpt::{excerpt, excerpts};
 pub use oauth1::Scheme;
-pub use peer::{Peer, PeerName, PeerNameError, Transport, TrustedPeers};
+pub use peer::{Peer, PeerCertificate, Transport, VerifiedNames};
+pub use peer_name::{NameScope, NameScopeError, PeerName, PeerNameError, TrustedPeers};
 pub use user::AuthenticatedUser;

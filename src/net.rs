@@ -3,6 +3,7 @@
 
 pub mod body;
 mod client_network;
+mod client_verifier;
 mod connection;
 mod connection_table;
 mod event_counter;
@@ -18,7 +19,11 @@ mod resources;
 mod tls;
 
 pub use file_watch::FileWatch;
+pub use handshake::{HandshakeThreads, ServerTlsReceiver, TlsServer};
 pub use lifecycle::Lifecycle;
-pub use listener::{Listener, ListenerSettings, Protocol, ServerTlsReceiver};
+pub use listener::{Listener, ListenerSettings, Protocol};
 pub use resources::Resources;
-pub use tls::{ClientAuth, ClientTls, KeyPair, ServerTls, TlsError};
+pub use tls::{
+    ClientAuth, ClientAuthority, ClientTls, KeyPair, ServerTls, ServerTlsConfig, TlsError, TlsInput,
+    install_crypto_provider,
+};

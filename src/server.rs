@@ -2,18 +2,23 @@
 
 mod admin;
 mod readiness;
+mod tls_flags;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::readiness::NotReady;
-use self::readiness::Readiness;
+use self::{
+    readiness::Readiness,
+    tls_flags::{GRPC_TLS, REST_TLS, TlsFlags, UPSTREAM_TLS},
+};
 use crate::{
     collections::{Admission, DestroyApi, Local},
     domain::{Clock, DestroyError, Entropy},
@@ -26,8 +31,8 @@ use crate::{
     jobs::purge::{self, PurgeSettings},
     jwks::{JwksError, Jwt},
     net::{
-        ClientTls, FileWatch, Lifecycle, Listener, ListenerSettings, Protocol, Resources, ServerTls,
-        ServerTlsReceiver, TlsError,
+        ClientTls, FileWatch, HandshakeThreads, Lifecycle, Listener, ListenerSettings, Protocol, Resources, ServerTls,
+        TlsError, TlsServer,
     },
     rate_limit::{RateLimit, Redis},
     rest::{self, Edge, TransportPolicy},
@@ -121,6 +126,8 @@ pub enum StartError {
     Bind { flag: &'static str, address: SocketAddr, error: io::Error },
     #[error("{flag} {error}")]
     Tls { flag: &'static str, error: TlsError },
+    #[error("the threads of TLS handshakes could not be started: {0}")]
+    Threads(io::Error),
     #[error(transparent)]
     NotReady(NotReady),
     #[error("--credentials-key-file: {0}")]
@@ -178,6 +185,7 @@ impl Running {
             entropy: settings.entropy.clone(),
             jwt: None,
             background: JoinSet::new(),
+            handshakes: None,
         };
         loader.open_jwks(settings.jwt).await?;
         if let Some(redis) = redis {
@@ -253,7 +261,7 @@ impl Running {
 struct Door<S> {
     listener: Listener,
     service: S,
-    tls: Option<ServerTlsReceiver>,
+    tls: Option<TlsServer>,
 }
 
 /// Loads what the listeners need from files and over the network, and collects the tasks that refresh it.
@@ -262,6 +270,8 @@ struct Loader {
     entropy: Entropy,
     jwt: Option<Verifier>,
     background: JoinSet<()>,
+    /// The threads of handshakes, once a listener has TLS: as many as serve.
+    handshakes: Option<Arc<HandshakeThreads>>,
 }
 
 impl Loader {
@@ -281,7 +291,7 @@ impl Loader {
         admission: &Admission,
         health: &Health,
     ) -> Result<Door<PublicRoutes>, StartError> {
-        let tls = self.server_tls("--tls-cert", grpc.tls)?;
+        let tls = self.server_tls(GRPC_TLS, grpc.tls)?;
         let listener = bind("--grpc-addr", grpc.address).await?;
         let callers = Callers {
             insecure: grpc.insecure_identity,
@@ -302,7 +312,7 @@ impl Loader {
         let (files, keys) = (vec![rest.keys.path().to_owned()], rest.keys);
         let (watch, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
         self.background.spawn(watch.run());
-        let tls = self.server_tls("--rest-tls-cert", rest.tls)?;
+        let tls = self.server_tls(REST_TLS, rest.tls)?;
         let listener = bind("--rest-addr", rest.address).await?;
         let directory = Arc::new(CredentialCache::new(credentials));
         let edge = Edge {
@@ -317,8 +327,7 @@ impl Loader {
 
     async fn upstream(&mut self, url: UpstreamUrl, tls: ClientTls) -> Result<Upstream, StartError> {
         let made = Upstream::new(url, tls, self.clock.clone());
-        let flag = "--upstream-cert";
-        let (upstream, watch, mut resolver) = made.map_err(|error| StartError::Tls { flag, error })?;
+        let (upstream, watch, mut resolver) = made.map_err(|error| UPSTREAM_TLS.blame(error))?;
         resolver.poll_once().await;
         self.background.spawn(watch.run());
         self.background.spawn(resolver.run());
@@ -327,15 +336,23 @@ impl Loader {
 
     fn server_tls(
         &mut self,
-        flag: &'static str,
+        flags: TlsFlags,
         tls: Option<ServerTls>,
-    ) -> Result<Option<ServerTlsReceiver>, StartError> {
+    ) -> Result<Option<TlsServer>, StartError> {
         let Some(tls) = tls else { return Ok(None) };
         let (files, clock) = (tls.files(), self.clock.clone());
-        let loaded = FileWatch::load(flag, files, move || tls.load(&clock));
-        let (watch, current) = loaded.map_err(|error| StartError::Tls { flag, error })?;
+        let load = move || tls.load(&clock).map_err(|error| flags.blame(error));
+        let (watch, current) = FileWatch::load(flags.certificate, files, load)?;
         self.background.spawn(watch.run());
-        Ok(Some(current))
+        let threads = match &self.handshakes {
+            Some(threads) => threads.clone(),
+            None => {
+                let workers = Handle::current().metrics().num_workers();
+                let threads = HandshakeThreads::start(workers).map_err(StartError::Threads)?;
+                self.handshakes.insert(threads).clone()
+            }
+        };
+        Ok(Some(TlsServer::new(current, threads)))
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::Exit;
 use crate::{
     identity::{PeerName, oauth1::Origin},
-    net::{ClientAuth, KeyPair, ServerTls},
+    net::{ClientAuth, ClientAuthority, KeyPair, ServerTls},
     rate_limit::RateLimit,
     rest::TransportPolicy,
     server::Rest,
@@ -23,9 +23,10 @@ pub struct GrpcTls {
     /// Its private key, PEM
     #[arg(long, env = "COLLECTIONS_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// The authorities that sign callers' certificates, PEM
-    #[arg(long, env = "COLLECTIONS_CLIENT_CA", requires_all = ["tls_cert", "trusted_peer"])]
-    client_ca: Option<PathBuf>,
+    /// The authorities that sign callers' certificates, PEM: [<scope>=]<file>; repeatable. A scope (spiffe://example.org,
+    /// example.org or .example.org) limits them to the SPIFFE IDs of that trust domain, or to DNS names with that suffix
+    #[arg(long, value_name = "[SCOPE=]FILE", env = "COLLECTIONS_CLIENT_CA", value_delimiter = ',', requires_all = ["tls_cert", "trusted_peer"])]
+    client_ca: Vec<ClientAuthority>,
     /// A service whose x-user-id is believed: the SPIFFE ID or DNS name in its certificate; repeatable
     #[arg(long, env = "COLLECTIONS_TRUSTED_PEER", value_delimiter = ',', requires = "client_ca")]
     pub trusted_peer: Vec<PeerName>,
@@ -52,15 +53,28 @@ pub struct Edge {
 }
 
 impl GrpcTls {
-    /// `others` says that callers without a certificate can prove themselves in another way.
-    pub fn server(&self, others: bool) -> Option<ServerTls> {
-        let key_pair = key_pair(self.tls_cert.as_ref(), self.tls_key.as_ref())?;
-        let clients = match self.client_ca.clone() {
-            None => ClientAuth::Anyone,
-            Some(authorities) if others => ClientAuth::Optional(authorities),
-            Some(authorities) => ClientAuth::Required(authorities),
+    /// The listener's TLS. With `others`, callers without a certificate can authenticate in another way.
+    ///
+    /// # Errors
+    /// No authority may vouch for a trusted peer.
+    pub fn server(&self, others: bool) -> Result<Option<ServerTls>, Exit> {
+        let Some(key_pair) = key_pair(self.tls_cert.as_ref(), self.tls_key.as_ref()) else { return Ok(None) };
+        let may_vouch = |name: &PeerName| {
+            let mut scopes = self.client_ca.iter().map(|authority| authority.scope.as_ref());
+            scopes.any(|scope| scope.is_none_or(|scope| scope.covers(name)))
         };
-        Some(ServerTls { key_pair, clients, alpn: &["h2"] })
+        if let Some(name) = self.trusted_peer.iter().find(|name| !may_vouch(name)) {
+            return Err(Exit::Usage(format!(
+                "--trusted-peer {name}: is in the scope of no --client-ca; give one with its trust domain or DNS suffix"
+            )));
+        }
+        let authorities = self.client_ca.clone();
+        let clients = match (authorities.is_empty(), others) {
+            (true, _) => ClientAuth::Anyone,
+            (false, true) => ClientAuth::Optional(authorities),
+            (false, false) => ClientAuth::Required(authorities),
+        };
+        Ok(Some(ServerTls { key_pair, clients, alpn: &["h2"] }))
     }
 }
 

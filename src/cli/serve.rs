@@ -240,7 +240,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
     Ok(Settings {
         rpc: Rpc::Served(Grpc {
             address: grpc_address.to_bind(),
-            tls: args.grpc_tls.server(jwt.is_some()),
+            tls: args.grpc_tls.server(jwt.is_some())?,
             trusted_peers: trusted_peers.iter().cloned().collect(),
             insecure_identity: args.insecure_identity,
             caller_rate_limit,

@@ -10,6 +10,8 @@ pub const OAUTH_WINDOW: i64 = 300;
 pub const PEER_NAME_LIMIT: usize = 2048;
 /// Names that are read from one certificate.
 pub const PEER_NAME_COUNT: usize = 100;
+/// The longest description of a certificate in the log, in bytes: its holder may have chosen its names.
+pub const LOGGED_CERTIFICATE_LIMIT: usize = 128;
 /// What a JWT may be signed with. Public keys alone: whoever can verify a shared secret can also forge with it.
 pub const JWT_ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,

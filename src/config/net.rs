@@ -65,6 +65,17 @@ pub const NEW_CONNECTION_SHARE: usize = 4;
 pub const EVICTED_CONNECTION_SHARE: usize = 8;
 /// The longest a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval between two log lines about failed TLS handshakes, each of which counts all failures since the last: peers
+/// without any right cause them.
+pub const HANDSHAKE_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest reason of a failed TLS handshake in the log, in bytes: parts of it may be the peer's choice.
+pub const HANDSHAKE_REASON_LIMIT: usize = 128;
+/// Intermediate certificates in a client's chain, as many as webpki accepts in a path: more are refused before any signature is
+/// verified.
+pub const INTERMEDIATE_LIMIT: usize = 6;
+/// Intermediate certificates with the same subject in a client's chain: an authority that is cross-signed or was renewed
+/// needs two. With two, at most 17 signatures are verified for a chain of bogus certificates, without a limit 100.
+pub const SAME_SUBJECT_LIMIT: usize = 2;
 /// The longest a connection may take to its first call: preface and headers, however slowly they come.
 pub const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a connection may be without a call before it is told to go away.

@@ -115,7 +115,8 @@ impl Callers {
     /// # Errors
     /// [`DestroyError::CallerNotAllowed`] where the certificate has no name on the list.
     pub fn service<'a>(&self, peer: Option<&'a Peer>) -> Result<Option<&'a PeerName>, DestroyFailure> {
-        let Some(names) = peer.and_then(Peer::certificate) else { return Ok(None) };
+        let Some(certificate) = peer.and_then(Peer::certificate) else { return Ok(None) };
+        let names = certificate.names();
         if let Some(name) = self.trusted_peers.find(names) {
             return Ok(Some(name));
         }

@@ -1,12 +1,14 @@
-//! The other end of a connection, and the services whose word about a user is taken.
+//! The other end of a connection, and the certificate that it presented.
 
-use std::{collections::HashSet, fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{fmt::Write, net::IpAddr, sync::Arc};
 
-use x509_parser::{extensions::GeneralName, prelude::FromDer};
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use super::PeerName;
+use crate::{config, domain::Clock};
 
-/// The other end of a connection, as the listener saw it. It travels in the extensions of each request, which nothing on
+/// The other end of a connection, as the listener sees it. It travels in the extensions of each request, which nothing on
 /// a network can set.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -21,28 +23,29 @@ pub struct Peer {
 pub enum Transport {
     Plain,
     Tls {
-        /// What the peer's certificate calls it, where it showed one; the listener has verified the certificate.
-        certificate: Option<Arc<[PeerName]>>,
+        /// The client's certificate, where it presented one; the listener has verified it.
+        certificate: Option<Arc<PeerCertificate>>,
     },
 }
 
-/// A service's name, as it stands in a certificate and on the list of trusted peers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PeerName {
-    /// `spiffe://<trust domain>/<path>`.
-    Spiffe(String),
-    /// A DNS name in lower case.
-    Dns(String),
+/// A client certificate that the listener has verified, for as long as its connection is open.
+#[derive(Debug)]
+pub struct PeerCertificate {
+    verified: VerifiedNames,
+    clock: Clock,
+    rejected: CancellationToken,
 }
 
-/// A text that names no service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected spiffe://<trust domain>/<path> or a DNS name, and no wildcard")]
-pub struct PeerNameError;
-
-/// The services that may say who the user is.
-#[derive(Clone, Debug, Default)]
-pub struct TrustedPeers(Arc<HashSet<PeerName>>);
+/// The outcome of the verification of a client certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedNames {
+    /// Names that the certificate's authorities may vouch for.
+    pub vouched: Vec<PeerName>,
+    /// Names in the certificate that its authorities may not vouch for.
+    pub unvouched: Vec<PeerName>,
+    /// The end of the certificate's validity.
+    pub not_after: DateTime<Utc>,
+}
 
 impl Peer {
     #[must_use]
@@ -63,14 +66,15 @@ impl Peer {
         self.text.as_ptr().addr()
     }
 
-    /// Whether nobody on the way could read or change what came over this connection.
+    /// Whether the connection is protected against being read or changed on its way.
     #[must_use]
     pub const fn is_secure(&self) -> bool {
         matches!(self.transport, Transport::Tls { .. })
     }
 
-    /// The names in the certificate that the peer showed.
-    pub(super) fn certificate(&self) -> Option<&[PeerName]> {
+    /// The certificate that the peer presented.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&PeerCertificate> {
         match &self.transport {
             Transport::Tls { certificate } => certificate.as_deref(),
             Transport::Plain => None,
@@ -78,81 +82,61 @@ impl Peer {
     }
 }
 
-impl TrustedPeers {
-    /// The first of these names that is on the list.
-    pub(super) fn find<'a>(&self, names: &'a [PeerName]) -> Option<&'a PeerName> {
-        names.iter().find(|name| self.0.contains(*name))
-    }
-}
-
-impl FromIterator<PeerName> for TrustedPeers {
-    fn from_iter<I: IntoIterator<Item = PeerName>>(names: I) -> Self {
-        Self(Arc::new(names.into_iter().collect()))
-    }
-}
-
-impl PeerName {
-    /// The names that a certificate (DER) gives its holder. One with two URIs is no SPIFFE identity, and whatever has not
-    /// the form of a name cannot be on a list: both are left out.
-    #[must_use]
-    pub fn of_certificate(der: &[u8]) -> Vec<Self> {
-        let Ok((_, certificate)) = x509_parser::certificate::X509Certificate::from_der(der) else {
-            return Vec::new();
-        };
-        let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
-        let names = &names.value.general_names;
-        let uris = names.iter().filter(|name| matches!(name, GeneralName::URI(_))).count();
-        let read = |name: &GeneralName<'_>| match name {
-            GeneralName::URI(uri) if uris == 1 => spiffe(uri),
-            GeneralName::DNSName(name) => dns(name),
-            _ => None,
-        };
-        names.iter().filter_map(read).take(config::identity::PEER_NAME_COUNT).collect()
-    }
-
-    /// Returns the name as it is written in the certificate, a DNS name in lower case.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
+impl Transport {
+    /// Returns once the peer's certificate is rejected.
+    pub async fn rejected(&self) {
         match self {
-            Self::Spiffe(name) | Self::Dns(name) => name,
+            Self::Tls { certificate: Some(certificate) } => certificate.rejected.cancelled().await,
+            Self::Tls { certificate: None } | Self::Plain => std::future::pending().await,
         }
     }
 }
 
-impl FromStr for PeerName {
-    type Err = PeerNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        spiffe(text).or_else(|| dns(text)).ok_or(PeerNameError)
+impl PeerCertificate {
+    #[must_use]
+    pub fn new(verified: VerifiedNames, clock: Clock) -> Self {
+        Self { verified, clock, rejected: CancellationToken::new() }
     }
-}
 
-impl fmt::Display for PeerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+    /// What was verified when the connection was opened.
+    #[must_use]
+    pub const fn verified(&self) -> &VerifiedNames {
+        &self.verified
     }
-}
 
-/// A workload's SPIFFE ID: a trust domain alone names the authority and no service.
-fn spiffe(text: &str) -> Option<PeerName> {
-    let (domain, path) = text.strip_prefix("spiffe://")?.split_once('/')?;
-    let plain = |text: &str, more: &[u8]| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
-    };
-    let is_domain = plain(domain, b"-._") && !domain.bytes().any(|byte| byte.is_ascii_uppercase());
-    let is_path = path.split('/').all(|part| plain(part, b"-._") && part != "." && part != "..");
-    (text.len() <= config::identity::PEER_NAME_LIMIT && is_domain && is_path)
-        .then(|| PeerName::Spiffe(text.to_owned()))
-}
+    /// The names that the authorities vouch for now: none once the certificate has expired or is rejected.
+    pub(super) fn names(&self) -> &[PeerName] {
+        if !self.rejected.is_cancelled() && self.clock.now() > self.verified.not_after {
+            self.reject();
+        }
+        if self.rejected.is_cancelled() { &[] } else { &self.verified.vouched }
+    }
 
-fn dns(text: &str) -> Option<PeerName> {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    // An address is no name, although its parts look like labels.
-    let is_name = text.len() <= 253 && text.split('.').all(is_label) && text.parse::<IpAddr>().is_err();
-    is_name.then(|| PeerName::Dns(text.to_ascii_lowercase()))
+    /// Takes its names from the certificate for all further calls, and makes its connection close.
+    pub fn reject(&self) {
+        self.rejected.cancel();
+    }
+
+    /// Describes the certificate in the log of a refused call: its names, and why they do not count. At most
+    /// [`config::identity::LOGGED_CERTIFICATE_LIMIT`] bytes.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = if self.clock.now() > self.verified.not_after {
+            "expired certificate".to_owned()
+        } else if self.rejected.is_cancelled() {
+            "certificate that the present authorities do not accept".to_owned()
+        } else {
+            "certificate".to_owned()
+        };
+        for (label, names) in
+            [(" for", &self.verified.vouched), (" without authority for", &self.verified.unvouched)]
+        {
+            for (number, name) in names.iter().enumerate() {
+                // Writing to a string cannot fail.
+                let _written = write!(text, "{} {name}", if number == 0 { label } else { "," });
+            }
+        }
+        text.truncate(text.floor_char_boundary(config::identity::LOGGED_CERTIFICATE_LIMIT));
+        text
+    }
 }

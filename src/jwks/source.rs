@@ -7,7 +7,6 @@ use std::{
     io::{self, Read},
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +20,6 @@ use hyper_util::{
 };
 use rustls::{
     ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
     pki_types::{CertificateDer, pem, pem::PemObject},
 };
 
@@ -91,10 +89,7 @@ impl JwksSource {
         if ca.is_some() && !https {
             return Err(SourceError::UselessCa);
         }
-        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots(ca)?)
-            .with_no_client_auth();
+        let tls = ClientConfig::builder().with_root_certificates(roots(ca)?).with_no_client_auth();
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().build();
         // A connection would only grow stale from one fetch to the next.

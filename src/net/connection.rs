@@ -12,13 +12,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tokio_rustls::TlsAcceptor;
 use tower::{BoxError, Service, ServiceExt};
 
 use super::{
     connection_table::TableEntry,
     event_counter::EventCounter,
-    handshake,
+    handshake::TlsServer,
     lifecycle::Lifecycle,
     metered_stream::MeteredStream,
     request_budget::{ChargedBody, ClientBudget},
@@ -52,10 +51,10 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    pub async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    pub async fn serve(self, stream: TcpStream, tls: Option<TlsServer>) {
         let Some(tls) = tls else { return self.serve_http(stream, Transport::Plain).await };
         let accepted = tokio::select! {
-            accepted = handshake::accept(&tls, stream, self.address) => accepted,
+            accepted = tls.accept(stream, self.address) => accepted,
             () = self.entry.connection.evicted() => return,
             () = self.lifecycle.abort.cancelled() => return,
         };
@@ -72,6 +71,7 @@ where
         transport: Transport,
     ) {
         let Self { builder, address, service, refuse, budget, refusals, floods, lifecycle, entry } = self;
+        let certificate = transport.clone();
         let (peer, state) = (Peer::new(address, transport), entry.connection.clone());
         // Connections that are accepted during the drain are served, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
@@ -103,6 +103,7 @@ where
             () = stop.cancelled() => None,
             () = entry.connection.evicted() => None,
             () = entry.connection.idle_timeout() => None,
+            () = certificate.rejected() => None,
             () = tokio::time::sleep(lifecycle.connection_age()) => None,
         };
         let ended = match ended {

@@ -1,6 +1,6 @@
 //! The accept loop, and the limits of HTTP on each connection.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr};
 
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
@@ -8,26 +8,20 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::conn::auto::Builder,
 };
-use rustls::ServerConfig;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::{TcpListener, TcpStream};
 use tower::{BoxError, Service};
 
-use super::{connection::Connection, lifecycle::Lifecycle, resources::ListenerResources};
+use super::{
+    connection::Connection, handshake::TlsServer, lifecycle::Lifecycle, resources::ListenerResources,
+};
 use crate::config;
-
-/// A listener's TLS configuration, which is replaced when its files change.
-pub type ServerTlsReceiver = watch::Receiver<Arc<ServerConfig>>;
 
 /// How a listener serves its connections.
 #[derive(Clone, Debug)]
 pub struct ListenerSettings<B> {
     pub protocol: Protocol,
     /// With TLS, no connection is served without. A new connection gets the configuration that is current then.
-    pub tls: Option<ServerTlsReceiver>,
+    pub tls: Option<TlsServer>,
     /// Makes the response to a request for which there is no memory.
     pub refuse: fn() -> Response<B>,
 }
@@ -92,8 +86,7 @@ impl Listener {
                     floods: resources.floods.clone(),
                     lifecycle: shared.clone(),
                 };
-                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
-                shared.connections.spawn(connection.serve(stream, tls));
+                shared.connections.spawn(connection.serve(stream, tls.clone()));
             }
         };
         lifecycle.connections.spawn(async move {

@@ -11,6 +11,7 @@
 
 mod architecture;
 mod batches;
+mod certificates;
 mod cli;
 mod connecting;
 mod deletion;

@@ -16,7 +16,10 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::{Arc, atomic::AtomicI64},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -114,6 +117,14 @@ impl Ground {
     pub async fn owned_by(&self, owner: i64) -> Vec<i64> {
         let ids = self.store.collections_of(user(owner), 100_000).await.unwrap();
         ids.into_iter().map(CollectionId::get).collect()
+    }
+
+    /// Sets the clock of services on this ground.
+    pub fn set_clock(&self, seconds: i64) {
+        match &self.clock {
+            Clock::Set(now) => now.store(seconds, Ordering::Relaxed),
+            Clock::System => panic!("the machine's clock"),
+        }
     }
 
     /// A connection of the test's own to the service's database.

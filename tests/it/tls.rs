@@ -3,8 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use collections_service::{
-    domain::Clock,
-    net::{ClientAuth, KeyPair, ServerTls},
+    net::{ClientAuth, ClientAuthority, KeyPair, ServerTls},
     proto::DestroyRequest,
     rest::TransportPolicy,
 };
@@ -18,7 +17,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{
     errors::{assert_answer, error_body, form},
     support::{
-        App, BLOCKED, Backend, Ground, OWNER, PATH, grpc_of,
+        App, BLOCKED, Backend, Ground, NOW, OWNER, PATH, grpc_of,
         oauth::Signer,
         pki::{Authority, For, Leaf, TlsRpc, client_config, https, tls_rpc},
         program::{Program, path, run},
@@ -31,7 +30,8 @@ pub const SERVICE: &str = "spiffe://example.org/orders";
 /// A gRPC listener that asks for a certificate, or at least looks at one.
 pub fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
     let (certificate, key) = authority.server().write(folder, "server");
-    let clients = ClientAuth::Optional(authority.write(folder, "ca.pem"));
+    let file = authority.write(folder, "ca.pem");
+    let clients = ClientAuth::Optional(vec![ClientAuthority { scope: None, file }]);
     ServerTls { key_pair: KeyPair { certificate, key }, clients, alpn: &["h2"] }
 }
 
@@ -105,8 +105,7 @@ async fn no_other_name_is_trusted() {
 async fn no_session_of_a_client_with_a_certificate_is_resumed() {
     let authority = Authority::new("ours");
     let app = app(&authority, &[SERVICE]).await;
-    let soon = std::time::Duration::from_secs(Clock::System.now().timestamp().cast_unsigned() + 4);
-    let leaf = authority.issue_until(&[SERVICE], soon);
+    let leaf = authority.issue_until(&[SERVICE], Duration::from_secs(NOW.cast_unsigned() + 4));
     let config = client_config(&authority, Some(&leaf));
     let rpc = || {
         let http = Client::builder(TokioExecutor::new()).http2_only(true).build(https(config.clone(), true));
@@ -114,7 +113,7 @@ async fn no_session_of_a_client_with_a_certificate_is_resumed() {
     };
     assert_eq!(reason(&destroy(&mut rpc(), OWNER, "custom-9").await.unwrap_err()), "COLLECTION_NOT_FOUND");
     app.put(1, OWNER).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    app.ground.set_clock(NOW + 5);
     let refused = destroy(&mut rpc(), OWNER, "custom-1").await.unwrap_err();
     assert!(refused.details().is_empty(), "no handshake, no answer: {refused:?}");
     assert_eq!(app.owned_by(OWNER).await, [1]);
@@ -234,6 +233,7 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     let (_, log) = program.ended(Duration::from_secs(9)).await;
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!((count("\"not reloaded"), count("\"reloaded\"")), (4, 5), "{log:?}");
+    assert_eq!(count("\"certificate in force\""), 6, "{log:?}");
 }
 
 async fn https_send(app: &App, authority: &Authority, http2: bool, id: &str) -> super::support::Answer {
@@ -324,6 +324,7 @@ async fn a_configuration_that_is_not_whole_is_refused() {
         (file("server.pem"), file("server.key"), file("ca.pem"), file("empty"), file("other.key"));
     let url = ground.url.clone();
     let whole = ["--tls-cert", &cert, "--tls-key", &key];
+    let scoped = |file: &str| format!("spiffe://example.org={file}");
     let peers = ["--client-ca", &ca, "--trusted-peer", SERVICE];
     for (flags, expected) in [
         (vec!["--tls-cert", &cert], "--tls-key"),
@@ -337,9 +338,19 @@ async fn a_configuration_that_is_not_whole_is_refused() {
         ([&whole[..], &peers[..], &["--insecure-identity"]].concat(), "--insecure-identity"),
         (vec!["--tls-cert", &cert, "--tls-key", &other, "--insecure-identity"], "--tls-cert"),
         (vec!["--tls-cert", &empty, "--tls-key", &key, "--insecure-identity"], "--tls-cert"),
-        (vec!["--tls-cert", &cert, "--tls-key", &empty, "--insecure-identity"], "--tls-cert"),
+        (vec!["--tls-cert", &cert, "--tls-key", &empty, "--insecure-identity"], "--tls-key"),
         (vec!["--tls-cert", "/nowhere", "--tls-key", &key, "--insecure-identity"], "/nowhere"),
-        ([&whole[..], &["--client-ca", &empty, "--trusted-peer", SERVICE]].concat(), "--tls-cert"),
+        ([&whole[..], &["--client-ca", &empty, "--trusted-peer", SERVICE]].concat(), "--client-ca"),
+        (
+            [&whole[..], &["--client-ca", &scoped(&ca), "--trusted-peer", "spiffe://else.example/orders"]]
+                .concat(),
+            "--trusted-peer spiffe://else.example/orders: is in the scope of no --client-ca",
+        ),
+        ([&whole[..], &["--client-ca", &scoped(&empty), "--trusted-peer", SERVICE]].concat(), "--client-ca"),
+        (
+            [&whole[..], &["--client-ca", "spiffe://Example.org=ca", "--trusted-peer", SERVICE]].concat(),
+            "--client-ca",
+        ),
         (vec!["--require-tls", "--insecure-identity"], "--rest-addr"),
         (vec!["--insecure-identity", "--trusted-proxy", "10.0.0.0/8"], "--trusted-proxy"),
     ] {

@@ -12,8 +12,8 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType, date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore,
@@ -29,6 +29,8 @@ pub type TlsRpc =
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub certificate: String,
+    /// The certificates that its clients present with their own, in PEM: none for a root.
+    pub intermediates: String,
 }
 
 /// A certificate with its key, in PEM.
@@ -48,14 +50,22 @@ pub enum For {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        let key = KeyPair::generate().unwrap();
+        Self::root(name, &[])
+    }
+
+    /// A root whose name constraints permit these DNS names alone, where there are any.
+    pub fn root(name: &str, permitted: &[&str]) -> Self {
+        let (params, key) = (authority_params(name, permitted), KeyPair::generate().unwrap());
         let certificate = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), certificate }
+        Self { issuer: Issuer::new(params, key), certificate, intermediates: String::new() }
+    }
+
+    /// An authority below this one, with name constraints like [`Self::root`].
+    pub fn intermediate(&self, name: &str, permitted: &[&str]) -> Self {
+        let (params, key) = (authority_params(name, permitted), KeyPair::generate().unwrap());
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        let intermediates = format!("{certificate}{}", self.intermediates);
+        Self { issuer: Issuer::new(params, key), certificate, intermediates }
     }
 
     /// A certificate for names like `spiffe://…`, `127.0.0.1` and `a.name`.
@@ -87,7 +97,7 @@ impl Authority {
         }
         change(&mut params);
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem() + &self.intermediates;
         Leaf { certificate, key: key.serialize_pem() }
     }
 
@@ -111,6 +121,20 @@ impl Leaf {
         std::fs::write(&key, &self.key).unwrap();
         (certificate, key)
     }
+}
+
+fn authority_params(name: &str, permitted: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    let permitted_subtrees: Vec<_> =
+        permitted.iter().map(|name| GeneralSubtree::DnsName((*name).to_owned())).collect();
+    if !permitted_subtrees.is_empty() {
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+    }
+    params
 }
 
 /// How a client trusts one authority, and shows a certificate if it has one.
