@@ -31,8 +31,8 @@ use crate::{
     jobs::purge::{self, PurgeSettings},
     jwks::{JwksError, Jwt},
     net::{
-        ClientTls, FileWatch, HandshakeThreads, Lifecycle, Listener, ListenerSettings, Protocol, Resources, ServerTls,
-        TlsError, TlsServer,
+        ClientTls, FileWatch, HandshakeThreads, Lifecycle, Listener, ListenerSettings, Protocol, Resources,
+        ServerTls, TlsError, TlsServer,
     },
     rate_limit::{RateLimit, Redis},
     rest::{self, Edge, TransportPolicy},
@@ -298,7 +298,8 @@ impl Loader {
             trusted_peers: grpc.trusted_peers,
             jwt: self.jwt.clone(),
         };
-        let service = grpc::public_routes(local, admission.clone(), health, &callers, grpc.caller_rate_limit)?;
+        let service =
+            grpc::public_routes(local, admission.clone(), health, &callers, grpc.caller_rate_limit)?;
         Ok(Door { listener, service, tls })
     }
 

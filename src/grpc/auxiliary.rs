@@ -71,7 +71,7 @@ impl<S> AuxiliaryService<S> {
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     {
         if let Err(failure) = self.limits.callers.service(request.extensions().get::<Peer>()) {
-            return status_of(failure).into_http();
+            return status_of(failure.error).into_http();
         }
         let peer = request.extensions().get::<Peer>();
         let holder = Holder {

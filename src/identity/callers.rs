@@ -6,7 +6,8 @@ use super::{
     excerpt::{excerpt, excerpts},
     jwt,
     oauth1::Scheme,
-    peer::{Peer, PeerName, TrustedPeers},
+    peer::Peer,
+    peer_name::{PeerName, TrustedPeers},
     user::AuthenticatedUser,
 };
 use crate::{

@@ -71,6 +71,14 @@ impl PeerName {
         };
         names.iter().filter_map(read).take(config::identity::PEER_NAME_COUNT).collect()
     }
+
+    /// Returns the name as it is written in the certificate, a DNS name in lower case.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Spiffe(name) | Self::Dns(name) => name,
+        }
+    }
 }
 
 impl FromStr for PeerName {

@@ -101,8 +101,7 @@ impl Gateway {
             let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
             let is_form = content_type.is_some_and(|text| is_form(&String::from_utf8_lossy(text)));
             let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
-            let form =
-                if is_form { Parameters::decode(&body) } else { Parameters::default() };
+            let form = if is_form { Parameters::decode(&body) } else { Parameters::default() };
             if query.are_too_many() || form.are_too_many() {
                 return Err(Outcome::Refused(EdgeError::BodyTooLarge));
             }
