@@ -1,5 +1,6 @@
-//! What the verification of a request costs, by what is wrong with it: whether a stranger can tell by the time whether a
-//! token exists, or how much of a signature is right. Ratios within one run, since a machine's times come and go.
+//! What the verification of a request costs, by what is wrong with it: whether a stranger can find out from the time whether
+//! a token exists, or how much of a signature is right. Ratios within one run, since a machine's times vary. And what the
+//! verification of a bearer token costs, and how much of that on the thread that serves.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "a benchmark")]
 
@@ -9,11 +10,18 @@ use std::{
     sync::{Arc, atomic::AtomicI64},
 };
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use collections_service::{
     domain::{Clock, CredentialDirectory, DestroyError, Entropy, Secret, UserId},
-    identity::oauth1::{Origin, Parameters, Request, Verifier, sign},
+    identity::{
+        jwt,
+        oauth1::{Origin, Parameters, Request, Verifier, sign},
+    },
+    jwks::{Jwks, JwksSource},
     store::{CredentialCache, Credentials, KeyRing, Store},
 };
+use jsonwebtoken::{Algorithm, EncodingKey, crypto, jwk::Jwk};
+use rcgen::KeyPair;
 use tokio::{runtime::Runtime, time::Instant};
 
 const NOW: i64 = 1_795_461_500;
@@ -23,6 +31,9 @@ const ORIGINS: [&str; 2] = ["https://api.twitter.com", "https://api.x.com"];
 const ROUNDS: usize = 401;
 const VERIFICATIONS: u32 = 100;
 const LOOK_UPS: usize = 2001;
+/// Tokens that are verified one after the other, and tokens that are verified at once.
+const TOKENS: u32 = 5000;
+const TOKENS_AT_ONCE: usize = 64;
 
 /// A request that is verified again and again.
 struct Case {
@@ -46,6 +57,7 @@ fn main() {
     let verifier = Verifier::new(directory, origins.clone(), clock);
     verifications(&runtime, &verifier, &cases(&keys, &origins[1]));
     look_ups(&runtime, &credentials, &keys);
+    bearer_tokens(&runtime, folder.path());
 }
 
 /// A database with an application, its token, and another application.
@@ -171,6 +183,77 @@ fn look_ups(runtime: &Runtime, credentials: &Credentials, keys: &Keys) {
     for ((name, ..), median) in kinds.iter().zip(medians) {
         println!("| {name} | {median:.2} | {:.3} |", median / medians[0]);
     }
+}
+
+/// Valid and forged tokens, one after the other and many at once.
+fn bearer_tokens(runtime: &Runtime, folder: &std::path::Path) {
+    println!("\nbearer tokens, {TOKENS} in a row, and as many with {TOKENS_AT_ONCE} at once\n");
+    println!(
+        "| token | µs each in a row | of that on the serving thread | µs each at once | of that on the serving thread |"
+    );
+    println!("|---|---|---|---|---|");
+    for (algorithm, kind) in [
+        (Algorithm::ES256, &rcgen::PKCS_ECDSA_P256_SHA256),
+        (Algorithm::ES384, &rcgen::PKCS_ECDSA_P384_SHA384),
+        (Algorithm::RS256, &rcgen::PKCS_RSA_SHA256),
+    ] {
+        let der = KeyPair::generate_for(kind).unwrap().serialize_der();
+        let key = match algorithm {
+            Algorithm::RS256 => EncodingKey::from_rsa_der(&der[26..]),
+            _ => EncodingKey::from_ec_der(&der),
+        };
+        let jwk = serde_json::to_value(Jwk::from_encoding_key(&key, algorithm).unwrap()).unwrap();
+        let file = folder.join("jwks.json");
+        std::fs::write(&file, serde_json::json!({"keys": [jwk]}).to_string()).unwrap();
+        let source = JwksSource::new(file.to_str().unwrap(), None).unwrap();
+        let clock = Clock::Set(Arc::new(AtomicI64::new(NOW)));
+        let keys = runtime.block_on(Jwks::open(source, clock.clone())).unwrap();
+        let verifier = jwt::Verifier::new(Arc::new(keys), "issuer", &["audience".to_owned()], clock);
+        let claims = serde_json::json!({"iss": "issuer", "aud": "audience", "sub": "1", "exp": NOW + 60});
+        let encode = |text: String| BASE64_URL_SAFE_NO_PAD.encode(text);
+        let header = serde_json::json!({"alg": format!("{algorithm:?}")});
+        let signed = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let signature = |text: &str| crypto::sign(text.as_bytes(), &key, algorithm).unwrap();
+        let valid: Arc<str> = format!("{signed}.{}", signature(&signed)).into();
+        let forged: Arc<str> = format!("{signed}.{}", signature("something else")).into();
+        for (name, token, is_valid) in [("valid", valid, true), ("forged", forged, false)] {
+            let (each, serving) = timed(|| {
+                for _ in 0..TOKENS {
+                    let verified = runtime.block_on(verifier.verify(black_box(&token)));
+                    assert_eq!(verified.is_ok(), is_valid);
+                }
+            });
+            let (each_at_once, serving_at_once) = timed(|| {
+                runtime.block_on(async {
+                    let mut tasks = tokio::task::JoinSet::new();
+                    for _ in 0..TOKENS_AT_ONCE {
+                        let (verifier, token) = (verifier.clone(), token.clone());
+                        tasks.spawn(async move {
+                            for _ in 0..TOKENS as usize / TOKENS_AT_ONCE {
+                                assert_eq!(verifier.verify(&token).await.is_ok(), is_valid);
+                            }
+                        });
+                    }
+                    tasks.join_all().await;
+                });
+            });
+            println!(
+                "| {algorithm:?}, {name} | {each:.1} | {serving:.1} | {each_at_once:.1} | {serving_at_once:.1} |"
+            );
+        }
+    }
+}
+
+/// Microseconds that each of [`TOKENS`] verifications took, and those in which this thread ran.
+fn timed(work: impl FnOnce()) -> (f64, f64) {
+    let ran = || -> f64 {
+        let statistics = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        statistics.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e3
+    };
+    let (start, ran_before) = (Instant::now(), ran());
+    work();
+    let each = |micros: f64| micros / f64::from(TOKENS);
+    (each(start.elapsed().as_secs_f64() * 1e6), each(ran() - ran_before))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
