@@ -2,7 +2,7 @@
 
 use jsonwebtoken::Algorithm;
 
-/// The longest consumer key or token that is looked up, in bytes: whoever asks chooses them, and the cache keeps them.
+/// The longest consumer key or token that is looked up, in bytes: clients choose them, and the cache keeps them.
 pub const OAUTH_KEY_LIMIT: usize = 256;
 /// OAuth timestamps may differ from our clock by this many seconds.
 pub const OAUTH_WINDOW: i64 = 300;
@@ -12,7 +12,7 @@ pub const PEER_NAME_LIMIT: usize = 2048;
 pub const PEER_NAME_COUNT: usize = 100;
 /// The longest description of a certificate in the log, in bytes: its holder may have chosen its names.
 pub const LOGGED_CERTIFICATE_LIMIT: usize = 128;
-/// What a JWT may be signed with. Public keys alone: whoever can verify a shared secret can also forge with it.
+/// What a JWT may be signed with. Public keys alone: a shared secret that can verify can also forge.
 pub const JWT_ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
     Algorithm::RS384,

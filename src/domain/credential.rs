@@ -30,7 +30,7 @@ pub struct AccessToken {
     pub revoked: bool,
 }
 
-/// What the directory knows of the two keys of a request; `None` where a key is unknown or was not given.
+/// The entries of the directory for the two keys of a request; `None` where a key is unknown or was not given.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     pub application: Option<Arc<Application>>,

@@ -55,11 +55,9 @@ impl Verifier {
     /// Checks form, key, signature, issuer, audience, times, user and scope, in this order.
     ///
     /// # Errors
-    /// [`TokenInvalid`](crate::domain::DestroyError::TokenInvalid), but [`UserContextRequired`](crate::domain::DestroyError::UserContextRequired) where
-    /// the subject is no user, [`WriteAccessRequired`](crate::domain::DestroyError::WriteAccessRequired) where the scope does not allow the
-    /// token to write, and [`StoreUnavailable`](crate::domain::DestroyError::StoreUnavailable) while there are no keys to verify with, and
-    /// [`Overloaded`](crate::domain::DestroyError::Overloaded) where too many tokens wait for their verification. The
-    /// cause names the check that failed.
+    /// `TokenInvalid`; `UserContextRequired` where the subject is no user; `WriteAccessRequired` where the scope does not
+    /// allow the token to write; `StoreUnavailable` while there are no keys to verify with; `Overloaded` where too many
+    /// tokens wait for their verification. The cause names the check that failed.
     pub async fn verify(&self, token: &str) -> Result<AuthenticatedUser, DestroyFailure> {
         Ok(self.check(token).await?)
     }

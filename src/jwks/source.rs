@@ -67,8 +67,8 @@ pub enum JwksError {
 }
 
 impl JwksSource {
-    /// A URL where there is a scheme, a file otherwise. Whoever can change the keys on their way can be any user, so a URL
-    /// is https. Its server's certificate is checked against the authorities in the PEM file `ca`, or else against those
+    /// Reads a URL where there is a scheme, a file otherwise. An attacker who can change the keys on their way can act as any
+    /// user, so a URL is https. Its server's certificate is checked against the authorities in the PEM file `ca`, or else against those
     /// that browsers trust: an image made from nothing has no list of its own.
     ///
     /// # Errors

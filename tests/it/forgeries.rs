@@ -1,4 +1,4 @@
-//! Bearer tokens that nobody may believe: the tables that `jwt` sends.
+//! Bearer tokens that must be rejected: the tables that `jwt` sends.
 
 use base64::{Engine, prelude::*};
 use collections_service::{config, domain::DestroyError};
@@ -12,7 +12,7 @@ use super::support::{
 
 use DestroyError::{TokenInvalid, UserContextRequired, WriteAccessRequired};
 
-/// Keys as a careful issuer has them, and one that nobody published.
+/// The keys of an issuer, and one that was not published.
 pub struct Keys {
     pub rsa: Key,
     pub ec: Key,

@@ -1,4 +1,4 @@
-//! Where the keys of bearer tokens come from: read, kept new, and kept when nothing newer can be had.
+//! The keys of bearer tokens: read, refreshed, and kept while they cannot be refreshed.
 
 use std::{
     sync::{
@@ -50,7 +50,7 @@ impl Bench {
         self.time.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    /// Whom a token of this key names.
+    /// Returns the user that a token of this key names.
     async fn user(&self, key: &Key) -> Result<i64, DestroyError> {
         // As if it had been issued just now.
         let now = self.time.load(Ordering::SeqCst);
@@ -117,7 +117,7 @@ async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
     endpoint.publish(&[&third]);
     bench.pass(-1_000_000);
     assert_eq!((bench.user(&third).await, endpoint.fetches()), (Ok(OWNER), 4));
-    assert_eq!(bench.user(&old).await, Err(TokenInvalid), "a key that is gone is still believed");
+    assert_eq!(bench.user(&old).await, Err(TokenInvalid), "a revoked key is still accepted");
 }
 
 #[tokio::test]
@@ -180,9 +180,9 @@ async fn the_last_good_keys_are_kept_but_not_for_ever() {
     assert_eq!(bench.user(&old).await, Ok(OWNER));
 }
 
-/// An issuer that takes all its keys back is heard at once.
+/// An issuer that revokes all its keys is obeyed at the next refresh.
 #[tokio::test]
-async fn keys_that_are_taken_back_are_believed_no_more() {
+async fn revoked_keys_are_rejected() {
     let (key, _) = pair();
     let endpoint = Endpoint::start(&[&key]).await;
     let bench = Bench::over(endpoint.source()).await;
@@ -217,7 +217,7 @@ async fn without_keys_no_token_is_at_fault() {
 
 /// The running loop, for a URL that answers late and for a file that is swapped.
 #[tokio::test]
-async fn a_service_finds_its_keys_by_itself() {
+async fn a_service_refreshes_its_keys() {
     let (old, new) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
     endpoint.change(|reply| reply.status = 503);
@@ -270,7 +270,7 @@ async fn until(mut seen: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), seen).await.expect("it never came");
+    tokio::time::timeout(Duration::from_secs(10), seen).await.expect("the condition was never met");
 }
 
 #[tokio::test]
@@ -356,7 +356,7 @@ async fn serve_refuses_half_an_issuer() {
     }
 }
 
-/// With an issuer gRPC has callers of its own: it is refused for want of a schema, not of somebody to serve.
+/// With an issuer gRPC has callers, so `serve` starts without any other way to authenticate.
 #[tokio::test]
 async fn serve_needs_nothing_but_an_issuer() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Bearer tokens: what is believed, and what is not.
+//! Bearer tokens: which are accepted, and which are rejected.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ async fn verify(verifier: &Verifier, token: &str) -> Result<i64, DestroyError> {
 }
 
 #[tokio::test]
-async fn every_allowed_algorithm_is_believed() {
+async fn every_allowed_algorithm_is_accepted() {
     let keys: Vec<Key> = config::identity::JWT_ALGORITHMS
         .into_iter()
         .map(|algorithm| Key::new(&format!("{algorithm:?}"), algorithm))
@@ -92,7 +92,7 @@ async fn the_caller_is_the_client_or_else_the_issuer() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_believed() {
+async fn every_other_token_is_rejected() {
     let keys = Keys::new();
     let verifier = verifier(&keys.published()).await;
     let unproven = keys.forged().into_iter().chain(keys.broken());
@@ -134,9 +134,9 @@ async fn every_byte_is_signed() {
     }
 }
 
-/// What stands at the edge of what is refused.
+/// The values at the limit of what is rejected.
 #[tokio::test]
-async fn whatever_is_allowed_is_believed() {
+async fn values_at_the_limits_are_accepted() {
     let keys = Keys::new();
     let verifier = verifier(&keys.published()).await;
     for (name, value) in [
@@ -249,7 +249,7 @@ async fn a_token_destroys_over_rest() {
 }
 
 #[tokio::test]
-async fn no_token_is_believed_without_an_issuer() {
+async fn no_token_is_accepted_without_an_issuer() {
     let app = App::start(Backend::Sqlite).await;
     let token = Key::new("k", Algorithm::ES256).token(&claims());
     let refused = app.send(bearer(&token, "custom-1")).await;
@@ -257,7 +257,7 @@ async fn no_token_is_believed_without_an_issuer() {
 }
 
 #[test]
-fn only_a_guarded_way_leads_to_the_keys() {
+fn a_key_set_is_read_from_protected_sources_only() {
     let source = |text: &str| JwksSource::new(text, None);
     for good in [
         "https://issuer.example/keys?v=1",

@@ -218,6 +218,7 @@ fn headers(host: &str) -> Vec<Case> {
     let signature = &good.last().unwrap().1;
     let bare = percent_encoding::percent_decode_str(signature).decode_utf8().unwrap();
     let other = signature.replacen(|_: char| true, if signature.starts_with('A') { "B" } else { "A" }, 1);
+    let (first, rest) = bare.split_at(9);
     let begin = |more: &str| text.replacen("OAuth ", &format!("OAuth {more}"), 1);
     let mut cases = vec![
         (text.clone(), ACCEPTED),
@@ -239,7 +240,7 @@ fn headers(host: &str) -> Vec<Case> {
         // White space in and around a signature is dropped.
         (text.replace(signature, &format!(" {bare}\t")), ACCEPTED),
         (text.replace(signature, &format!("%0D%0A {signature}%20%09")), ACCEPTED),
-        (text.replace(signature, &format!("{} %0A{}", &bare[..9], escape(&bare[9..]))), ACCEPTED),
+        (text.replace(signature, &format!("{first} %0A{}", escape(rest))), ACCEPTED),
         // Empty elements of the list, and keys that are not OAuth's.
         (begin(", ,"), ACCEPTED),
         (format!("{},", text.replace(", ", ",,\t,")), ACCEPTED),

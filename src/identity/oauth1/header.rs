@@ -2,12 +2,12 @@
 
 use super::parameters::Parameters;
 
-/// What an `Authorization` header begins with.
+/// The scheme of an `Authorization` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme<'a> {
-    /// With the parameters behind it.
+    /// With the parameters after it.
     OAuth(&'a str),
-    /// With the token behind it.
+    /// With the token after it.
     Bearer(&'a str),
     /// Any other.
     Unknown,
@@ -32,7 +32,7 @@ impl<'a> Scheme<'a> {
 /// What may stand between parameters. Empty elements of a list mean nothing (RFC 9110, 5.6.1.2).
 const BETWEEN: [char; 3] = [',', ' ', '\t'];
 
-/// The `oauth_*` parameters behind the scheme: `key=value` or `key="value"`, with commas between. Others, such as
+/// Parses the `oauth_*` parameters after the scheme: `key=value` or `key="value"`, separated by commas. Others, such as
 /// `realm`, are not signed and are left out. `None` when the text has another form.
 pub fn parse(text: &str) -> Option<Parameters<'_>> {
     let mut parameters = Parameters::default();

@@ -11,7 +11,7 @@ pub const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remov
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// Decoded names and values in the order they came, borrowed where nothing was escaped. Bytes, because a client may send
+/// Decoded names and values in their order, borrowed where nothing was escaped. Bytes, because a client may send
 /// what is no UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters<'a>(Vec<(Text<'a>, Text<'a>)>);
@@ -42,31 +42,31 @@ impl<'a> Parameters<'a> {
         self.0.push((unescape(name), unescape(value)));
     }
 
-    /// Whether there are more than anybody needs: each costs far more memory than it has bytes.
+    /// Returns whether there are more than the limit: each costs far more memory than it has bytes.
     #[must_use]
     pub fn are_too_many(&self) -> bool {
         self.0.len() > config::identity::PARAMETER_LIMIT
     }
 
-    /// Every value of a parameter.
+    /// Returns every value of a parameter.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.0.iter().filter(move |(key, _)| **key == *name.as_bytes()).map(|(_, value)| &**value)
     }
 
-    /// Whether any parameter with OAuth's prefix is among them.
+    /// Returns whether any parameter has OAuth's prefix.
     #[must_use]
     pub fn has_oauth(&self) -> bool {
         self.0.iter().any(|(name, _)| name.starts_with(b"oauth_"))
     }
 
-    /// Without those that do not have OAuth's prefix.
+    /// Removes those that do not have OAuth's prefix.
     #[must_use]
     pub fn only_oauth(mut self) -> Self {
         self.0.retain(|(name, _)| name.starts_with(b"oauth_"));
         self
     }
 
-    /// The parameters of all these sources but the signature itself, encoded, sorted by name and then by value.
+    /// Returns the parameters of all these sources but the signature itself, encoded, sorted by name and then by value.
     pub fn normalized<'s>(sources: &[&'s Parameters<'_>]) -> Vec<(Cow<'s, str>, Cow<'s, str>)> {
         let encode = |text: &'s [u8]| percent_encode(text, ENCODED).into();
         let mut encoded = Vec::with_capacity(sources.iter().map(|source| source.0.len()).sum());
@@ -85,7 +85,7 @@ pub fn is_form(content_type: &str) -> bool {
     content_type.get(..FORM.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(FORM))
 }
 
-/// Most texts have no escape, and to find that out is quicker than to decode.
+/// Undoes percent-encoding. Most texts have no escape, which is quicker to find out than to decode them.
 fn unescape(encoded: &[u8]) -> Text<'_> {
     if encoded.contains(&b'%') { percent_decode(encoded).into() } else { Cow::Borrowed(encoded) }
 }

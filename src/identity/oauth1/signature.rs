@@ -78,7 +78,7 @@ impl<'a> Base<'a> {
         Self { method, rest }
     }
 
-    /// The whole base string's HMAC, from one that has its key and nothing else.
+    /// Computes the HMAC of the whole base string, from one that has its key and nothing else.
     fn mac<M: Mac + Clone>(&self, keyed: &M, origin: &Origin) -> M {
         let mut mac = keyed.clone();
         mac.update(self.method.as_bytes());
@@ -91,7 +91,8 @@ impl<'a> Base<'a> {
     }
 }
 
-/// Whether the signature is right for one of the origins, each in a time that does not depend on how much of it is.
+/// Returns whether the signature is right for one of the origins, each in a time that does not depend on how much of it is
+/// right.
 pub fn verify<'o>(
     method: Method,
     base: &Base<'_>,
@@ -126,7 +127,7 @@ fn keyed<M: KeyInit>((consumer, token): Secrets<'_>) -> Option<M> {
     M::new_from_slice(key.as_bytes()).ok()
 }
 
-/// The value of an `Authorization` header that signs these parameters with HMAC-SHA1.
+/// Returns the value of an `Authorization` header that signs these parameters with HMAC-SHA1.
 #[must_use]
 pub fn sign(
     base: (&str, &Origin, &str),
