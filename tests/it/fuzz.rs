@@ -9,6 +9,7 @@ mod tokens;
 
 use std::{cell::RefCell, io::Write, sync::mpsc, thread, time::Duration};
 
+use collections_service::domain::{DestroyError, DestroyFailure};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -70,6 +71,17 @@ fn fuzz<S: Strategy + 'static>(name: &'static str, inputs: fn() -> S, target: fn
     if let Err(error) = fed.join().unwrap() {
         panic!("{name}: {error}");
     }
+}
+
+/// Returns the error of a refusal, whose cause is one line of bounded length, whatever was sent.
+fn error_of(failure: DestroyFailure) -> DestroyError {
+    let cause = failure.cause.as_deref().expect("a cause");
+    assert!(!cause.is_empty() && cause.len() < 2048, "{cause}");
+    assert!(
+        !cause.contains(|letter: char| letter.is_control() || ('\u{2028}'..='\u{202e}').contains(&letter)),
+        "{cause}"
+    );
+    failure.error
 }
 
 /// A text made of these pieces, with now and then something else.

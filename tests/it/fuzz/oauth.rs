@@ -18,7 +18,7 @@ use super::{
             oauth::{Signer, escape, in_form, in_header},
         },
     },
-    Change, Checked, fuzz, pieced, raw_text,
+    Change, Checked, error_of, fuzz, pieced, raw_text,
 };
 
 // The Authorization header: nobody gets in without a signature, whatever it says.
@@ -159,7 +159,7 @@ fn verify(sent: &Sent) -> Result<UserId, DestroyError> {
         origin: origin.as_ref(),
     };
     let verified = VERIFIER.with(|(runtime, verifier)| runtime.block_on(verifier.verify(request)));
-    verified.map(|user| user.user()).map_err(|failure| failure.error)
+    verified.map(|user| user.user()).map_err(error_of)
 }
 
 /// What the request says, read in the simplest way that is right for what this signer writes.

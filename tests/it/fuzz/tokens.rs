@@ -20,7 +20,7 @@ use super::{
         NOW, OWNER,
         jwt::{AUDIENCE, FixedKeys, ISSUER, Key, claims, jwks},
     },
-    Change, Checked, fuzz, pieced, raw_text,
+    Change, Checked, error_of, fuzz, pieced, raw_text,
 };
 
 struct Issuer {
@@ -55,7 +55,7 @@ fn tokens() -> impl Strategy<Value = String> {
 /// Nothing but the token itself is accepted.
 fn check_token(text: String) -> Checked {
     let issuer = issuer();
-    let verified = issuer.runtime.handle().block_on(issuer.verifier.verify(&text));
+    let verified = issuer.runtime.handle().block_on(issuer.verifier.verify(&text)).map_err(error_of);
     prop_assert_eq!(verified.is_ok(), text == issuer.token, "{}", text);
     prop_assert!(verified.is_err() || verified.is_ok_and(|user| user.user().get() == OWNER));
     Ok(())
@@ -107,6 +107,8 @@ fn key_sets() -> impl Strategy<Value = Vec<u8>> {
 fn check_key_set(text: Vec<u8>) -> Checked {
     if let Ok(keys) = KeySet::parse(&text) {
         prop_assert!(keys.counts().0 > 0 || keys.counts() == (0, 0));
+        prop_assert_eq!(keys.kids().count(), keys.counts().0);
+        prop_assert!(keys.private_kids().len() <= keys.counts().0 + keys.counts().1);
         prop_assert!(serde_json::from_slice::<serde_json::Value>(&text).is_ok());
     }
     Ok(())
