@@ -3,7 +3,7 @@
 use http::{HeaderMap, header};
 
 use super::{
-    excerpt::{excerpt, excerpts},
+    excerpt::excerpt,
     jwt,
     oauth1::Scheme,
     peer::Peer,
@@ -31,10 +31,8 @@ pub struct Callers {
 /// Why a caller is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 enum CallerError {
-    #[error("no name in the peer's certificate is on the allow-list: {0}")]
+    #[error("no name is on the allow-list: {0}")]
     NotListed(String),
-    #[error("the peer's certificate has no SPIFFE ID and no DNS name")]
-    Unnamed,
     #[error("the metadata {0} is given more than once")]
     Repeated(&'static str),
     #[error("the metadata {0} is not ASCII text")]
@@ -58,7 +56,7 @@ enum CallerError {
 impl CallerError {
     const fn failure(&self) -> DestroyError {
         match self {
-            Self::NotListed(_) | Self::Unnamed => DestroyError::CallerNotAllowed,
+            Self::NotListed(_) => DestroyError::CallerNotAllowed,
             Self::Repeated(_)
             | Self::NotText(_)
             | Self::UserId(_)
@@ -114,21 +112,12 @@ impl Callers {
     /// Finds the service at the other end, where it has a certificate.
     ///
     /// # Errors
-    /// [`DestroyError::CallerNotAllowed`] where the certificate has no name on the list.
+    /// [`DestroyError::CallerNotAllowed`] where the certificate has no name on the list, has expired since the connection was
+    /// opened, or was issued by an authority that has been replaced.
     pub fn service<'a>(&self, peer: Option<&'a Peer>) -> Result<Option<&'a PeerName>, DestroyFailure> {
         let Some(certificate) = peer.and_then(Peer::certificate) else { return Ok(None) };
-        let names = certificate.names();
-        if let Some(name) = self.trusted_peers.find(names) {
-            return Ok(Some(name));
-        }
-        Err(match names {
-            [] => CallerError::Unnamed,
-            names => {
-                let names = names.iter().map(PeerName::as_str);
-                CallerError::NotListed(excerpts(names, config::identity::EXCERPT_COUNT))
-            }
-        }
-        .into())
+        let name = self.trusted_peers.find(certificate.names());
+        name.map(Some).ok_or_else(|| CallerError::NotListed(certificate.describe()).into())
     }
 
     /// Returns the user whom the metadata names, if its sender may name one.

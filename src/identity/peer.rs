@@ -128,6 +128,9 @@ impl PeerCertificate {
         } else {
             "certificate".to_owned()
         };
+        if self.verified.vouched.is_empty() && self.verified.unvouched.is_empty() {
+            text.push_str(" without a SPIFFE ID or DNS name");
+        }
         for (label, names) in
             [(" for", &self.verified.vouched), (" without authority for", &self.verified.unvouched)]
         {

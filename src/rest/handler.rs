@@ -184,7 +184,7 @@ impl Gateway {
             let verifier = self.edge.jwt.as_ref();
             let verifier =
                 verifier.ok_or_else(|| invalid("bearer tokens are not accepted: --jwks is not set"))?;
-            return verifier.verify(token).await.map_err(Into::into);
+            return verifier.verify(token).await;
         }
         let request = oauth1::Request {
             method: parts.method.as_str(),
@@ -194,7 +194,7 @@ impl Gateway {
             form,
             origin,
         };
-        self.edge.oauth1.verify(request).await.map_err(Into::into)
+        self.edge.oauth1.verify(request).await
     }
 
     /// The origin that the request itself names, where none is configured.

@@ -10,10 +10,11 @@ use collections_service::{
         Found, Secret,
     },
     identity::{
-        Callers, Peer, PeerName, Transport, excerpt, excerpts,
+        Callers, Peer, PeerCertificate, Transport, VerifiedNames, excerpt, excerpts,
         oauth1::{Origin, Parameters, Request, Verifier},
     },
 };
+use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -259,8 +260,11 @@ async fn a_refused_caller_is_named() {
         insecure: false,
     };
     let peer = |names: &[&str]| {
-        let names: Arc<[PeerName]> = names.iter().map(|name| name.parse().unwrap()).collect();
-        Peer::new("10.0.0.1".parse().unwrap(), Transport::Tls { certificate: Some(names) })
+        let vouched = names.iter().map(|name| name.parse().unwrap()).collect();
+        let verified =
+            VerifiedNames { vouched, unvouched: Vec::new(), not_after: DateTime::<Utc>::MAX_UTC };
+        let certificate = Some(Arc::new(PeerCertificate::new(verified, Clock::System)));
+        Peer::new("10.0.0.1".parse().unwrap(), Transport::Tls { certificate })
     };
     let metadata = |pairs: &[(&'static str, &str)]| -> HeaderMap {
         let header = |(name, value): &(&'static str, &str)| {
@@ -277,9 +281,9 @@ async fn a_refused_caller_is_named() {
             &named,
             Some(peer(&["spiffe://example.org/else", "else.example"])),
             CallerNotAllowed,
-            &["\"spiffe://example.org/else\", \"else.example\""][..],
+            &["certificate for spiffe://example.org/else, else.example"][..],
         ),
-        (&named, Some(peer(&[])), CallerNotAllowed, &["no SPIFFE ID and no DNS name"]),
+        (&named, Some(peer(&[])), CallerNotAllowed, &["without a SPIFFE ID or DNS name"]),
         (&metadata(&[]), Some(trusted.clone()), UserContextRequired, &["\"orders.example\" named no user"]),
         (&metadata(&[]), None, CredentialsMissing, &["neither a bearer token nor x-user-id"]),
         (&named, None, CredentialsMissing, &["the peer has no certificate"]),
