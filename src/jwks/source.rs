@@ -38,7 +38,7 @@ type HttpsClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(
-        "--jwks: expected a file, an https URL or, on this machine alone, an http URL; without user or password"
+        "--jwks: expected a file, an https URL or, of a loopback host, an http URL; without user, password or fragment"
     )]
     Url,
     #[error("--jwks-ca: is for an https URL in --jwks")]
@@ -83,7 +83,13 @@ impl JwksSource {
         };
         let https = *scheme == Scheme::HTTPS;
         let plain = *scheme == Scheme::HTTP && is_loopback(authority.host());
-        if !(https || plain) || authority.host().is_empty() || authority.as_str().contains('@') {
+        // `Uri` drops a fragment, and `Authority` accepts `a[::1]` and `a:+80`.
+        let port = authority.as_str().strip_prefix(authority.host());
+        let is_port =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok();
+        let is_whole =
+            port.is_some_and(|port| port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+        if !(https || plain) || authority.host().is_empty() || !is_whole || text.contains('#') {
             return Err(SourceError::Url);
         }
         if ca.is_some() && !https {

@@ -278,6 +278,10 @@ fn a_key_set_is_read_from_protected_sources_only() {
         "https:///keys",
         "https://user:secret@issuer.example/keys",
         "https://issuer example/",
+        "https://issuer.example/keys#@",
+        "https://issuer.example:+443/keys",
+        "https://issuer.example:/keys",
+        "http://issuer.example[::1]/keys",
     ] {
         let error = source(wrong).unwrap_err().to_string();
         assert!(error.starts_with("--jwks: ") && !error.contains("secret"), "{wrong}: {error}");
