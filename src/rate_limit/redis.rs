@@ -23,7 +23,10 @@ return used + 1";
 
 /// Why a Redis URL was rejected. Never shows the URL, which may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("--redis-url: expected redis://<host>:<port> or rediss://<host>:<port>")]
+#[error(
+    "--redis-url: expected redis://<host>:<port> or rediss://<host>:<port>, with /<number> for another database; `#`, `/`, `?` \
+     and `@` in a password are written %23, %2F, %3F and %40"
+)]
 pub struct RedisUrlError;
 
 /// A connection to Redis, re-established in the background. Cheap to clone.
@@ -52,6 +55,9 @@ impl Redis {
     /// # Errors
     /// The URL is malformed.
     pub fn new(url: &Secret, timeout: Duration, metrics: Metrics) -> Result<Self, RedisUrlError> {
+        if !is_whole(url.expose()) {
+            return Err(RedisUrlError);
+        }
         let client = Client::open(url.expose()).map_err(|_error| RedisUrlError)?;
         metrics.rate_limit_fallback.set(1);
         Ok(Self { client, script: Script::new(TAKE), timeout, state: Arc::default(), metrics })
@@ -134,6 +140,14 @@ impl Redis {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the client library uses all of this URL. It drops white space, a query and a fragment: of a password with a `#`
+/// it would use the part before it as a port, and the user as the host.
+fn is_whole(url: &str) -> bool {
+    let rest = url.strip_prefix("redis://").or_else(|| url.strip_prefix("rediss://"));
+    let is_dropped = |letter: char| letter.is_whitespace() || letter.is_control() || "#?".contains(letter);
+    rest.is_some_and(|rest| !rest.contains(is_dropped))
 }
 
 impl fmt::Debug for Redis {

@@ -32,6 +32,8 @@ pub enum ConnectError {
     Unknown,
     #[error("{0}; `#`, `/`, `?`, `@` and `%` in a password are written %23, %2F, %3F, %40 and %25")]
     Postgres(DbErr),
+    #[error("a `#` is not allowed; in a password it is written %23")]
+    Fragment,
     #[error("unknown parameter; known are {}; a `?` in a password is written %3F", PARAMETERS.join(", "))]
     Parameter,
     #[error(
@@ -97,6 +99,10 @@ pub async fn open(url: &DatabaseUrl, connections: u32, must_write: bool) -> Resu
     if !url.is_postgres() {
         return Err(ConnectError::Unknown);
     }
+    // sqlx drops a fragment: of a password with a `#` it would use the part before it as a port, and the user as the host.
+    if url.expose().contains('#') {
+        return Err(ConnectError::Fragment);
+    }
     check_parameters(url.expose())?;
     let urls = split_hosts(url.expose());
     let failed =
@@ -161,7 +167,6 @@ fn is_in_memory(url: &str) -> bool {
 /// unverified, a misspelt `password` stand in the log.
 fn check_parameters(url: &str) -> Result<(), ConnectError> {
     let query = url.split_once('?').map_or("", |(_, query)| query);
-    let query = query.split('#').next().unwrap_or_default();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let name = percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy();
         let is_setting = name.starts_with("options[") && name.ends_with(']');
@@ -178,7 +183,7 @@ fn check_parameters(url: &str) -> Result<(), ConnectError> {
 /// A URL for each host of `postgres://user@first:5432,second:5433/database`.
 fn split_hosts(url: &str) -> Vec<String> {
     let Some((scheme, rest)) = url.split_once("://") else { return vec![url.to_owned()] };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
     hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}")).collect()
 }

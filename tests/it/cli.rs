@@ -83,6 +83,7 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
         "sqlite:",
         "sqlite::memory:",
         "postgres://u:sec#secret@h/db",
+        "postgres://u:1#secret@h/db",
         "postgres://u:secret@h:port/db",
         "postgres://u:secret@[h/db",
         "postgres://u:secret@h/db?sslmode=secure",

@@ -162,10 +162,21 @@ fn check_flag(text: String) -> Checked {
         prop_assert!((1..=86_400).contains(&rule.window.as_secs()));
     }
     if let Ok(url) = text.parse::<UpstreamUrl>() {
-        prop_assert!(text.starts_with(if url.is_tls() { "https://" } else { "http://" }), "{text}");
-        prop_assert!(!text.contains(['@', '?']), "{text}");
+        let (scheme, rest) = text.split_once("://").unwrap();
+        prop_assert!(scheme.eq_ignore_ascii_case(if url.is_tls() { "https" } else { "http" }), "{text}");
+        let (host, port) = rest.strip_suffix('/').unwrap_or(rest).rsplit_once(':').unwrap();
+        prop_assert!(!host.contains(['@', '?', '#', '/']) && !host.is_empty(), "{text}");
+        prop_assert!(port.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
     }
     Ok(())
+}
+
+/// Finds of long runs.
+#[test]
+fn flags_that_name_something_else_are_rejected() {
+    for text in ["https://example.org:50051#@", "https://example.org:50051/#", "https://example.org:50051#"] {
+        assert!(text.parse::<UpstreamUrl>().is_err(), "{text}");
+    }
 }
 
 #[test]
