@@ -31,11 +31,13 @@ pub struct RedisUrlError;
 
 /// A connection to Redis, re-established in the background. Cheap to clone.
 #[derive(Clone)]
-pub struct Redis {
+pub struct Redis(Arc<Shared>);
+
+struct Shared {
     client: Client,
     script: Script,
     timeout: Duration,
-    state: Arc<Mutex<State>>,
+    state: Mutex<State>,
     metrics: Metrics,
 }
 
@@ -60,7 +62,8 @@ impl Redis {
         }
         let client = Client::open(url.expose()).map_err(|_error| RedisUrlError)?;
         metrics.rate_limit_fallback.set(1);
-        Ok(Self { client, script: Script::new(TAKE), timeout, state: Arc::default(), metrics })
+        let (script, state) = (Script::new(TAKE), Mutex::default());
+        Ok(Self(Arc::new(Shared { client, script, timeout, state, metrics })))
     }
 
     /// Counts a request, within the timeout. The outer `None`: Redis is unavailable. The inner value is the new count, or
@@ -70,10 +73,10 @@ impl Redis {
             let state = self.state();
             (state.connection.clone()?, state.generation)
         };
-        let mut call = self.script.prepare_invoke();
+        let mut call = self.0.script.prepare_invoke();
         call.key(format!("collections:rate:{}:{key}:{window}", rule.window.as_secs()));
         call.arg(rule.limit).arg(known).arg(rule.window.as_secs());
-        match tokio::time::timeout(self.timeout, call.invoke_async::<i64>(&mut connection)).await {
+        match tokio::time::timeout(self.0.timeout, call.invoke_async::<i64>(&mut connection)).await {
             Ok(Ok(used)) => return Some(u32::try_from(used).ok()),
             Ok(Err(error)) => self.disconnect(generation, &error.to_string()),
             Err(_elapsed) => self.disconnect(generation, "no reply within the timeout"),
@@ -91,8 +94,8 @@ impl Redis {
         if !state.is_logged {
             state.is_logged = true;
             tracing::warn!(error = format!("{error:.128}"), "redis unavailable; using in-process counters");
-            self.metrics.rate_limit_fallback.set(1);
-            self.metrics.rate_limit_fallbacks.inc();
+            self.0.metrics.rate_limit_fallback.set(1);
+            self.0.metrics.rate_limit_fallbacks.inc();
         }
     }
 
@@ -109,7 +112,7 @@ impl Redis {
             Ok(connection) => {
                 *self.state() =
                     State { connection: Some(connection), generation: generation + 1, is_logged: false };
-                self.metrics.rate_limit_fallback.set(0);
+                self.0.metrics.rate_limit_fallback.set(0);
                 tracing::info!("redis available; using its counters");
             }
             Err(error) => self.disconnect(generation, &error.to_string()),
@@ -122,8 +125,8 @@ impl Redis {
         let bounds = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config::rate_limit::REDIS_CONNECT_TIMEOUT))
             .set_response_timeout(Some(config::rate_limit::REDIS_CONNECT_TIMEOUT));
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&bounds).await?;
-        let mut probe = self.script.prepare_invoke();
+        let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&bounds).await?;
+        let mut probe = self.0.script.prepare_invoke();
         probe.key("collections:rate:probe").arg(1).arg(0).arg(1);
         probe.invoke_async::<i64>(&mut connection).await?;
         Ok(connection)
@@ -138,7 +141,7 @@ impl Redis {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
