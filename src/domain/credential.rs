@@ -6,8 +6,9 @@ use zeroize::Zeroizing;
 
 use super::UserId;
 
-/// A secret text: wiped from memory when dropped, and never printed.
-#[derive(Clone, PartialEq, Eq)]
+/// A secret text that is wiped from memory when dropped, and never printed. It keeps the buffer of the string that it is made
+/// from: to shrink the buffer could leave a copy that is not wiped.
+#[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 /// An application that may sign requests.
