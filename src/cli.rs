@@ -42,7 +42,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "collections-service", version, propagate_version = true)]
 pub struct Cli {
-    /// How log lines look
+    /// The format of log lines
     #[arg(long, global = true, value_enum, env = "COLLECTIONS_LOG_FORMAT")]
     log_format: Option<LogFormat>,
     /// Which log lines are written, in the form of RUST_LOG
@@ -88,8 +88,8 @@ enum Command {
 pub enum Exit {
     /// Usage or configuration: 2, or 1 from `healthcheck`.
     Usage(String),
-    /// The same, with clap's own message already printed.
-    Told,
+    /// The same, where clap has printed the message.
+    Reported,
     /// Anything else: 1.
     Failed(String),
     /// A code of the command's own, with its message.
@@ -112,11 +112,11 @@ impl Exit {
     fn report(self) -> ExitCode {
         let (code, message) = match self {
             Self::Usage(message) => (usage_code(), message),
-            Self::Told => return ExitCode::from(usage_code()),
+            Self::Reported => return ExitCode::from(usage_code()),
             Self::Failed(message) => (1, message),
             Self::Code(code, message) => (code, message),
         };
-        // Where nobody listens, the code alone must do.
+        // The exit code is the result, whether or not the message can be written.
         drop(writeln!(io::stderr(), "error: {message}"));
         ExitCode::from(code)
     }
@@ -143,7 +143,7 @@ fn usage(error: &clap::Error) -> Result<(), Exit> {
     drop(error.print());
     match error.exit_code() {
         0 => Ok(()),
-        _ => Err(Exit::Told),
+        _ => Err(Exit::Reported),
     }
 }
 
@@ -195,7 +195,7 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     outcome
 }
 
-/// On one thread nothing has to be handed over, which costs more than a call's own work. More can be asked for.
+/// One thread is the default: to hand a call over to another thread costs more than the call's own work.
 fn runtime(command: &Command) -> Builder {
     let threads = match command {
         Command::Serve(args) => args.worker_threads,

@@ -61,10 +61,10 @@ pub struct Args {
     /// gRPC calls of one calling service in each window, such as 10000/1h; 0 for no limit
     #[arg(long, default_value = "0", env = "COLLECTIONS_CALLER_RATE_LIMIT")]
     caller_rate_limit: Rule,
-    /// The keys that open OAuth secrets. Needed for the REST gateway
+    /// The keys that OAuth secrets are sealed with. Required for the REST gateway
     #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: Option<PathBuf>,
-    /// Believe the metadata x-user-id of anyone. Only on a loopback address
+    /// Accept x-user-id from any caller. Only where --grpc-addr has loopback addresses alone
     #[arg(long, env = "COLLECTIONS_INSECURE_IDENTITY")]
     insecure_identity: bool,
     /// Calls in flight; more are refused at once with UNAVAILABLE. When places are scarce, one caller gets a quarter of them
@@ -108,16 +108,18 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let clear = settings.jwt.is_some() && settings.is_in_clear();
     run_settings(&args.database_url, capacity, args.worker_threads, settings, || {
         if insecure {
-            tracing::warn!("--insecure-identity: anyone on this machine may destroy in anyone's name");
+            tracing::warn!(
+                "--insecure-identity: any process on this machine can destroy the collections of every user"
+            );
         }
         if clear {
-            tracing::warn!("--jwks: bearer tokens come without TLS, unless something in front sees to it");
+            tracing::warn!("--jwks: bearer tokens are received without TLS, unless a proxy terminates it");
         }
     })
     .await
 }
 
-/// Serves until a signal; `serving` is called once it does.
+/// Serves until a signal. Calls `serving` when all listeners accept connections.
 pub async fn run_settings(
     database: &DatabaseUrl,
     capacity: Capacity,
@@ -163,7 +165,7 @@ async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl F
     Ok(())
 }
 
-/// Stops, and says so.
+/// Drains the server, and logs the result.
 pub async fn drain(running: Running) {
     tracing::info!("draining");
     if running.drain().await {
@@ -173,10 +175,10 @@ pub async fn drain(running: Running) {
     }
 }
 
-/// How much the store may do at one time.
+/// The store's limits.
 fn capacity(args: &Args) -> Result<Capacity, Exit> {
     let purge = matches!(args.purge, Switch::On);
-    // One for readiness, one for destroys that wait for a locked row, one for credentials, one for the purge.
+    // Readiness, destroys that wait for a locked row, credentials, and the purge take one each.
     let others = 3 + u32::from(purge);
     if args.database_connections < args.batches_in_flight + others {
         return Err(Exit::Usage(format!(
@@ -192,7 +194,7 @@ fn capacity(args: &Args) -> Result<Capacity, Exit> {
     })
 }
 
-/// The configuration as a whole, or what is wrong with it.
+/// Checks the arguments together.
 async fn settings(args: &Args) -> Result<Settings, Exit> {
     let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
     let grpc_address = args.grpc_addr.resolve("--grpc-addr").await?;
@@ -209,7 +211,9 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
             return refuse("--credentials-key-file: is for the REST gateway, but --rest-addr is off");
         }
         (Some(_), None) => {
-            return refuse("--credentials-key-file: is needed by the REST gateway; or give --rest-addr off");
+            return refuse(
+                "--credentials-key-file: is required by the REST gateway; or give --rest-addr off",
+            );
         }
         (Some(address), Some(path)) => {
             let address = address.resolve("--rest-addr").await?.to_bind();
