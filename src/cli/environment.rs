@@ -60,7 +60,7 @@ fn is_service_link(name: &str) -> bool {
     name.ends_with("_SERVICE_HOST")
         || name.ends_with("_PORT")
         || name.contains("_SERVICE_PORT_")
-        || name.match_indices("_PORT_").any(|(at, text)| name.get(at + text.len()..).is_some_and(is_port))
+        || name.rsplit_once("_PORT_").is_some_and(|(_, port)| is_port(port))
 }
 
 fn collect(command: &Command, known: &mut HashSet<String>) {
