@@ -1,7 +1,9 @@
-//! How a well-behaved caller fares beside peers that mean harm: `cargo bench --bench hostile`.
+//! The latency of a well-behaved caller during attacks, and the memory of the service: `cargo bench --bench hostile`.
 //!
-//! Each attack runs against the real binary in turns with nothing (A B A B). The calls ask for a collection that there is
-//! not, once over a connection that stays and once over a new one each time. The table has medians over the rounds.
+//! Each attack runs against the real binary in turns with nothing (A B A B), from another address than the caller's. Where
+//! control groups can be made, the service has the memory of its pod. The calls ask for a collection that there is not,
+//! once over a connection that stays and once over a new one each time. The table has medians over the rounds. An argument
+//! selects the attacks whose names contain it: `cargo bench --bench hostile -- PING`.
 
 #![expect(
     clippy::unwrap_used,
@@ -52,30 +54,84 @@ const HELD: usize = 10_000;
 /// The longest that an attack has before the calls begin, to open what it holds.
 const LEAD: Duration = Duration::from_secs(6);
 
-const ATTACKS: [(&str, Attack, bool); 7] = [
-    ("silent connections", Attack::Silence, true),
-    ("half a preface", Attack::HalfPreface, true),
-    ("idle HTTP/2 connections", Attack::Idle, true),
-    ("slow HTTP/1.1 headers", Attack::SlowHeaders, false),
-    ("slow bodies", Attack::SlowBody, false),
-    ("rapid resets", Attack::RapidReset, true),
-    ("CONTINUATION floods", Attack::Continuation, true),
+/// Floods that an attacker runs at one time.
+const FLOODS: usize = 4;
+/// The memory limit of the service, in bytes: that of the pod in `deploy/`.
+const MEMORY: &str = "268435456";
+
+/// The listeners that an attack connects to.
+#[derive(Clone, Copy)]
+enum Target {
+    Grpc,
+    Rest,
+    All,
+}
+
+const ATTACKS: [(&str, Attack, Target); 17] = [
+    ("silent connections", Attack::Silence, Target::Grpc),
+    ("half a preface", Attack::HalfPreface, Target::Grpc),
+    ("idle HTTP/2 connections", Attack::Idle, Target::Grpc),
+    ("idle HTTP/2 connections, three listeners", Attack::Idle, Target::All),
+    ("slow HTTP/1.1 headers", Attack::SlowHeaders, Target::Rest),
+    ("slow HTTP/1.1 headers, three listeners", Attack::SlowHeaders, Target::All),
+    ("slow bodies", Attack::SlowBody, Target::Rest),
+    ("unfinished health checks", Attack::UnfinishedCheck, Target::Grpc),
+    ("unfinished health checks, large headers", Attack::LargeHeaders, Target::Grpc),
+    ("rapid resets", Attack::RapidReset, Target::Grpc),
+    ("CONTINUATION floods", Attack::Continuation, Target::Grpc),
+    ("PING floods", Attack::Pings, Target::Grpc),
+    ("WINDOW_UPDATE floods", Attack::WindowUpdates, Target::Grpc),
+    ("SETTINGS floods", Attack::Settings, Target::Grpc),
+    ("PRIORITY floods", Attack::Priorities, Target::Grpc),
+    ("DATA of one byte", Attack::TinyData, Target::Rest),
+    ("HTTP/1.1 chunks of one byte", Attack::TinyChunks, Target::Rest),
 ];
+
+/// A control group with the memory limit of a pod, where this process may make one.
+struct MemoryGroup(Option<std::path::PathBuf>);
+
+impl MemoryGroup {
+    fn new() -> Self {
+        let name = format!("hostile-{}", std::process::id());
+        let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        Self(versions.into_iter().find_map(|(mount, file)| {
+            let group = Path::new(mount).join(&name);
+            std::fs::create_dir(&group).ok()?;
+            let limited = std::fs::write(group.join(file), MEMORY);
+            limited.is_ok().then_some(group)
+        }))
+    }
+
+    /// A command of the shell that moves it into the group.
+    fn enter(&self) -> String {
+        let group = self.0.as_ref();
+        group.map_or_else(|| ":".to_owned(), |group| format!("echo $$ > {}/cgroup.procs", group.display()))
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let _removed = self.0.as_ref().map(std::fs::remove_dir);
+    }
+}
 
 struct Service {
     child: Child,
     grpc: String,
     rest: String,
+    admin: String,
 }
 
 impl Service {
-    fn start(folder: &Path) -> Self {
+    fn start(folder: &Path, group: &MemoryGroup) -> Self {
         let (database, key) = (folder.join("db"), folder.join("key"));
         let url = format!("sqlite:{}?mode=rwc", database.display());
         std::fs::write(&key, KeyRing::generate_line("bench", &Entropy::default()).as_bytes()).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         let program = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_collections-service"));
+            let mut command = Command::new("sh");
+            let script = format!("{}; exec \"$0\" \"$@\"", group.enter());
+            command.args(["-c", &script, env!("CARGO_BIN_EXE_collections-service")]);
             command.args(arguments).env("COLLECTIONS_DATABASE_URL", &url).stderr(Stdio::piped());
             command
         };
@@ -94,7 +150,7 @@ impl Service {
         // Its log must not fill the pipe.
         thread::spawn(move || lines.count());
         let address = |name: &str| serving[name].as_str().unwrap().to_owned();
-        Self { child, grpc: address("grpc"), rest: address("rest") }
+        Self { child, grpc: address("grpc"), rest: address("rest"), admin: address("admin") }
     }
 
     fn memory_mb(&self) -> u64 {
@@ -127,10 +183,10 @@ struct Running {
 }
 
 impl Running {
-    fn start(number: usize, address: &str) -> Self {
+    fn start(number: usize, addresses: &[&str]) -> Self {
         let itself = std::env::current_exe().unwrap();
         let mut command = Command::new("chrt");
-        command.args(["--idle", "0"]).arg(itself).args(["attack", &number.to_string(), address]);
+        command.args(["--idle", "0"]).arg(itself).args(["attack", &number.to_string()]).args(addresses);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let (opened, lines) = (Arc::new(AtomicUsize::new(0)), BufReader::new(child.stdout.take().unwrap()));
         let count = opened.clone();
@@ -150,17 +206,32 @@ impl Drop for Running {
     }
 }
 
-/// What the process of an attack does until it is killed: it opens connections, a few hundred a second at most, and says how many.
-async fn attack_for_ever(attack: Attack, address: &str) {
-    let floods = matches!(attack, Attack::RapidReset | Attack::Continuation);
+/// What the process of an attack does until it is killed: it opens connections, a few hundred a second at most, and prints
+/// how many.
+async fn attack_until_killed(attack: Attack, addresses: &[String]) {
+    let floods = matches!(
+        attack,
+        Attack::RapidReset
+            | Attack::Continuation
+            | Attack::Pings
+            | Attack::WindowUpdates
+            | Attack::Settings
+            | Attack::Priorities
+            | Attack::TinyData
+            | Attack::TinyChunks
+    );
+    let open = async |address: &String| match attack::connect_from(attack::ATTACKER, address).await {
+        Ok(stream) => attack.run(stream).await,
+        Err(_) => None,
+    };
     let (mut held, mut opened) = (Vec::new(), 0);
-    loop {
-        if held.len() < HELD {
-            let stream = attack.open(address).await;
+    for address in addresses.iter().cycle() {
+        if floods {
+            opened += FLOODS;
+            futures_util::future::join_all((0..FLOODS).map(|_| open(address))).await;
+        } else if held.len() < HELD {
             opened += 1;
-            if !floods {
-                held.extend(stream);
-            }
+            held.extend(open(address).await);
         }
         if floods || held.len() == HELD || held.len() % 50 == 0 {
             println!("{opened}");
@@ -207,25 +278,37 @@ fn main() {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, command, number, address] = arguments.as_slice()
+    if let [_, command, number, addresses @ ..] = arguments.as_slice()
         && command == "attack"
     {
-        runtime.block_on(attack_for_ever(ATTACKS[number.parse::<usize>().unwrap()].1, address));
+        runtime.block_on(attack_until_killed(ATTACKS[number.parse::<usize>().unwrap()].1, addresses));
+    }
+    let wanted = arguments.iter().skip(1).find(|argument| !argument.starts_with('-'));
+    let group = MemoryGroup::new();
+    if group.0.is_none() {
+        eprintln!("no control group could be made: the service has the memory of the machine");
     }
     println!(
-        "| beside | connections | p50 | p99 | p99, times alone | new: p50 | new: p99 | times alone | peak MB |"
+        "| attack | connections | p50 | p99 | p99, times alone | new: p50 | new: p99 | times alone | peak MB |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (number, (name, _, grpc)) in ATTACKS.into_iter().enumerate() {
+    for (number, (name, _, target)) in ATTACKS.into_iter().enumerate() {
+        if wanted.is_some_and(|wanted| !name.contains(wanted)) {
+            continue;
+        }
         let (mut ratios, mut beside) = ([const { Vec::new() }; 2], [const { Vec::new() }; 4]);
         let (mut opened, mut memory) = (0, 0);
         for round in 1..=ROUNDS {
             eprint!("\r{name}: round {round} of {ROUNDS}   ");
             let folder = tempfile::tempdir().unwrap();
-            let service = Service::start(folder.path());
+            let service = Service::start(folder.path(), &group);
             let alone = runtime.block_on(calls(&service));
-            let address = if grpc { &service.grpc } else { &service.rest };
-            let running = Running::start(number, address);
+            let addresses: &[&str] = match target {
+                Target::Grpc => &[&service.grpc],
+                Target::Rest => &[&service.rest],
+                Target::All => &[&service.grpc, &service.rest, &service.admin],
+            };
+            let running = Running::start(number, addresses);
             let begun = Instant::now();
             while begun.elapsed() < LEAD && running.opened.load(Ordering::Relaxed) < HELD {
                 thread::sleep(Duration::from_millis(50));

@@ -9,6 +9,7 @@ mod connection_table;
 mod event_counter;
 mod file_watch;
 mod frame_meter;
+mod frame_scanner;
 mod handshake;
 mod lifecycle;
 mod listener;

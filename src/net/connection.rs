@@ -16,7 +16,7 @@ use tower::{BoxError, Service, ServiceExt};
 
 use super::{
     connection_table::TableEntry,
-    event_counter::EventCounter,
+    event_counter::ConnectionEvents,
     handshake::TlsServer,
     lifecycle::Lifecycle,
     metered_stream::MeteredStream,
@@ -35,10 +35,7 @@ pub struct Connection<S, B> {
     /// Makes the response to a request for which there is no memory.
     pub refuse: fn() -> Response<B>,
     pub budget: Arc<ClientBudget>,
-    /// Counts the requests refused for want of memory.
-    pub refusals: Arc<EventCounter>,
-    /// Counts the connections closed for their frames.
-    pub floods: Arc<EventCounter>,
+    pub events: Arc<ConnectionEvents>,
     pub lifecycle: Lifecycle,
     pub entry: TableEntry,
 }
@@ -70,19 +67,20 @@ where
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         transport: Transport,
     ) {
-        let Self { builder, address, service, refuse, budget, refusals, floods, lifecycle, entry } = self;
+        let Self { builder, address, service, refuse, budget, events, lifecycle, entry } = self;
         let certificate = transport.clone();
         let (peer, state) = (Peer::new(address, transport), entry.connection.clone());
         // Connections that are accepted during the drain are served, but not waited for.
         let (calls, late) = (lifecycle.calls.clone(), lifecycle.stop.is_cancelled());
         let stop = if late { &lifecycle.close } else { &lifecycle.stop };
+        let (stream, turn) = MeteredStream::new(stream, entry.connection.clone(), events.clone());
         let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let (call, token) = (state.begin_call(), (!late).then(|| calls.token()));
             let charge = budget.charge(&request);
             let response = charge.map(|charge| (charge, service.clone().oneshot(request)));
             if response.is_none() {
-                refusals.record();
+                events.refused.record();
             }
             async move {
                 let Some((charge, response)) = response else {
@@ -95,7 +93,6 @@ where
                 Ok(response)
             }
         });
-        let (stream, turn) = MeteredStream::new(stream, entry.connection.clone(), floods);
         let connection = builder.serve_connection(TokioIo::new(stream), counted);
         tokio::pin!(connection);
         let ended = tokio::select! {
@@ -183,8 +180,7 @@ mod tests {
             service: tower::service_fn(|_request| future::pending::<Result<Response<Empty<Bytes>>, _>>()),
             refuse: || Response::new(Empty::new()),
             budget: RequestBudget::new(usize::MAX).client(Ipv4Addr::LOCALHOST.into()),
-            refusals: EventCounter::new(|_requests| ()),
-            floods: EventCounter::new(|_connections| ()),
+            events: ConnectionEvents::new(),
             lifecycle,
             entry,
         };

@@ -7,6 +7,17 @@ use std::sync::{
 
 use crate::config;
 
+/// The events of connections that are logged together.
+#[derive(Debug)]
+pub struct ConnectionEvents {
+    /// Requests refused for want of memory for requests.
+    pub refused: Arc<EventCounter>,
+    /// Connections closed for too many frames.
+    pub floods: Arc<EventCounter>,
+    /// Requests that HTTP/2 itself refused as malformed.
+    pub malformed: Arc<EventCounter>,
+}
+
 /// Counts events, and logs their number together, a second after the first of them.
 #[derive(Debug)]
 pub struct EventCounter {
@@ -14,9 +25,29 @@ pub struct EventCounter {
     log: fn(u64),
 }
 
+impl ConnectionEvents {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            refused: EventCounter::new(|requests| {
+                tracing::warn!(requests, "requests refused: the memory for requests in flight is used up");
+            }),
+            floods: EventCounter::new(|connections| {
+                tracing::warn!(connections, "connections closed: too many HTTP/2 frames for the calls made");
+            }),
+            malformed: EventCounter::new(|requests| {
+                tracing::warn!(
+                    requests,
+                    "requests reset as malformed HTTP/2; an :authority with several ports is, which gRPC clients send \
+                     for targets such as ipv4:a,b: set their authority option",
+                );
+            }),
+        })
+    }
+}
+
 impl EventCounter {
     /// `log` writes the line for so many events.
-    pub fn new(log: fn(u64)) -> Arc<Self> {
+    fn new(log: fn(u64)) -> Arc<Self> {
         Arc::new(Self { count: AtomicU64::new(0), log })
     }
 

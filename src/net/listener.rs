@@ -82,8 +82,7 @@ impl Listener {
                     service: service.clone(),
                     refuse,
                     budget: resources.requests.client(address),
-                    refusals: resources.refusals.clone(),
-                    floods: resources.floods.clone(),
+                    events: resources.events.clone(),
                     lifecycle: shared.clone(),
                 };
                 shared.connections.spawn(connection.serve(stream, tls.clone()));

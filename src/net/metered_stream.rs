@@ -12,7 +12,12 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{connection_table::ConnectionState, event_counter::EventCounter, frame_meter::FrameMeter};
+use super::{
+    connection_table::ConnectionState,
+    event_counter::ConnectionEvents,
+    frame_meter::FrameMeter,
+    frame_scanner::{FrameScanner, RST_STREAM},
+};
 use crate::config;
 
 /// Reads a limited number of bytes in a turn, so that one connection does not hold up the others, and fails when the peer
@@ -23,18 +28,31 @@ pub struct MeteredStream<IO> {
     meter: FrameMeter,
     turn: ReadTurn,
     connection: Arc<ConnectionState>,
-    floods: Arc<EventCounter>,
+    events: Arc<ConnectionEvents>,
+    sent: FrameScanner,
 }
 
 /// The bytes read since the connection's task was last polled.
 #[derive(Clone, Debug, Default)]
 pub struct ReadTurn(Arc<AtomicUsize>);
 
+/// HTTP/2's error code for what violates the protocol.
+const PROTOCOL_ERROR: u32 = 1;
+
 impl<IO> MeteredStream<IO> {
-    /// `floods` counts the connections that are closed for their frames.
-    pub fn new(io: IO, connection: Arc<ConnectionState>, floods: Arc<EventCounter>) -> (Self, ReadTurn) {
+    pub fn new(io: IO, connection: Arc<ConnectionState>, events: Arc<ConnectionEvents>) -> (Self, ReadTurn) {
         let turn = ReadTurn::default();
-        (Self { io, meter: FrameMeter::new(), turn: turn.clone(), connection, floods }, turn)
+        let (meter, sent) = (FrameMeter::new(), FrameScanner::of_server());
+        (Self { io, meter, turn: turn.clone(), connection, events, sent }, turn)
+    }
+
+    /// Counts the requests that h2 resets before they reach a service.
+    fn count_resets(&mut self, sent: &[u8]) {
+        self.sent.scan(sent, |frame| {
+            if frame.kind == RST_STREAM && frame.error == PROTOCOL_ERROR {
+                self.events.malformed.record();
+            }
+        });
     }
 }
 
@@ -65,7 +83,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for MeteredStream<IO> {
         let read = buffer.filled().get(before..).unwrap_or_default();
         this.turn.0.fetch_add(read.len(), Ordering::Relaxed);
         if let Err(error) = this.meter.record(read, this.connection.take_completed()) {
-            this.floods.record();
+            this.events.floods.record();
             return Poll::Ready(Err(io::Error::other(error)));
         }
         Poll::Ready(Ok(()))
@@ -74,7 +92,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for MeteredStream<IO> {
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for MeteredStream<IO> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write(context, bytes))?;
+        this.count_resets(bytes.get(..written).unwrap_or_default());
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -82,7 +103,15 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for MeteredStream<IO> {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(context, buffers)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(context, buffers))?;
+        let mut left = written;
+        for buffer in buffers {
+            let length = left.min(buffer.len());
+            this.count_resets(buffer.get(..length).unwrap_or_default());
+            left -= length;
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

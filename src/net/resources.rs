@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     connection_table::{ConnectionTable, TableLimits},
-    event_counter::EventCounter,
+    event_counter::ConnectionEvents,
     process_limits::ProcessLimits,
     request_budget::RequestBudget,
 };
@@ -18,8 +18,7 @@ pub struct Resources {
     /// For the admin listener alone, so that a probe always has a place.
     admin: Arc<ConnectionTable>,
     requests: Arc<RequestBudget>,
-    refusals: Arc<EventCounter>,
-    floods: Arc<EventCounter>,
+    events: Arc<ConnectionEvents>,
 }
 
 /// What one listener uses of them.
@@ -27,10 +26,7 @@ pub struct Resources {
 pub struct ListenerResources {
     pub(super) table: Arc<ConnectionTable>,
     pub(super) requests: Arc<RequestBudget>,
-    /// Requests refused for want of request memory.
-    pub(super) refusals: Arc<EventCounter>,
-    /// Connections closed for their frames.
-    pub(super) floods: Arc<EventCounter>,
+    pub(super) events: Arc<ConnectionEvents>,
 }
 
 impl Resources {
@@ -44,12 +40,7 @@ impl Resources {
             public: ConnectionTable::new(TableLimits::of(connections)),
             admin: ConnectionTable::new(TableLimits::of(net::ADMIN_CONNECTION_LIMIT)),
             requests: RequestBudget::new(request_memory),
-            refusals: EventCounter::new(|requests| {
-                tracing::warn!(requests, "requests refused: the memory for requests in flight is used up");
-            }),
-            floods: EventCounter::new(|connections| {
-                tracing::warn!(connections, "connections closed: too many HTTP/2 frames for the calls made");
-            }),
+            events: ConnectionEvents::new(),
         }
     }
 
@@ -69,8 +60,7 @@ impl Resources {
         ListenerResources {
             table: table.clone(),
             requests: self.requests.clone(),
-            refusals: self.refusals.clone(),
-            floods: self.floods.clone(),
+            events: self.events.clone(),
         }
     }
 }

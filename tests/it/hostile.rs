@@ -10,7 +10,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
 };
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -18,7 +18,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{
     support::{
         Backend, Ground, OWNER, PATH,
-        attack::Attack,
+        attack::{ATTACKER, Attack, connect_from},
         destroy, form_now,
         pki::Authority,
         program::{Program, path, run},
@@ -206,23 +206,14 @@ async fn slow_bodies_hold_no_places() {
     assert_eq!(&answer, b"HTTP/1.1 404");
 }
 
-/// Another loopback address than the tests' usual one.
-const OTHER_ADDRESS: &str = "127.0.0.2";
-
-async fn connect_from(source: &str, address: &str) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
-    socket.connect(address.parse().unwrap()).await.unwrap()
-}
-
 /// A client far away takes its time between the connection and its first call, while another address opens connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_from_one_address_evicts_no_other() {
     let ground = Ground::new(Backend::Sqlite).await;
     let program = Program::serve_with_files(&ground, FEW_FILES).await;
     let rest = program.rest.trim_start_matches("http://");
-    let distant = connect_from(OTHER_ADDRESS, rest).await;
-    let mut idle = connect_from(OTHER_ADDRESS, rest).await;
+    let distant = connect_from(ATTACKER, rest).await.unwrap();
+    let mut idle = connect_from(ATTACKER, rest).await.unwrap();
     let request = format!("GET / HTTP/1.1\r\nhost: {rest}\r\n\r\n");
     idle.write_all(request.as_bytes()).await.unwrap();
     assert!(idle.read(&mut [0; 4096]).await.unwrap() > 0);
@@ -260,7 +251,7 @@ async fn compressed_headers_use_a_bounded_amount_of_memory() {
     let grpc = program.grpc.trim_start_matches("http://");
     let mut streams = Vec::new();
     for _ in 0..200 {
-        streams.extend(Attack::LargeHeaders.run(connect_from(OTHER_ADDRESS, grpc).await).await);
+        streams.extend(Attack::LargeHeaders.run(connect_from(ATTACKER, grpc).await.unwrap()).await);
     }
     assert_eq!(
         destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code(),
@@ -319,4 +310,22 @@ async fn calls_that_time_out_together_do_not_end_their_connection() {
         let status = call.await.unwrap();
         assert_eq!(status.code(), Code::NotFound, "{status:?}");
     }
+}
+
+/// The HTTP/2 library refuses an authority with two ports before any of our code has the request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_malformed_authority_is_logged() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let mut stream = Attack::TwoPorts.open(program.grpc.trim_start_matches("http://")).await.unwrap();
+    // Until its reset, a frame of 13 bytes with PROTOCOL_ERROR, has arrived.
+    let mut received = Vec::new();
+    while !received.windows(4).any(|bytes| bytes == [0, 0, 4, 3]) {
+        assert!(stream.read_buf(&mut received).await.unwrap() > 0);
+    }
+    // The line follows within a second.
+    tokio::time::sleep(collections_service::config::net::EVENT_LOG_INTERVAL * 3 / 2).await;
+    program.signal(Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(20)).await;
+    assert!(log.iter().any(|line| line.contains("malformed HTTP/2")), "{log:?}");
 }

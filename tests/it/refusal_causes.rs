@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, atomic::AtomicI64};
 
+use chrono::{DateTime, Utc};
 use collections_service::{
     config,
     domain::{
@@ -14,7 +15,6 @@ use collections_service::{
         oauth1::{Origin, Parameters, Request, Verifier},
     },
 };
-use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName};
 use jsonwebtoken::Algorithm;
 use serde_json::json;
@@ -261,8 +261,7 @@ async fn a_refused_caller_is_named() {
     };
     let peer = |names: &[&str]| {
         let vouched = names.iter().map(|name| name.parse().unwrap()).collect();
-        let verified =
-            VerifiedNames { vouched, unvouched: Vec::new(), not_after: DateTime::<Utc>::MAX_UTC };
+        let verified = VerifiedNames { vouched, unvouched: Vec::new(), not_after: DateTime::<Utc>::MAX_UTC };
         let certificate = Some(Arc::new(PeerCertificate::new(verified, Clock::System)));
         Peer::new("10.0.0.1".parse().unwrap(), Transport::Tls { certificate })
     };

@@ -1,6 +1,14 @@
 //! Peers that mean harm, in raw bytes over real sockets.
 
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use std::io;
+
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+};
+
+/// A loopback address for attackers, who usually have others than honest callers.
+pub const ATTACKER: &str = "127.0.0.2";
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -45,6 +53,10 @@ pub enum Attack {
     Priorities,
     /// A body in DATA frames of one byte.
     TinyData,
+    /// A request for an authority with two ports, as gRPC clients send it for a target of two addresses.
+    TwoPorts,
+    /// An HTTP/1.1 body in chunks of one byte.
+    TinyChunks,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -78,6 +90,13 @@ async fn flood(mut stream: TcpStream, hello: &[u8], frame: &[u8]) -> Option<TcpS
         stream.write_all(&frames).await.ok()?;
     }
     Some(stream)
+}
+
+/// A connection from this loopback address.
+pub async fn connect_from(source: &str, address: &str) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(format!("{source}:0").parse().unwrap())?;
+    socket.connect(address.parse().unwrap()).await
 }
 
 impl Attack {
@@ -125,6 +144,18 @@ impl Attack {
                 let call = frame(HEADERS, END_HEADERS, 1, &post("/1.1/collections/destroy.json"));
                 let data = frame(DATA, 0, 1, b"x").repeat(60_000);
                 stream.write_all(&[hello, call, data].concat()).await.ok().map(|()| stream)
+            }
+            Self::TwoPorts => {
+                let authority = b"192.0.2.1:1,192.0.2.2:2";
+                let length = u8::try_from(authority.len()).unwrap();
+                let block = [&request(), &[0x01, length][..], authority].concat();
+                let call = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
+                stream.write_all(&[hello, call].concat()).await.ok().map(|()| stream)
+            }
+            Self::TinyChunks => {
+                let head = b"POST /1.1/collections/destroy.json HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+                let chunks = b"1\r\nx\r\n".repeat(60_000);
+                stream.write_all(&[&head[..], &chunks].concat()).await.ok().map(|()| stream)
             }
             Self::Idle => stream.write_all(&hello).await.ok().map(|()| stream),
             Self::RapidReset => {
