@@ -87,7 +87,6 @@ impl Settings {
 
 /// Where destroys are carried out.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Rpc {
     /// In this process, for gRPC callers and for the gateway.
     Served(Grpc),

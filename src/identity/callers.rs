@@ -10,10 +10,7 @@ use super::{
     peer_name::{PeerName, TrustedPeers},
     user::AuthenticatedUser,
 };
-use crate::{
-    config,
-    domain::{DestroyError, DestroyFailure, UserId},
-};
+use crate::domain::{DestroyError, DestroyFailure, UserId};
 
 const USER_ID: &str = "x-user-id";
 

@@ -37,6 +37,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     (
         "server",
         &[
+            "collections",
             "config",
             "domain",
             "grpc",
