@@ -1,26 +1,30 @@
 //! collections-service destroys collections: permanently, only for their owner, and exactly once.
 //!
-//! # The way a destroy takes
+//! # The path of one destroy
 //!
-//! gRPC: [`server`] accepts, [`grpc`] bounds the call and asks [`identity`] who calls, [`collections`] is the use case,
-//! [`store`] the one atomic statement, run by the batch driver that the composition root polls. REST: [`rest`] verifies the OAuth 1.0a signature or the bearer token through
-//! [`identity`] and calls the same RPC through its generated client ([`proto`]), in process or over the network.
+//! gRPC: [`net`] accepts the connection, [`grpc`] bounds the call (record, deadline, body, admission) and lets [`identity`]
+//! authenticate the caller, [`collections`] is the use case, and [`store`] the one atomic statement.
+//! REST: [`rest`] verifies the OAuth 1.0a signature or the bearer token through [`identity`] and reaches the same use case
+//! through [`collections::DestroyApi`]: in this process ([`collections::Local`]), or on servers elsewhere ([`upstream`]).
 //! Afterwards [`jobs`] erases the entries of what was destroyed.
-//! [`domain`] is what all of them talk about, [`config`] every limit by name, [`rate_limit`] what the REST edge counts,
-//! [`telemetry`] log and metrics, [`cli`] the commands.
 //!
-//! # What always holds
+//! [`domain`] has the vocabulary of all rooms, [`config`] every limit by name, [`rate_limit`] the counters of users and callers,
+//! [`jwks`] the key sets of token issuers, [`telemetry`] log and metrics, [`proto`] the generated contract. [`server`] puts all of
+//! it together, and [`cli`] has the commands.
 //!
-//! 1. Only [`store`] names sea-orm or holds SQL; only [`grpc`] names tonic's server, and only [`rest`] axum.
-//! 2. Nothing reaches [`collections::destroy`] without an [`identity::AuthenticatedUser`], which only [`identity`] makes.
-//! 3. Ownership is decided by the deleting statement itself, and OK is said only after its commit.
+//! # Invariants
+//!
+//! 1. Only [`store`] names sea-orm or holds SQL; only [`grpc`] names tonic's server, and only [`rest`] and [`server`] axum.
+//! 2. Nothing reaches [`collections::Local::destroy`] without an [`identity::AuthenticatedUser`], which only [`identity`] makes.
+//! 3. Ownership is decided by the deleting statement itself, and OK is returned only after its commit.
 //! 4. One table ([`domain::DestroyError::row`]) pairs each failure with its codes on both protocols.
 //! 5. Time and randomness come from [`domain::Clock`] and [`domain::Entropy`].
 //! 6. Every queue, pool, cache, body, header and wait has a limit, named in [`config`].
 //! 7. A tombstone is written once, by the statement that destroys, and changed only if a row that was put back by hand is
-//!    destroyed again. What is left to do after a destroy is a row in a queue table, written by the same statement.
+//!    destroyed again. Work that follows a destroy is a row in a queue table, written by the same statement.
 //! 8. PostgreSQL sessions carry no state of ours, so that any pooler or node may serve any statement.
 //! 9. Every table has a deletion rule ([`store::DELETION_RULES`]).
+//! 10. A room imports only the rooms below it, and no file imports itself over others.
 
 pub mod cli;
 pub mod collections;

@@ -51,7 +51,7 @@ pub struct Args {
     edge: Edge,
     #[command(flatten)]
     rate_limit: RateLimitArgs,
-    /// Threads that serve; more are for much TLS and many bearer tokens
+    /// Threads that serve. TLS handshakes and bearer tokens have threads of their own
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub worker_threads: u16,
     /// Seconds that accepted requests have to finish after SIGTERM

@@ -70,7 +70,7 @@ pub struct Args {
     /// Calls in flight; more are refused at once with UNAVAILABLE. When places are scarce, one caller gets a quarter of them
     #[arg(long, default_value_t = config::calls::IN_FLIGHT, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     max_in_flight: u32,
-    /// Threads that serve. One does what PostgreSQL can take; more are for much TLS and many bearer tokens
+    /// Threads that serve. One does what PostgreSQL can take; TLS handshakes and bearer tokens have threads of their own
     #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub worker_threads: u16,
     /// Seconds that accepted calls have to finish after SIGTERM

@@ -201,6 +201,11 @@ fn failure(address: SocketAddr, status: &Status) -> DestroyFailure {
         return DestroyFailure::new(DestroyError::Internal, cause);
     }
     let error = failure_of(status);
+    if error == DestroyError::RateLimited {
+        // The limit is that of the gateway as a caller, and no client's.
+        let cause = format_args!("the upstream {address} limits the calls of this gateway");
+        return DestroyFailure::new(DestroyError::Overloaded, cause);
+    }
     if error.is_fault() {
         DestroyFailure::new(
             error,

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod answers;
 mod architecture;
 mod batches;
 mod certificates;
@@ -30,6 +31,7 @@ mod jwks;
 mod jwt;
 mod ledger;
 mod locked_rows;
+mod log;
 mod lost_answers;
 mod matrix;
 mod model;

@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{ExitStatus, Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
+    sync::Notify,
     task::JoinHandle,
 };
 
@@ -22,6 +24,7 @@ use super::Ground;
 pub struct Program {
     child: Child,
     log: JoinHandle<Vec<String>>,
+    stall: Arc<Notify>,
     pub grpc: String,
     pub rest: String,
     pub admin: String,
@@ -98,13 +101,20 @@ impl Program {
         };
         let address = |name: &str| format!("http://{}", serving[name].as_str().unwrap_or_default());
         let (grpc, rest, admin) = (address("grpc"), address("rest"), address("admin"));
+        let stall = Arc::new(Notify::new());
+        let stalled = stall.clone();
         let log = tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                log.push(line);
+            loop {
+                tokio::select! {
+                    line = lines.next_line() => match line {
+                        Ok(Some(line)) => log.push(line),
+                        _ => return log,
+                    },
+                    () = stalled.notified() => std::future::pending().await,
+                }
             }
-            log
         });
-        Self { child, log, grpc, rest, admin }
+        Self { child, log, stall, grpc, rest, admin }
     }
 
     /// Until health says that it serves.
@@ -129,6 +139,16 @@ impl Program {
 
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it has ended")
+    }
+
+    /// Stops reading its log, and keeps it open: soon every write to it blocks.
+    pub fn stall_log(&self) {
+        self.stall.notify_one();
+    }
+
+    /// Waits until the process has ended, whatever its log holds.
+    pub async fn exit_status(&mut self, bound: Duration) -> ExitStatus {
+        tokio::time::timeout(bound, self.child.wait()).await.expect("it does not end").unwrap()
     }
 
     /// Reads its log no more: what it writes now fails.
