@@ -68,7 +68,7 @@ enum Target {
     All,
 }
 
-const ATTACKS: [(&str, Attack, Target); 17] = [
+const ATTACKS: [(&str, Attack, Target); 18] = [
     ("silent connections", Attack::Silence, Target::Grpc),
     ("half a preface", Attack::HalfPreface, Target::Grpc),
     ("idle HTTP/2 connections", Attack::Idle, Target::Grpc),
@@ -84,6 +84,7 @@ const ATTACKS: [(&str, Attack, Target); 17] = [
     ("WINDOW_UPDATE floods", Attack::WindowUpdates, Target::Grpc),
     ("SETTINGS floods", Attack::Settings, Target::Grpc),
     ("PRIORITY floods", Attack::Priorities, Target::Grpc),
+    ("malformed requests", Attack::TwoPorts, Target::Grpc),
     ("DATA of one byte", Attack::TinyData, Target::Rest),
     ("HTTP/1.1 chunks of one byte", Attack::TinyChunks, Target::Rest),
 ];
@@ -221,10 +222,7 @@ async fn attack_until_killed(attack: Attack, addresses: &[String]) {
             | Attack::TinyData
             | Attack::TinyChunks
     );
-    let open = async |address: &String| match attack::connect_from(attack::ATTACKER, address).await {
-        Ok(stream) => attack.run(stream).await,
-        Err(_) => None,
-    };
+    let open = |address| attack.open_from(attack::ATTACKER, address);
     let (mut held, mut opened) = (Vec::new(), 0);
     for address in addresses.iter().cycle() {
         if floods {

@@ -12,6 +12,7 @@ pub fn client_network(address: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use std::net::IpAddr;
 

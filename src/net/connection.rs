@@ -130,6 +130,7 @@ where
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use std::{future, net::Ipv4Addr, time::Duration};
 
@@ -214,7 +215,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_evicted_connection_is_closed_with_a_request_in_flight() {
         let closed = closed_after(|_, entry| {
-            let table = entry.table();
+            let table = entry.connection.table.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 let mut others = Vec::new();

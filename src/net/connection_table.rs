@@ -68,7 +68,7 @@ struct Counts {
 pub struct ConnectionState {
     number: u64,
     network: IpAddr,
-    table: Arc<ConnectionTable>,
+    pub(super) table: Arc<ConnectionTable>,
     calls: AtomicUsize,
     /// Calls completed since [`Self::take_completed`].
     completed: AtomicU32,
@@ -296,13 +296,6 @@ impl CallGuard {
     }
 }
 
-#[cfg(test)]
-impl TableEntry {
-    pub fn table(&self) -> Arc<ConnectionTable> {
-        self.connection.table.clone()
-    }
-}
-
 impl Drop for CallGuard {
     fn drop(&mut self) {
         self.0.idle_since.store(elapsed_ms(self.0.table.begun), Ordering::Relaxed);
@@ -329,6 +322,7 @@ fn elapsed_ms(begun: Instant) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test")]
 mod tests {
     use std::time::Duration;
 

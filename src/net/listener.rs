@@ -132,6 +132,7 @@ pub(super) fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
         .max_local_error_reset_streams(config::net::RESET_LIMIT)
         .max_pending_accept_reset_streams(config::net::PENDING_RESET_LIMIT)
         .max_header_list_size(config::net::HEADER_LIMIT)
+        .max_send_buf_size(config::net::SEND_BUFFER)
         .initial_stream_window_size(config::net::WINDOW)
         .initial_connection_window_size(config::net::WINDOW)
         .keep_alive_interval(config::net::KEEPALIVE)

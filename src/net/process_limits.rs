@@ -71,6 +71,7 @@ fn machine_memory(meminfo: &str) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use std::{fs, path::Path};
 

@@ -143,6 +143,7 @@ fn take(used: &AtomicUsize, bytes: usize, limit: usize) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
 mod tests {
     use std::net::IpAddr;
 

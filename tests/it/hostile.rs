@@ -1,5 +1,5 @@
-//! Beside peers that mean harm, everybody else is served, and no memory is lost to them. The figures are measured by
-//! `cargo bench --bench hostile`.
+//! During attacks, other callers are served, and the memory stays bounded. `cargo bench --bench hostile` measures the
+//! figures.
 
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use super::{
     tls,
 };
 
+/// The loopback address of honest callers.
+const HERE: &str = "127.0.0.1";
 /// More than the connections that may be without a call.
 const MANY: usize = 1_200;
 /// Open files that leave room for fewer connections than a test opens.
@@ -43,7 +45,7 @@ fn memory_mb(program: &Program) -> u64 {
 async fn open(attack: Attack, address: &str, count: usize) -> Vec<TcpStream> {
     let mut streams = Vec::new();
     for _ in 0..count {
-        streams.extend(attack.open(address).await);
+        streams.extend(attack.open_from(HERE, address).await);
     }
     streams
 }
@@ -62,7 +64,7 @@ async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
     tokio::time::timeout(patience, closed).await.is_ok()
 }
 
-/// Those who wait longest leave for those who come, and none of the newcomers waits.
+/// The connections that have been idle for the longest are evicted for new ones, which do not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silence_holds_no_place() {
     let ground = Ground::new(Backend::Sqlite).await;
@@ -88,7 +90,7 @@ async fn silence_holds_no_place() {
             send(&program.rest, form_now(&program.rest, "custom-1")),
         );
         assert_eq!(request.await.expect("a request waits").0, 404, "{attack:?}");
-        // Who had made a call keeps the connection.
+        // A connection that has made a call is kept.
         assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
         assert!(
             is_closed(&mut streams[0], Duration::from_secs(3)).await,
@@ -116,7 +118,7 @@ async fn slow_handshakes_hold_no_place() {
     let shown = tokio::time::timeout(Duration::from_secs(5), tls::shown(&program.rest, &authority));
     assert!(!shown.await.expect("a handshake waits").is_empty());
     assert!(is_closed(&mut streams[0], Duration::from_secs(3)).await);
-    // Whoever has a place has not got it for long.
+    // The connections that are left time out.
     let last = streams.last_mut().unwrap();
     assert!(is_closed(last, Duration::from_secs(12)).await, "a handshake may take for ever");
 }
@@ -139,7 +141,7 @@ async fn floods_of_frames_end_the_connection() {
         for address in [&program.grpc, &program.rest] {
             let address = address.trim_start_matches("http://");
             for _ in 0..10 {
-                if let Some(mut stream) = attack.open(address).await {
+                if let Some(mut stream) = attack.open_from(HERE, address).await {
                     assert!(is_closed(&mut stream, Duration::from_secs(10)).await, "{attack:?} goes on");
                 }
             }
@@ -153,7 +155,7 @@ async fn floods_of_frames_end_the_connection() {
     assert!(!log.iter().any(|line| line.contains("panicked")), "{log:?}");
 }
 
-/// Whoever watches health needs no user, so there is a limit to it; probes, which only ask, are served all the same.
+/// Watching health needs no user, so the streams have a limit; probes, which only check, are served all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_without_a_user_have_a_limit() {
     let ground = Ground::new(Backend::Sqlite).await;
@@ -251,7 +253,7 @@ async fn compressed_headers_use_a_bounded_amount_of_memory() {
     let grpc = program.grpc.trim_start_matches("http://");
     let mut streams = Vec::new();
     for _ in 0..200 {
-        streams.extend(Attack::LargeHeaders.run(connect_from(ATTACKER, grpc).await.unwrap()).await);
+        streams.extend(Attack::LargeHeaders.open_from(ATTACKER, grpc).await);
     }
     assert_eq!(
         destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code(),
@@ -317,7 +319,8 @@ async fn calls_that_time_out_together_do_not_end_their_connection() {
 async fn a_malformed_authority_is_logged() {
     let ground = Ground::new(Backend::Sqlite).await;
     let program = Program::serve(&ground, &[]).await;
-    let mut stream = Attack::TwoPorts.open(program.grpc.trim_start_matches("http://")).await.unwrap();
+    let mut stream =
+        Attack::TwoPorts.open_from(HERE, program.grpc.trim_start_matches("http://")).await.unwrap();
     // Until its reset, a frame of 13 bytes with PROTOCOL_ERROR, has arrived.
     let mut received = Vec::new();
     while !received.windows(4).any(|bytes| bytes == [0, 0, 4, 3]) {
@@ -328,4 +331,19 @@ async fn a_malformed_authority_is_logged() {
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(20)).await;
     assert!(log.iter().any(|line| line.contains("malformed HTTP/2")), "{log:?}");
+}
+
+/// HTTP/1.1 bodies within the limit, in chunks of one byte: six bytes for each of content.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_in_tiny_chunks_use_a_bounded_amount_of_memory() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let program = Program::serve(&ground, &[]).await;
+    let rest = program.rest.trim_start_matches("http://");
+    let mut streams = open(Attack::TinyChunks, rest, 50).await;
+    assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 404);
+    for stream in &mut streams {
+        // The body has no end, so the request times out.
+        assert!(is_closed(stream, Duration::from_secs(20)).await);
+    }
+    assert!(memory_mb(&program) < 150, "{} MB", memory_mb(&program));
 }

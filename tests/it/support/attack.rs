@@ -1,4 +1,4 @@
-//! Peers that mean harm, in raw bytes over real sockets.
+//! Malicious clients, in raw bytes over real sockets.
 
 use std::io;
 
@@ -25,21 +25,21 @@ const END_HEADERS: u8 = 4;
 /// What an attack does with each of its connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// Connects and says nothing: over TLS a handshake that does not begin.
+    /// Connects and sends nothing: over TLS a handshake that does not begin.
     Silence,
-    /// Half of HTTP/2's first words.
+    /// Half of HTTP/2's connection preface.
     HalfPreface,
     /// The headers of an HTTP/1.1 request, a line at a time, without an end.
     SlowHeaders,
     /// HTTP/2, set up and then idle.
     Idle,
-    /// Requests that are taken back at once.
+    /// Requests that are reset at once.
     RapidReset,
-    /// Headers that go on for ever.
+    /// Headers without an end.
     Continuation,
-    /// A body that is announced and does not come.
+    /// A body that is announced and not sent.
     SlowBody,
-    /// HTTP/2, with a health check whose message does not come.
+    /// HTTP/2, with a health check whose message is not sent.
     UnfinishedCheck,
     /// HTTP/2, with a hundred unfinished health checks. Their headers are large, and refer to the HPACK table.
     LargeHeaders,
@@ -100,13 +100,14 @@ pub async fn connect_from(source: &str, address: &str) -> io::Result<TcpStream> 
 }
 
 impl Attack {
-    /// One connection of the attack. It is given back to be held open; none where the service has closed it.
-    pub async fn open(self, address: &str) -> Option<TcpStream> {
-        self.run(TcpStream::connect(address).await.ok()?).await
+    /// Opens one connection of the attack from this loopback address, and returns it, to be held open; none where the
+    /// service has closed it.
+    pub async fn open_from(self, source: &str, address: &str) -> Option<TcpStream> {
+        self.run(connect_from(source, address).await.ok()?).await
     }
 
     /// The same, over this connection.
-    pub async fn run(self, mut stream: TcpStream) -> Option<TcpStream> {
+    async fn run(self, mut stream: TcpStream) -> Option<TcpStream> {
         let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
         match self {
             Self::Silence => Some(stream),
