@@ -14,7 +14,6 @@
     reason = "a benchmark"
 )]
 
-#[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/it/support/attack.rs"]
 mod attack;
 

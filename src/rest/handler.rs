@@ -182,8 +182,8 @@ impl Gateway {
                 return Err(invalid("there are a bearer token and OAuth parameters"));
             }
             let verifier = self.edge.jwt.as_ref();
-            let verifier =
-                verifier.ok_or_else(|| invalid("bearer tokens are not accepted: --jwks is not set"))?;
+            let verifier = verifier
+                .ok_or_else(|| DestroyFailure::new(DestroyError::TokenInvalid, "no JWKS is configured"))?;
             return verifier.verify(token).await;
         }
         let request = oauth1::Request {

@@ -1,7 +1,11 @@
 //! Every answer arrives, also where it is given without the request's body: clients lose one that is followed by a reset. Debian's
 //! curl is the client, one of those that did.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{process::Command, task::JoinSet};
@@ -26,7 +30,7 @@ const CLEARTEXT: [Dialect; 3] = [("--http1.1", true), ("--http2", true), ("--htt
 const TLS: [Dialect; 2] = [("--http1.1", true), ("--http2", true)];
 
 /// What curl reports of each of these requests: the status, or its own error.
-async fn curl(flags: &[&str], url: &str, body: &PathBuf, requests: usize) -> Vec<String> {
+async fn curl(flags: &[&str], url: &str, body: &Path, requests: usize) -> Vec<String> {
     let data = format!("@{}", path(body));
     let mut command = Command::new("curl");
     command.args(["--silent", "--insecure", "--max-time", "60", "--data-binary", &data]).args(flags);
@@ -39,7 +43,7 @@ async fn curl(flags: &[&str], url: &str, body: &PathBuf, requests: usize) -> Vec
 }
 
 /// Sends the request over new connections and over one that is reused; every answer must have this status.
-async fn all_arrive(dialects: &[Dialect], flags: &[&str], url: &str, body: &PathBuf, status: u16) {
+async fn all_arrive(dialects: &[Dialect], flags: &[&str], url: &str, body: &Path, status: u16) {
     let expected = format!("{status} 0");
     for (dialect, can_reuse) in dialects {
         let flags = [&[*dialect], flags].concat();
@@ -114,7 +118,10 @@ async fn refusals_arrive_in_overload() {
                 for requests in (0..CONNECTIONS).map(|_| 1).chain(can_reuse.then_some(REUSES)) {
                     for answer in curl(&[dialect], &url, body, requests).await {
                         // Between two calls the place is free for a moment.
-                        assert!(["503 0", "400 0"].contains(&answer.as_str()), "{dialect} {body:?}: {answer}");
+                        assert!(
+                            ["503 0", "400 0"].contains(&answer.as_str()),
+                            "{dialect} {body:?}: {answer}"
+                        );
                     }
                 }
             }

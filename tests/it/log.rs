@@ -51,13 +51,17 @@ async fn values_from_outside_are_cut() {
     let program = Program::serve(&ground, &[]).await;
     let long = "x".repeat(4000);
     rpc(&program.grpc).destroy(call(&long)).await.unwrap_err();
-    let request = http::Request::get(format!("/{long}")).header("x-request-id", &long).header("traceparent", &long);
+    let request =
+        http::Request::get(format!("/{long}")).header("x-request-id", &long).header("traceparent", &long);
     super::support::send(&program.rest, request.body(String::new()).unwrap()).await;
     program.signal(Signal::SIGTERM);
     let (_, lines) = program.ended(Duration::from_secs(10)).await;
     let of_calls: Vec<_> = lines.iter().filter(|line| line.contains("request.id")).collect();
     assert_eq!(of_calls.len(), 2, "{lines:?}");
     for line in of_calls {
-        assert!(line.contains(&"x".repeat(VALUE_LIMIT - 1)) && !line.contains(&"x".repeat(VALUE_LIMIT + 1)), "{line}");
+        assert!(
+            line.contains(&"x".repeat(VALUE_LIMIT - 1)) && !line.contains(&"x".repeat(VALUE_LIMIT + 1)),
+            "{line}"
+        );
     }
 }

@@ -1,6 +1,5 @@
 //! Starts the service in process on free ports, over a database of its own.
 
-#[expect(dead_code, reason = "the benchmark uses the rest")]
 pub mod attack;
 pub mod cluster;
 pub mod jwt;
