@@ -136,7 +136,7 @@ impl Service {
             command.args(arguments).env("COLLECTIONS_DATABASE_URL", &url).stderr(Stdio::piped());
             command
         };
-        assert!(program(&["migrate", "up"]).status().unwrap().success());
+        assert!(program(&["migrate", "up"]).stdout(Stdio::null()).status().unwrap().success());
         let free = "127.0.0.1:0";
         let listeners = ["--grpc-addr", free, "--rest-addr", free, "--admin-addr", free];
         let key = ["--insecure-identity", "--credentials-key-file", key.to_str().unwrap()];
