@@ -270,7 +270,15 @@ async fn compressed_headers_use_a_bounded_amount_of_memory() {
 async fn a_low_limit_of_files_stops_no_listener() {
     let ground = Ground::new(Backend::Sqlite).await;
     let program = Program::serve_with_files(&ground, FEW_FILES).await;
-    let _flood = open(Attack::SlowBody, program.rest.trim_start_matches("http://"), TOO_MANY_FOR_FILES).await;
+    let rest = program.rest.trim_start_matches("http://");
+    let mut flood = Vec::new();
+    for _ in 0..TOO_MANY_FOR_FILES {
+        let mut stream = connect_from(ATTACKER, rest).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        flood.push(stream);
+    }
+    // Until the service has accepted as many as it can.
+    assert!(flood[900].read(&mut [0; 4096]).await.unwrap() > 0);
     let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
         destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
     });
@@ -307,6 +315,8 @@ async fn calls_that_time_out_together_do_not_end_their_connection() {
     let healthy: Vec<_> = (0..10).map(|_| tokio::spawn(call())).collect();
     let given_up = (0..40).map(|_| tokio::time::timeout(Duration::from_millis(300), call()));
     assert!(futures_util::future::join_all(given_up).await.iter().all(Result::is_err));
+    // Until the resets, which the client's connection sends in a task of its own, have arrived.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     program.signal(Signal::SIGCONT);
     for call in healthy {
         let status = call.await.unwrap();
