@@ -4,7 +4,7 @@ mod call;
 mod metrics;
 
 use std::{
-    io::{self, BufWriter, IsTerminal},
+    io::{self, BufWriter, IsTerminal, Stderr, Write},
     time::Duration,
 };
 
@@ -54,6 +54,23 @@ impl Log {
     }
 }
 
+/// Standard error, written at intervals. Without the pause after each write, every line would wake the writer's thread, which
+/// costs more than the rest of the line.
+struct PacedWriter(BufWriter<Stderr>);
+
+impl Write for PacedWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    /// Called by the writer's thread when no line waits any more.
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        std::thread::sleep(config::telemetry::WRITE_INTERVAL);
+        flushed
+    }
+}
+
 /// A duration in milliseconds as the log has it, no finer than a microsecond.
 #[must_use]
 pub fn milliseconds(duration: Duration) -> f64 {
@@ -69,7 +86,7 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(config::telemetry::QUEUED_LINES)
         .thread_name("log")
-        .finish(BufWriter::new(io::stderr()));
+        .finish(PacedWriter(BufWriter::with_capacity(config::telemetry::WRITE_SIZE, io::stderr())));
     let log = Log { _writer: guard, dropped: writer.error_counter() };
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
