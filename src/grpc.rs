@@ -6,7 +6,11 @@ mod routes;
 mod service;
 mod status;
 
-use tonic::codec::CompressionEncoding;
+use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
+
+use http::Response;
+
+use tonic::{body::Body, codec::CompressionEncoding};
 use tonic_health::{
     pb::health_server::HealthServer,
     server::{HealthReporter, HealthService},
@@ -23,9 +27,13 @@ use crate::{
 
 use auxiliary::{Auxiliary, Kind};
 use pipeline::Pipeline;
+use routes::Services;
 pub use routes::{AdminRoutes, PublicRoutes};
 use service::Collections;
 pub use status::{refusal, status_of};
+
+/// The response to a gRPC call.
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// The health service, and the means to set what it reports.
 #[derive(Clone, Debug)]
@@ -58,12 +66,12 @@ pub fn public_routes(
     let server = CollectionsServiceServer::new(Collections::new(local))
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(calls::MESSAGE_LIMIT);
-    Ok(PublicRoutes {
+    Ok(PublicRoutes(Arc::new(Services {
         rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit),
         health: auxiliary.wrap(Kind::Health, health.service.clone()),
         reflection: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
         reflection_v1alpha: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),
-    })
+    })))
 }
 
 /// Serves health alone, without credentials, for probes.

@@ -1,13 +1,6 @@
 //! What every call passes before it reaches the service: its record, its deadline, its body, admission and identity.
 
-use std::{
-    borrow::Cow,
-    convert::Infallible,
-    future::{self, Future},
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{borrow::Cow, convert::Infallible, future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request::Parts};
@@ -18,6 +11,7 @@ use tonic::{Code, Status, body::Body};
 use tower::Service;
 
 use super::{
+    ResponseFuture,
     service::AuthenticatedCall,
     status::{rate_limited, refusal},
     status_of,
@@ -36,43 +30,40 @@ use crate::{
 const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// A service behind the pipeline. It gets requests with their whole body and an [`AuthenticatedCall`] in their extensions.
+/// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Pipeline<S> {
     inner: S,
+    checks: Arc<Checks>,
+}
+
+/// What calls are checked by.
+#[derive(Debug)]
+struct Checks {
     admission: Admission,
     callers: Callers,
     caller_rate_limit: Option<RateLimit>,
 }
 
-impl<S> Pipeline<S> {
-    pub const fn new(
+impl<S> Pipeline<S>
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    pub fn new(
         inner: S,
         admission: Admission,
         callers: Callers,
         caller_rate_limit: Option<RateLimit>,
     ) -> Self {
-        Self { inner, admission, callers, caller_rate_limit }
-    }
-}
-
-impl<S> Service<Request<Incoming>> for Pipeline<S>
-where
-    S: Service<Request<Full<Bytes>>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    /// The generated service is always ready.
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+        Self { inner, checks: Arc::new(Checks { admission, callers, caller_rate_limit }) }
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    /// Serves a call, or refuses it.
+    pub fn call(&self, request: Request<Incoming>) -> ResponseFuture {
         // Before anything is spent on the call: refused calls must not starve those that are served.
-        if let Err(error) = self.admission.check() {
-            self.admission.count_refusal(error);
+        if let Err(error) = self.checks.admission.check() {
+            self.checks.admission.count_refusal(error);
             return Box::pin(future::ready(Ok(refusal(error))));
         }
         let pipeline = self.clone();
@@ -88,14 +79,15 @@ where
         let (parts, body) = request.into_parts();
         let record = CallRecord::new(fields(&parts));
         let deadline = record.started() + timeout(&parts.headers);
-        let admission = self.admission.clone();
-        let processed = self.process(parts, body, deadline, &record);
+        let checks = self.checks.clone();
+        // Pinned here, because a future of this size is expensive to move.
+        let processed = pin!(self.process(parts, body, deadline, &record));
         let processed = tokio::time::timeout_at(deadline, processed).await;
         match processed.unwrap_or_else(|_elapsed| Err(DestroyError::DeadlineExceeded.into())) {
             Ok(response) => respond(response, &record),
             Err(failure) if failure.error == DestroyError::Overloaded => {
                 record.fields().is_silent = true;
-                admission.count_refusal(failure.error);
+                checks.admission.count_refusal(failure.error);
                 refusal(failure.error)
             }
             Err(failure) => {
@@ -125,14 +117,14 @@ where
         })?;
         let peer = parts.extensions.get::<Peer>();
         let holder = Holder { connection: peer.map(Peer::connection), ..Holder::default() };
-        let permit = self.admission.enter(holder)?;
-        let user = self.callers.identify(&parts.headers, peer).await?;
+        let permit = self.checks.admission.enter(holder)?;
+        let user = self.checks.callers.identify(&parts.headers, peer).await?;
         {
             let mut fields = record.fields();
             (fields.user, fields.caller) = (Some(user.user()), user.caller().cloned());
         }
         permit.identify(user.user(), user.caller().cloned())?;
-        if let Some(limit) = &self.caller_rate_limit {
+        if let Some(limit) = &self.checks.caller_rate_limit {
             let caller = user.caller().map(|caller| &**caller).unwrap_or_default();
             let allowance = limit.take(Key::caller(caller)).await;
             if !allowance.granted {

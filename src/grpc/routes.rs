@@ -2,8 +2,8 @@
 
 use std::{
     convert::Infallible,
-    future::{self, Future},
-    pin::Pin,
+    future,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,17 +13,19 @@ use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use tower::{Service, util::BoxCloneSyncService};
 
-use super::{auxiliary::AuxiliaryService, pipeline::Pipeline, service::Collections};
+use super::{ResponseFuture, auxiliary::AuxiliaryService, pipeline::Pipeline, service::Collections};
 use crate::proto::collections_service_server::CollectionsServiceServer;
 
 type Rpc = CollectionsServiceServer<Collections>;
 pub type Health = AuxiliaryService<HealthServer<HealthService>>;
 pub type Reflection = AuxiliaryService<BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>>;
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-/// The public listener's services. A router would cost a call a tenth of its work.
+/// The public listener's services. A router would cost a call a tenth of its work. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct PublicRoutes {
+pub struct PublicRoutes(pub(super) Arc<Services>);
+
+#[derive(Debug)]
+pub struct Services {
     pub(super) rpc: Pipeline<Rpc>,
     pub(super) health: Health,
     pub(super) reflection: Reflection,
@@ -54,11 +56,12 @@ impl Service<Request<Incoming>> for PublicRoutes {
         if let Some(response) = reject_other_protocols(&request) {
             return ready(response);
         }
+        let services = &*self.0;
         match service_of(&request) {
-            Some(Rpc::NAME) => self.rpc.call(request),
-            Some(HEALTH) => serve(&self.health, request),
-            Some(REFLECTION) => serve(&self.reflection, request),
-            Some(REFLECTION_V1ALPHA) => serve(&self.reflection_v1alpha, request),
+            Some(Rpc::NAME) => services.rpc.call(request),
+            Some(HEALTH) => serve(&services.health, request),
+            Some(REFLECTION) => serve(&services.reflection, request),
+            Some(REFLECTION_V1ALPHA) => serve(&services.reflection_v1alpha, request),
             _ => ready(Status::unimplemented("unknown service").into_http()),
         }
     }

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tower::{BoxError, Service, ServiceExt};
+use tower::{BoxError, Service};
 
 use super::{
     connection_table::TableEntry,
@@ -78,7 +78,7 @@ where
             request.extensions_mut().insert(peer.clone());
             let (call, token) = (state.begin_call(), (!late).then(|| calls.token()));
             let charge = budget.charge(&request);
-            let response = charge.map(|charge| (charge, service.clone().oneshot(request)));
+            let response = charge.map(|charge| (charge, service.clone().call(request)));
             if response.is_none() {
                 events.refused.record();
             }

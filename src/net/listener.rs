@@ -49,7 +49,7 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the lifecycle until that closes. Every connection finishes the calls that it has begun.
+    /// Serves in tasks of the lifecycle until that closes. The service must always be ready: `poll_ready` is not called. Every connection finishes the calls that it has begun.
     pub fn serve<S, B>(
         self,
         service: S,

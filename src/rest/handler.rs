@@ -1,6 +1,6 @@
 //! One request: read, authenticate, destroy, respond.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::pin, sync::Arc};
 
 use axum::{body::Body, extract::State};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
@@ -95,7 +95,7 @@ impl Gateway {
         context: &mut ReplyContext,
     ) -> Outcome {
         let deadline = record.started() + calls::TIMEOUT;
-        let processed = async {
+        let processed = pin!(async {
             // Before the request has a place: a client that never sends its body must not keep one.
             let body = body::read(parts, body, &self.large_bodies).await?;
             let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
@@ -109,7 +109,7 @@ impl Gateway {
             let destroyed = self.destroy(request, deadline, record, context).await;
             record.finish(&destroyed);
             destroyed.map_err(|failure| Outcome::Failed(failure.error))
-        };
+        });
         match tokio::time::timeout_at(deadline, processed).await {
             Ok(Ok(_destroyed)) => Outcome::Destroyed,
             Ok(Err(outcome)) => outcome,
