@@ -107,3 +107,5 @@ pub const LINGER: Duration = Duration::from_secs(1);
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Bytes of the body of a request that is refused for want of memory, which are read and dropped before the response.
+pub const REFUSED_BODY_LIMIT: u64 = 1024 * 1024;

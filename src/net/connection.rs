@@ -15,6 +15,7 @@ use tokio::{
 use tower::{BoxError, Service};
 
 use super::{
+    body,
     connection_table::TableEntry,
     event_counter::ConnectionEvents,
     handshake::TlsServer,
@@ -77,20 +78,29 @@ where
         let counted = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let (call, token) = (state.begin_call(), (!late).then(|| calls.token()));
-            let charge = budget.charge(&request);
-            let response = charge.map(|charge| (charge, service.clone().call(request)));
-            if response.is_none() {
-                events.refused.record();
-            }
+            let outcome = match budget.charge(&request) {
+                Some(charge) => Ok((charge, service.clone().call(request))),
+                None => {
+                    events.refused.record();
+                    // Without its headers, which are what there is no memory for.
+                    Err(request.into_body())
+                }
+            };
             async move {
-                let Some((charge, response)) = response else {
-                    call.complete();
-                    return Ok::<_, Infallible>(refuse().map(|body| ChargedBody::new(body, None)));
+                let response = match outcome {
+                    Ok((charge, response)) => {
+                        response.await?.map(|body| ChargedBody::new(body, Some(charge)))
+                    }
+                    Err(mut body) => {
+                        // Some clients lose a response that is sent before they have sent their body.
+                        let discarded = body::discard(&mut body, config::net::REFUSED_BODY_LIMIT);
+                        let _elapsed = tokio::time::timeout(config::net::LINGER, discarded).await;
+                        refuse().map(|body| ChargedBody::new(body, None))
+                    }
                 };
-                let response = response.await?.map(|body| ChargedBody::new(body, Some(charge)));
                 call.complete();
                 drop(token);
-                Ok(response)
+                Ok::<_, Infallible>(response)
             }
         });
         let connection = builder.serve_connection(TokioIo::new(stream), counted);
