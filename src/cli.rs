@@ -176,6 +176,9 @@ fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
     let runtime = runtime(&cli.command).enable_all().build().map_err(Exit::failed)?;
     runtime.spawn(log.report_dropped());
     let outcome = runtime.block_on(async {
+        if matches!(cli.command, Command::Dev(_) | Command::Serve(_) | Command::Gateway(_)) {
+            signal::ignore_hangup()?;
+        }
         match cli.command {
             Command::Dev(args) => dev::run(args).await,
             Command::Serve(args) => serve::run(*args).await,

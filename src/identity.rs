@@ -1,6 +1,7 @@
 //! Turns credentials into an [`AuthenticatedUser`]. Nothing else can make one, so holding one is the proof.
 
 mod callers;
+mod client_network;
 mod excerpt;
 pub mod jwt;
 pub mod oauth1;
@@ -9,6 +10,7 @@ mod peer_name;
 mod user;
 
 pub use callers::Callers;
+pub use client_network::client_network;
 pub use excerpt::{excerpt, excerpts};
 pub use oauth1::Scheme;
 pub use peer::{Peer, PeerCertificate, Transport, VerifiedNames};

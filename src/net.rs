@@ -2,7 +2,6 @@
 //! that are reloaded when they change.
 
 pub mod body;
-mod client_network;
 mod client_verifier;
 mod connection;
 mod connection_table;

@@ -175,10 +175,10 @@ impl Running {
             admission: admission.clone(),
             logged: None,
         };
-        match readiness.check().await {
+        let checked = match readiness.check().await {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
-            checked => readiness.log_change(checked),
-        }
+            checked => checked,
+        };
         let resources = Resources::of_process();
         let mut loader = Loader {
             clock: settings.clock,
@@ -207,6 +207,8 @@ impl Running {
             None => None,
         };
 
+        // After all that can still fail.
+        readiness.log_change(checked);
         let lifecycle = Lifecycle::new(settings.entropy);
         let running = Self {
             grpc: grpc.as_ref().map(|door| door.listener.address),

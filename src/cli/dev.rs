@@ -12,14 +12,7 @@ use std::{
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
-use super::{
-    Exit,
-    address::Address,
-    credentials::read_keys,
-    print,
-    serve::drain,
-    signal::{Stop, ignore_hangup},
-};
+use super::{Exit, address::Address, credentials::read_keys, print, serve::drain, signal::Stop};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
@@ -112,7 +105,6 @@ async fn serve(
     entropy: Entropy,
 ) -> Result<(), Exit> {
     let mut stop = Stop::listen()?;
-    ignore_hangup()?;
     for name in store.migrate().await.map_err(Exit::failed)? {
         print(format_args!("applied migration {name}"))?;
     }

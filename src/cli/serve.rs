@@ -10,7 +10,7 @@ use super::{
     jwt::JwtArgs,
     purge::PaceArgs,
     rate_limit::{self, RateLimitArgs},
-    signal::{Stop, ignore_hangup},
+    signal::Stop,
 };
 use crate::{
     config::{self, DatabaseUrl},
@@ -128,7 +128,6 @@ pub async fn run_settings(
     serving: impl FnOnce(),
 ) -> Result<(), Exit> {
     let stop = Stop::listen()?;
-    ignore_hangup()?;
     let entropy = settings.entropy.clone();
     let connected = Store::connect(database, capacity, Clock::System, entropy).await;
     let (store, driver) = connected.map_err(Exit::database_url)?;

@@ -1,6 +1,7 @@
 //! The limit of calls in flight, and each caller's share of it.
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -13,17 +14,17 @@ use crate::{
     domain::{DestroyError, UserId},
 };
 
-/// Limits the calls in flight; more are refused at once. While fewer than a quarter of the places are free, a caller that
-/// holds a quarter of all places gets no further one, so that one caller cannot take the places of all others.
-/// Cheap to clone.
+/// Limits the calls in flight; more are refused at once. One client, user or caller never gets more places than are free, so that
+/// however many of them are greedy, some places stay free for others (a dynamic threshold). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     limit: usize,
-    /// Whether calls are admitted: not before the first successful check of the store, and not after the drain.
+    /// Whether calls are admitted: not before the first successful check of the store.
     is_open: AtomicBool,
+    /// Whether the service is draining.
     is_closed: AtomicBool,
     places: Mutex<Places>,
     /// Refused calls that are not logged yet.
@@ -31,30 +32,28 @@ struct Inner {
     unavailable: AtomicU64,
 }
 
-/// The holder of each place, and which places are free. They are counted only when places are scarce.
+/// How many places are taken, in all and by each holder.
 #[derive(Debug, Default)]
 struct Places {
-    holders: Vec<Option<Holder>>,
-    free: Vec<usize>,
+    taken: usize,
+    by_holder: HashMap<Holder, usize>,
 }
 
-/// Who holds a place, as far as is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holder {
-    /// The number of the connection.
-    pub connection: Option<usize>,
-    /// The address, where it stands for one client.
-    pub address: Option<IpAddr>,
-    pub user: Option<UserId>,
+/// One of those who hold a place together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// The address of a client, or its /64 network.
+    Client(IpAddr),
+    User(UserId),
     /// The calling service.
-    pub caller: Option<Arc<str>>,
+    Caller(Arc<str>),
 }
 
-/// A place, held until it is dropped.
+/// A place, released when this is dropped.
 #[derive(Debug)]
 pub struct Permit {
     admission: Admission,
-    place: usize,
+    holders: [Option<Holder>; 3],
 }
 
 impl Admission {
@@ -98,25 +97,25 @@ impl Admission {
         if !inner.is_open.load(Ordering::Relaxed) {
             return Err(DestroyError::StoreUnavailable);
         }
-        if self.places().taken() >= inner.limit { Err(DestroyError::Overloaded) } else { Ok(()) }
+        if self.places().taken >= inner.limit { Err(DestroyError::Overloaded) } else { Ok(()) }
     }
 
-    /// Takes a place.
+    /// Takes a place, for the client where its address stands for one client alone.
     ///
     /// # Errors
-    /// [`DestroyError::Overloaded`]: all places are taken, places are scarce and the holder has its share of them, or the
-    /// service is draining. [`DestroyError::StoreUnavailable`]: calls are refused.
-    pub fn enter(&self, holder: Holder) -> Result<Permit, DestroyError> {
+    /// [`DestroyError::Overloaded`]: all places are taken, the client holds as many as are free, or the service is draining.
+    /// [`DestroyError::StoreUnavailable`]: calls are refused.
+    pub fn enter(&self, client: Option<IpAddr>) -> Result<Permit, DestroyError> {
         self.check()?;
-        let inner = &*self.0;
         let mut places = self.places();
-        let taken = places.taken();
-        if taken >= inner.limit || (inner.are_scarce(taken) && places.has_share(&holder, inner.share())) {
+        let free = self.0.limit.saturating_sub(places.taken);
+        let client = client.map(Holder::Client);
+        if free == 0 || !places.add(client.as_ref(), free) {
             return Err(DestroyError::Overloaded);
         }
-        let place = places.take(holder);
+        places.taken += 1;
         drop(places);
-        Ok(Permit { admission: self.clone(), place })
+        Ok(Permit { admission: self.clone(), holders: [client, None, None] })
     }
 
     /// Counts a refused call. Refused calls are logged together: in an overload, a line for each would cost more than the refusal.
@@ -142,7 +141,8 @@ impl Admission {
         ] {
             let calls = count.swap(0, Ordering::Relaxed);
             if calls > 0 {
-                tracing::warn!(outcome = error.row().reason, calls, "calls refused");
+                let is_draining = self.0.is_closed.load(Ordering::Relaxed);
+                tracing::warn!(outcome = error.row().reason, calls, is_draining, "calls refused");
             }
         }
     }
@@ -152,41 +152,25 @@ impl Admission {
     }
 }
 
-impl Inner {
-    const fn share(&self) -> usize {
-        self.limit / 4
-    }
-
-    const fn are_scarce(&self, taken: usize) -> bool {
-        taken >= self.limit - self.share()
-    }
-}
-
 impl Places {
-    const fn taken(&self) -> usize {
-        self.holders.len() - self.free.len()
-    }
-
-    fn take(&mut self, holder: Holder) -> usize {
-        if let Some(place) = self.free.pop() {
-            if let Some(held) = self.holders.get_mut(place) {
-                *held = Some(holder);
-            }
-            return place;
+    /// Counts one more place of this holder, unless it holds as many as are free.
+    fn add(&mut self, holder: Option<&Holder>, free: usize) -> bool {
+        let Some(holder) = holder else { return true };
+        match self.by_holder.get_mut(holder) {
+            Some(held) if *held >= free => return false,
+            Some(held) => *held += 1,
+            None => drop(self.by_holder.insert(holder.clone(), 1)),
         }
-        self.holders.push(Some(holder));
-        self.holders.len() - 1
+        true
     }
 
-    /// Whether any key of this holder already has `share` places.
-    fn has_share(&self, holder: &Holder, share: usize) -> bool {
-        let count = |is_same: &dyn Fn(&Holder) -> bool| {
-            self.holders.iter().flatten().filter(|held| is_same(held)).take(share).count() >= share
-        };
-        (holder.connection.is_some() && count(&|held| held.connection == holder.connection))
-            || (holder.address.is_some() && count(&|held| held.address == holder.address))
-            || (holder.user.is_some() && count(&|held| held.user == holder.user))
-            || (holder.caller.is_some() && count(&|held| held.caller == holder.caller))
+    fn remove(&mut self, holder: &Holder) {
+        if let Some(held) = self.by_holder.get_mut(holder) {
+            *held -= 1;
+            if *held == 0 {
+                self.by_holder.remove(holder);
+            }
+        }
     }
 }
 
@@ -194,18 +178,19 @@ impl Permit {
     /// Adds the user and the calling service, once they are authenticated.
     ///
     /// # Errors
-    /// [`DestroyError::Overloaded`]: places are scarce, and one of them has its share.
-    pub fn identify(&self, user: UserId, caller: Option<Arc<str>>) -> Result<(), DestroyError> {
-        let inner = &*self.admission.0;
-        let holder = Holder { user: Some(user), caller, ..Holder::default() };
+    /// [`DestroyError::Overloaded`]: one of them holds as many places as are free.
+    pub fn identify(&mut self, user: UserId, caller: Option<Arc<str>>) -> Result<(), DestroyError> {
         let mut places = self.admission.places();
-        // Its own place is not free, and does not count.
-        let taken = places.taken() - 1;
-        if inner.are_scarce(taken) && places.has_share(&holder, inner.share()) {
-            return Err(DestroyError::Overloaded);
-        }
-        if let Some(Some(held)) = places.holders.get_mut(self.place) {
-            (held.user, held.caller) = (holder.user, holder.caller);
+        // With its own place, which the user may have.
+        let free = self.admission.0.limit.saturating_sub(places.taken) + 1;
+        let [_, held_user, held_caller] = &mut self.holders;
+        for (held, holder) in
+            [(held_user, Some(Holder::User(user))), (held_caller, caller.map(Holder::Caller))]
+        {
+            if !places.add(holder.as_ref(), free) {
+                return Err(DestroyError::Overloaded);
+            }
+            *held = holder;
         }
         Ok(())
     }
@@ -214,23 +199,23 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut places = self.admission.places();
-        if let Some(held) = places.holders.get_mut(self.place) {
-            *held = None;
+        places.taken -= 1;
+        for holder in self.holders.iter().flatten() {
+            places.remove(holder);
         }
-        places.free.push(self.place);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::atomic::Ordering, time::Duration};
+    use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
     use tokio::time::sleep;
 
-    use super::{Admission, DestroyError, Holder, Permit, UserId};
+    use super::{Admission, DestroyError, Permit, UserId};
 
-    fn connection(number: usize) -> Holder {
-        Holder { connection: Some(number), ..Holder::default() }
+    fn client(number: u8) -> Option<IpAddr> {
+        Some([10, 0, 0, number].into())
     }
 
     fn open(limit: usize) -> Admission {
@@ -242,10 +227,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_are_logged_once_a_second() {
         let admission = Admission::new(1);
-        assert!(admission.enter(connection(1)).is_err());
+        assert!(admission.enter(client(1)).is_err());
         admission.open();
-        let permit = admission.enter(connection(1));
-        assert!(permit.is_ok() && admission.enter(connection(2)).is_err());
+        let permit = admission.enter(client(1));
+        assert!(permit.is_ok() && admission.enter(client(2)).is_err());
         for _ in 0..2 {
             admission.count_refusal(DestroyError::Overloaded);
             admission.count_refusal(DestroyError::Overloaded);
@@ -255,34 +240,40 @@ mod tests {
             assert_eq!(admission.0.overloaded.load(Ordering::Relaxed), 0);
         }
         drop(permit);
-        assert!(admission.enter(connection(1)).is_ok());
+        assert!(admission.enter(client(1)).is_ok());
     }
 
-    /// Without competition one connection may have three quarters; the last quarter is for others.
+    /// One greedy client gets half of the places, two a third each, and so on: some are always free.
     #[test]
-    fn one_connection_cannot_take_the_last_quarter() -> Result<(), DestroyError> {
-        let admission = open(16);
-        let _first: Vec<Permit> =
-            (0..12).map(|_| admission.enter(connection(1))).collect::<Result<_, _>>()?;
-        assert_eq!(admission.enter(connection(1)).map(drop), Err(DestroyError::Overloaded));
-        let _others: Vec<Permit> =
-            (2..6).map(|number| admission.enter(connection(number))).collect::<Result<_, _>>()?;
-        assert_eq!(admission.enter(connection(9)).map(drop), Err(DestroyError::Overloaded));
-        Ok(())
+    fn greedy_clients_leave_places_for_others() {
+        for greedy in 1..=5_u8 {
+            let admission = open(60);
+            let mut held: Vec<Permit> = Vec::new();
+            for _ in 0..60 {
+                held.extend((1..=greedy).filter_map(|number| admission.enter(client(number)).ok()));
+            }
+            let free = 60 - held.len();
+            assert!(free >= 60 / (usize::from(greedy) + 1) - 1, "{greedy} leave {free}");
+            assert!(admission.enter(client(99)).is_ok());
+            drop(held);
+            assert_eq!(admission.places().taken, 0);
+            assert!(admission.places().by_holder.is_empty());
+        }
     }
 
     #[test]
-    fn one_user_cannot_take_the_last_quarter_over_many_connections() -> Result<(), DestroyError> {
+    fn one_user_gets_no_more_over_many_addresses() -> Result<(), DestroyError> {
         let admission = open(16);
         let (Some(one), Some(other)) = (UserId::new(1), UserId::new(2)) else { return Ok(()) };
         let enter = |number, user| {
-            let permit = admission.enter(connection(number))?;
-            permit.identify(user, None).map(|()| permit)
+            let mut permit = admission.enter(client(number))?;
+            permit.identify(user, Some("a caller".into())).map(|()| permit)
         };
-        let _held: Vec<Permit> = (0..12).map(|number| enter(number, one)).collect::<Result<_, _>>()?;
-        assert_eq!(enter(20, one).map(drop), Err(DestroyError::Overloaded));
-        let _other = enter(21, other)?;
-        assert_eq!(admission.places().holders.iter().flatten().count(), 13, "a refused call keeps no place");
+        let held: Vec<Permit> = (0..16).filter_map(|number| enter(number, one).ok()).collect();
+        assert_eq!(held.len(), 8);
+        assert_eq!(admission.places().taken, 8, "a refused call holds no place");
+        let mut permit = admission.enter(client(20))?;
+        permit.identify(other, None)?;
         Ok(())
     }
 }

@@ -15,8 +15,8 @@ pub const REQUEST_ID_LIMIT: usize = 45;
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often the number of refused calls is logged.
 pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// Calls of health and reflection in flight on one listener, and as many watches: they need no user, and a watch lasts as
-/// long as its connection.
+/// Calls of health in flight on one listener, and as many streams (watches and reflection): they need no user, and a watch
+/// lasts as long as its connection.
 pub const AUXILIARY_CALLS: usize = 256;
 /// The longest a reflection stream lasts: command-line clients keep theirs open during the call that they make.
 pub const REFLECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,11 +29,13 @@ pub const BODY_LIMIT: usize = 64 * 1024;
 pub const SMALL_BODY: usize = 4 * 1024;
 /// Places for REST bodies over [`SMALL_BODY`]: 16 MiB in all.
 pub const LARGE_BODIES: usize = 256;
-/// Bytes of a body that are read and dropped, so that a client which sends its whole body first receives the answer.
+/// Bytes of a body that are read and dropped, so that a client which sends its whole body first receives the response.
 pub const DISCARD_LIMIT: u64 = 64 * 1024 * 1024;
-/// A client that sends less than this of its body within [`DISCARD_TIMEOUT`] is answered without the rest, in bytes.
-pub const DISCARD_STEP: u64 = 64 * 1024;
-pub const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that takes.
+pub const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that sends less than [`DISCARD_STEP`] bytes in this time receives the response without it.
+pub const DISCARD_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+pub const DISCARD_STEP: u64 = 16 * 1024;
 /// How often readiness asks the database.
 pub const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while the service is not ready: traffic returns no later than this after the database.

@@ -108,4 +108,6 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of the body of a request that is refused for want of memory, which are read and dropped before the response.
-pub const REFUSED_BODY_LIMIT: u64 = 1024 * 1024;
+pub const REFUSED_BODY_LIMIT: u64 = 64 * 1024 * 1024;
+/// The longest that takes.
+pub const REFUSED_BODY_TIMEOUT: Duration = Duration::from_secs(10);

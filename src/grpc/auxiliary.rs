@@ -11,16 +11,18 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::body::Body;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Status, body::Body};
 use tower::Service;
 
-use super::{refusal, status_of};
+use super::{pipeline::fields, refusal, status_of};
 use crate::{
-    collections::{Admission, Holder, Permit},
+    collections::{Admission, Permit},
     config::calls,
     domain::DestroyError,
     identity::{Callers, Peer},
-    net::body,
+    net::body::{self, BodyError},
+    telemetry::CallRecord,
 };
 
 /// Which of the two a service is.
@@ -37,7 +39,7 @@ pub enum Kind {
 pub struct Auxiliary {
     kind: Kind,
     calls: Admission,
-    watches: Admission,
+    streams: Admission,
     /// Refuses peers whose certificate has no name on the allow-list.
     callers: Callers,
 }
@@ -52,10 +54,10 @@ pub struct AuxiliaryService<S> {
 impl Auxiliary {
     /// Limits that both kinds of one listener share.
     pub fn new(callers: Callers) -> Self {
-        let [calls, watches] = [(); 2].map(|()| Admission::new(calls::AUXILIARY_CALLS));
+        let [calls, streams] = [(); 2].map(|()| Admission::new(calls::AUXILIARY_CALLS));
         calls.open();
-        watches.open();
-        Self { kind: Kind::Health, calls, watches, callers }
+        streams.open();
+        Self { kind: Kind::Health, calls, streams, callers }
     }
 
     /// Puts a service within these limits.
@@ -70,58 +72,85 @@ impl<S> AuxiliaryService<S> {
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     {
-        if let Err(failure) = self.limits.callers.service(request.extensions().get::<Peer>()) {
-            return status_of(failure.error).into_http();
-        }
-        let peer = request.extensions().get::<Peer>();
-        let holder = Holder {
-            connection: peer.map(Peer::connection),
-            address: peer.map(|peer| peer.address),
-            ..Holder::default()
-        };
-        let is_watch = request.uri().path().ends_with("/Watch");
         let (parts, mut body) = request.into_parts();
+        let peer = parts.extensions.get::<Peer>();
+        if let Err(failure) = self.limits.callers.service(peer) {
+            let error = failure.error;
+            CallRecord::new(fields(&parts)).finish(&Err(failure));
+            return status_of(error).into_http();
+        }
+        let client = peer.map(Peer::client);
+        let is_stream = self.limits.kind == Kind::Reflection || parts.uri.path().ends_with("/Watch");
         let deadline = match self.limits.kind {
             Kind::Reflection => Some(Instant::now() + calls::REFLECTION_TIMEOUT),
-            Kind::Health if is_watch => None,
+            Kind::Health if is_stream => None,
             Kind::Health => Some(Instant::now() + calls::TIMEOUT),
         };
         let body = match self.limits.kind {
-            Kind::Reflection => Body::new(Bounded::new(body, deadline, None)),
+            Kind::Reflection => Body::new(Bounded::new(body, deadline)),
             Kind::Health => {
                 let message = body::read(&mut body, calls::MESSAGE_LIMIT);
                 match tokio::time::timeout(calls::TIMEOUT, message).await {
                     Ok(Ok(message)) => Body::new(Full::new(message)),
-                    Ok(Err(_too_large)) => return status_of(DestroyError::IdInvalid).into_http(),
+                    Ok(Err(BodyError::TooLarge)) => {
+                        return Status::resource_exhausted("message is too large").into_http();
+                    }
+                    Ok(Err(BodyError::Incomplete)) => {
+                        return Status::cancelled("message is incomplete").into_http();
+                    }
                     Err(_elapsed) => return status_of(DestroyError::DeadlineExceeded).into_http(),
                 }
             }
         };
-        // After the message: a peer that never sends it must not keep a place.
-        let admission = if is_watch { &self.limits.watches } else { &self.limits.calls };
-        let place = match admission.enter(holder) {
+        // After the message: a peer that never sends it must not hold a place.
+        let admission = if is_stream { &self.limits.streams } else { &self.limits.calls };
+        let place = match admission.enter(client) {
             Ok(place) => place,
-            Err(error) => return refusal(error),
+            Err(error) => {
+                admission.count_refusal(error);
+                return refusal(error);
+            }
         };
-        match self.inner.call(Request::from_parts(parts, body)).await {
-            Ok(response) => response.map(|body| Body::new(Bounded::new(body, deadline, Some(place)))),
+        let response = match self.inner.call(Request::from_parts(parts, body)).await {
+            Ok(response) => response,
             Err(never) => match never {},
+        };
+        if !is_stream {
+            // The one message is made. A peer that does not read it holds its own connection's memory alone.
+            return response;
         }
+        let ended = CancellationToken::new();
+        tokio::spawn(hold(place, deadline, ended.clone()));
+        response.map(|body| {
+            Body::new(Bounded { ended: Some(ended.drop_guard()), ..Bounded::new(body, deadline) })
+        })
     }
 }
 
-/// A body that ends at a deadline: with its own trailers before, with DEADLINE_EXCEEDED at the deadline. It keeps the
-/// call's place until then.
+/// Holds the place of a stream until it ends or its deadline passes, whether or not the peer reads.
+async fn hold(place: Permit, deadline: Option<Instant>, ended: CancellationToken) {
+    match deadline {
+        Some(deadline) => {
+            let _elapsed = tokio::time::timeout_at(deadline, ended.cancelled()).await;
+        }
+        None => ended.cancelled().await,
+    }
+    drop(place);
+}
+
+/// A body that ends at a deadline: a request's as if it were complete, a response's with the trailers of DEADLINE_EXCEEDED.
 struct Bounded<B> {
     inner: B,
-    end: Option<Pin<Box<Sleep>>>,
-    place: Option<Permit>,
+    deadline: Option<Pin<Box<Sleep>>>,
     is_ended: bool,
+    /// Of a response: reports its end.
+    ended: Option<DropGuard>,
 }
 
 impl<B> Bounded<B> {
-    fn new(inner: B, deadline: Option<Instant>, place: Option<Permit>) -> Self {
-        Self { inner, end: deadline.map(|deadline| Box::pin(sleep_until(deadline))), place, is_ended: false }
+    fn new(inner: B, deadline: Option<Instant>) -> Self {
+        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+        Self { inner, deadline, is_ended: false, ended: None }
     }
 }
 
@@ -139,11 +168,10 @@ impl<B: HttpBody + Unpin> HttpBody for Bounded<B> {
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
             return Poll::Ready(frame);
         }
-        let Some(end) = &mut self.end else { return Poll::Pending };
-        ready!(end.as_mut().poll(context));
+        let Some(deadline) = &mut self.deadline else { return Poll::Pending };
+        ready!(deadline.as_mut().poll(context));
         self.is_ended = true;
-        // A request ends; a response has trailers.
-        let trailers = self.place.take().map(|_place| deadline_exceeded());
+        let trailers = self.ended.take().map(|_ended| deadline_exceeded());
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 

@@ -13,11 +13,11 @@ use tower::Service;
 use super::{
     ResponseFuture,
     service::AuthenticatedCall,
-    status::{rate_limited, refusal},
+    status::{rate_limited, refusal, status_with},
     status_of,
 };
 use crate::{
-    collections::{Admission, Holder},
+    collections::Admission,
     config::calls,
     domain::{DestroyError, DestroyFailure},
     identity::{Callers, Peer},
@@ -108,16 +108,19 @@ where
     ) -> Result<Response<Body>, DestroyFailure> {
         // Before the call has a place: a caller that never sends the message must not keep one.
         let message = body::read(&mut body, calls::MESSAGE_LIMIT + MESSAGE_HEADER).await;
-        let message = message.map_err(|error| match error {
-            // No valid id needs such a message.
-            BodyError::TooLarge => DestroyFailure::new(DestroyError::IdInvalid, "the message is too large"),
-            BodyError::Incomplete => {
-                DestroyFailure::new(DestroyError::IdInvalid, "the message is incomplete")
+        let message = match message {
+            Ok(message) => message,
+            Err(BodyError::TooLarge) => {
+                let text = format!("message is larger than {} bytes", calls::MESSAGE_LIMIT);
+                return Ok(invalid_message(record, text));
             }
-        })?;
+            Err(BodyError::Incomplete) => {
+                record.fields().outcome = Some("Cancelled");
+                return Ok(Status::cancelled("message is incomplete").into_http());
+            }
+        };
         let peer = parts.extensions.get::<Peer>();
-        let holder = Holder { connection: peer.map(Peer::connection), ..Holder::default() };
-        let permit = self.checks.admission.enter(holder)?;
+        let mut permit = self.checks.admission.enter(peer.map(Peer::client))?;
         let user = self.checks.callers.identify(&parts.headers, peer).await?;
         {
             let mut fields = record.fields();
@@ -143,7 +146,7 @@ where
 /// The five bytes before a message: whether it is compressed, and its length.
 const MESSAGE_HEADER: usize = 5;
 
-fn fields(parts: &Parts) -> CallFields {
+pub(super) fn fields(parts: &Parts) -> CallFields {
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(Into::into);
     let method = parts.uri.path().trim_start_matches('/');
     CallFields {
@@ -155,19 +158,24 @@ fn fields(parts: &Parts) -> CallFields {
     }
 }
 
-/// tonic itself refuses a message that does not decode, a method that does not exist, and an unknown encoding.
+/// tonic itself refuses a message that does not decode, and an unknown encoding.
 fn respond(response: Response<Body>, record: &CallRecord) -> Response<Body> {
     if record.fields().outcome.is_some() {
         return response;
     }
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
     if matches!(code, Code::OutOfRange | Code::Internal) {
-        // It has no details that a program could read. No valid id needs such a message.
-        record.finish(&Err(DestroyFailure::new(DestroyError::IdInvalid, "the message does not decode")));
-        return status_of(DestroyError::IdInvalid).into_http();
+        // It has no details that a program could read.
+        return invalid_message(record, "message does not decode".to_owned());
     }
     record.fields().outcome = Some(if code == Code::Unimplemented { "UNIMPLEMENTED" } else { "UNKNOWN" });
     response
+}
+
+/// The response to a message from which no id can be read.
+fn invalid_message(record: &CallRecord, text: String) -> Response<Body> {
+    record.finish(&Err(DestroyFailure::new(DestroyError::IdInvalid, &text)));
+    status_with(DestroyError::IdInvalid, text).into_http()
 }
 
 /// The longest the call may take: `grpc-timeout`, but no more than [`calls::TIMEOUT`].

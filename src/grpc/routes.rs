@@ -9,12 +9,13 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use tokio::time::timeout;
 use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{ResponseFuture, auxiliary::AuxiliaryService, pipeline::Pipeline, service::Collections};
-use crate::proto::collections_service_server::CollectionsServiceServer;
+use crate::{config::calls, net::body::discard, proto::collections_service_server::CollectionsServiceServer};
 
 type Rpc = CollectionsServiceServer<Collections>;
 pub type Health = AuxiliaryService<HealthServer<HealthService>>;
@@ -38,6 +39,9 @@ pub struct AdminRoutes {
     pub(super) health: Health,
 }
 
+/// The path of the one method.
+const DESTROY: &str = "/collections.v1.CollectionsService/Destroy";
+
 /// The full names of the auxiliary services.
 const HEALTH: &str = "grpc.health.v1.Health";
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
@@ -54,15 +58,22 @@ impl Service<Request<Incoming>> for PublicRoutes {
 
     fn call(&mut self, request: Request<Incoming>) -> ResponseFuture {
         if let Some(response) = reject_other_protocols(&request) {
-            return ready(response);
+            return Box::pin(async move {
+                // Some clients lose a response that is sent before they have sent their body.
+                let mut body = request.into_body();
+                let discarded = discard(&mut body, calls::BODY_LIMIT as u64);
+                let _elapsed = timeout(calls::DISCARD_IDLE_TIMEOUT, discarded).await;
+                Ok(response)
+            });
         }
         let services = &*self.0;
         match service_of(&request) {
-            Some(Rpc::NAME) => services.rpc.call(request),
+            Some(Rpc::NAME) if request.uri().path() == DESTROY => services.rpc.call(request),
+            Some(Rpc::NAME) => unimplemented("unknown method"),
             Some(HEALTH) => serve(&services.health, request),
             Some(REFLECTION) => serve(&services.reflection, request),
             Some(REFLECTION_V1ALPHA) => serve(&services.reflection_v1alpha, request),
-            _ => ready(Status::unimplemented("unknown service").into_http()),
+            _ => unimplemented("unknown service"),
         }
     }
 }
@@ -92,8 +103,8 @@ where
     Box::pin(async move { Ok(service.serve(request).await) })
 }
 
-fn ready(response: Response<Body>) -> ResponseFuture {
-    Box::pin(future::ready(Ok(response)))
+fn unimplemented(message: &str) -> ResponseFuture {
+    Box::pin(future::ready(Ok(Status::unimplemented(message).into_http())))
 }
 
 /// The service that a path names: `/<service>/<method>`.

@@ -7,7 +7,7 @@ use super::status_of;
 use crate::{
     collections::{CallContext, DestroyCall, Local},
     domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, ParseCollectionIdError},
-    identity::AuthenticatedUser,
+    identity::{AuthenticatedUser, excerpt},
     proto::{DestroyRequest, DestroyResponse, collections_service_server::CollectionsService},
     telemetry::CallRecord,
 };
@@ -39,17 +39,22 @@ impl Collections {
     ) -> Result<Destroyed, DestroyFailure> {
         let AuthenticatedCall { user, deadline, record } = call;
         let id: CollectionId = request.id.parse().map_err(|error| match error {
-            ParseCollectionIdError::Empty => DestroyError::IdRequired,
-            ParseCollectionIdError::Malformed => DestroyError::IdInvalid,
+            ParseCollectionIdError::Empty => DestroyError::IdRequired.into(),
+            ParseCollectionIdError::Malformed => invalid(DestroyError::IdInvalid, &request.id),
         })?;
         record.fields().collection = Some(id);
         let request_id = match request.request_id.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|_error| DestroyError::RequestIdInvalid)?),
+            text => Some(text.parse().map_err(|_error| invalid(DestroyError::RequestIdInvalid, text))?),
         };
         let call = DestroyCall { user, id, request_id, deadline, context: CallContext::default() };
         self.local.destroy(call).await
     }
+}
+
+/// The failure for a value of the message.
+fn invalid(error: DestroyError, value: &str) -> DestroyFailure {
+    DestroyFailure::new(error, format_args!("the value is {}", excerpt(value)))
 }
 
 #[tonic::async_trait]

@@ -16,29 +16,35 @@ const DOMAIN: &str = "collections.v1";
 /// The status of a failure.
 #[must_use]
 pub fn status_of(error: DestroyError) -> Status {
-    status(error, config::calls::RETRY_AFTER)
+    status(error, error.row().grpc_message.to_owned(), config::calls::RETRY_AFTER)
+}
+
+/// The status of a failure with a text of its own.
+pub fn status_with(error: DestroyError, message: String) -> Status {
+    status(error, message, config::calls::RETRY_AFTER)
 }
 
 /// The status of a caller whose limit is used up until its next window starts, after this time.
 pub fn rate_limited(wait: Duration) -> Status {
-    status(DestroyError::RateLimited, wait)
+    let error = DestroyError::RateLimited;
+    status(error, error.row().grpc_message.to_owned(), wait)
 }
 
-fn status(error: DestroyError, retry_after: Duration) -> Status {
+fn status(error: DestroyError, message: String, retry_after: Duration) -> Status {
     let row = error.row();
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, HashMap::new());
     match row.grpc {
         GrpcCode::InvalidArgument => {
             let field = if error == DestroyError::RequestIdInvalid { "request_id" } else { "id" };
-            details.add_bad_request_violation(field, row.grpc_message);
+            details.add_bad_request_violation(field, message.as_str());
         }
         GrpcCode::Unavailable | GrpcCode::ResourceExhausted => {
             details.set_retry_info(Some(retry_after));
         }
         _ => {}
     }
-    Status::with_error_details(code_of(row.grpc), row.grpc_message, details)
+    Status::with_error_details(code_of(row.grpc), message, details)
 }
 
 /// The response to a call that is not admitted. It is rendered once, because it must cost far less than serving the call.

@@ -5,7 +5,7 @@ use std::{fmt::Write, net::IpAddr, sync::Arc};
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
-use super::PeerName;
+use super::{PeerName, client_network::client_network};
 use crate::{config, domain::Clock};
 
 /// The other end of a connection, as the listener sees it. It travels in the extensions of each request, which nothing on
@@ -59,11 +59,10 @@ impl Peer {
         self.text.clone()
     }
 
-    /// A number that no other open connection has.
+    /// Returns what counts as one client where shares are limited: the address, or its /64 network.
     #[must_use]
-    pub fn connection(&self) -> usize {
-        // All requests of a connection share the text.
-        self.text.as_ptr().addr()
+    pub fn client(&self) -> IpAddr {
+        client_network(self.address)
     }
 
     /// Whether the connection is protected against being read or changed on its way.

@@ -94,7 +94,8 @@ where
                     Err(mut body) => {
                         // Some clients lose a response that is sent before they have sent their body.
                         let discarded = body::discard(&mut body, config::net::REFUSED_BODY_LIMIT);
-                        let _elapsed = tokio::time::timeout(config::net::LINGER, discarded).await;
+                        let _elapsed =
+                            tokio::time::timeout(config::net::REFUSED_BODY_TIMEOUT, discarded).await;
                         refuse().map(|body| ChargedBody::new(body, None))
                     }
                 };

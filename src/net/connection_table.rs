@@ -13,8 +13,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::client_network::client_network;
-use crate::config;
+use crate::{config, identity::client_network};
 
 /// The open connections. At a limit, a connection of the client network that has the most connections is evicted for a new
 /// one, so that a flood from few addresses closes its own connections and not those of others.

@@ -14,8 +14,7 @@ use std::{
 use http::{HeaderMap, Request};
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::client_network::client_network;
-use crate::config;
+use crate::{config, identity::client_network};
 
 /// Limits the bytes of requests in flight: of all together, and of each client network. A compressed header block of a few
 /// bytes can stand for many kilobytes, so the number of requests alone bounds no memory.

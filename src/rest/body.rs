@@ -1,65 +1,78 @@
 //! The body of a request. It is read to its end before the response is sent: libcurl 7.88 drops an HTTP/2 response that is
 //! followed by RST_STREAM(NO_ERROR), and over HTTP/1.1 a connection with unread data is reset.
 
+use std::net::IpAddr;
+
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version, header, request::Parts};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 
 use super::Outcome;
 use crate::{
+    collections::Admission,
     config::calls,
     domain::{DestroyError, EdgeError},
     net::body::{self, BodyError},
 };
 
-/// Reads the body of a request that is processed.
-///
-/// # Errors
-/// The response to a body that is too large, is broken off, or for which there is no place.
-pub async fn read(parts: &Parts, mut body: Body, large_bodies: &Semaphore) -> Result<Bytes, Outcome> {
-    const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
-    if announced_length(&parts.headers).is_some_and(|length| length > calls::BODY_LIMIT as u64) {
-        discard(parts, body).await;
-        return Err(TOO_LARGE);
-    }
-    let mut whole = BytesMut::new();
-    let read = match body::read_into(&mut body, &mut whole, calls::SMALL_BODY).await {
-        Err(BodyError::TooLarge) => {
-            let Ok(_place) = large_bodies.try_acquire() else {
-                discard(parts, body).await;
-                return Err(Outcome::Failed(DestroyError::Overloaded));
-            };
-            body::read_into(&mut body, &mut whole, calls::BODY_LIMIT).await
-        }
-        small => small,
-    };
-    match read {
-        Ok(()) => Ok(whole.freeze()),
-        Err(BodyError::TooLarge) => {
-            drop(whole);
-            discard(parts, body).await;
-            Err(TOO_LARGE)
-        }
-        // The client is hardly there to receive the response.
-        Err(BodyError::Incomplete) => Err(Outcome::Failed(DestroyError::DeadlineExceeded)),
-    }
+/// A body that has not been read yet, or not to its end.
+pub struct RequestBody {
+    body: Body,
+    announced: Option<u64>,
+    /// Whether the client sends nothing before it has received `100 Continue`.
+    waits_to_continue: bool,
 }
 
-/// Reads and drops the body of a request that is refused, unless the client waits for `100 Continue` before it sends one.
-pub async fn discard(parts: &Parts, mut body: Body) {
-    let waits = parts.version < Version::HTTP_2 && parts.headers.contains_key(header::EXPECT);
-    if waits || announced_length(&parts.headers).is_some_and(|length| length > calls::DISCARD_LIMIT) {
-        return;
+impl RequestBody {
+    pub fn new(parts: &Parts, body: Body) -> Self {
+        let waits_to_continue = parts.version < Version::HTTP_2 && parts.headers.contains_key(header::EXPECT);
+        Self { body, announced: announced_length(&parts.headers), waits_to_continue }
     }
-    let mut left = calls::DISCARD_LIMIT;
-    // In steps, each with a timeout of its own.
-    while left > 0 {
-        let step = body::discard(&mut body, calls::DISCARD_STEP);
-        match timeout(calls::DISCARD_TIMEOUT, step).await {
-            Ok(false) => left = left.saturating_sub(calls::DISCARD_STEP),
-            Ok(true) | Err(_) => return,
+
+    /// Reads it whole. `large` has the places for bodies over [`calls::SMALL_BODY`].
+    ///
+    /// # Errors
+    /// The outcome of a request whose body is too large, is incomplete, or for which there is no place.
+    pub async fn read(&mut self, large: &Admission, client: Option<IpAddr>) -> Result<Bytes, Outcome> {
+        const TOO_LARGE: Outcome = Outcome::Refused(EdgeError::BodyTooLarge);
+        if self.announced.is_some_and(|length| length > calls::BODY_LIMIT as u64) {
+            return Err(TOO_LARGE);
         }
+        self.waits_to_continue = false;
+        let mut whole = BytesMut::new();
+        let read = match body::read_into(&mut self.body, &mut whole, calls::SMALL_BODY).await {
+            Err(BodyError::TooLarge) => {
+                let Ok(_place) = large.enter(client) else {
+                    return Err(Outcome::Failed(DestroyError::Overloaded));
+                };
+                body::read_into(&mut self.body, &mut whole, calls::BODY_LIMIT).await
+            }
+            small => small,
+        };
+        match read {
+            Ok(()) => Ok(whole.freeze()),
+            Err(BodyError::TooLarge) => Err(TOO_LARGE),
+            Err(BodyError::Incomplete) => Err(Outcome::Cancelled),
+        }
+    }
+
+    /// Reads and drops what is left of it, within [`calls::DISCARD_LIMIT`] and [`calls::DISCARD_TIMEOUT`]. A client that waits
+    /// for `100 Continue` sends nothing, and one that sends nothing for [`calls::DISCARD_IDLE_TIMEOUT`] is not waited for.
+    pub async fn discard(&mut self) {
+        if self.waits_to_continue || self.announced.is_some_and(|length| length > calls::DISCARD_LIMIT) {
+            return;
+        }
+        let discarded = async {
+            for _ in 0..calls::DISCARD_LIMIT / calls::DISCARD_STEP {
+                let step = body::discard(&mut self.body, calls::DISCARD_STEP);
+                match timeout(calls::DISCARD_IDLE_TIMEOUT, step).await {
+                    Ok(false) => {}
+                    Ok(true) | Err(_) => return,
+                }
+            }
+        };
+        let _elapsed = timeout(calls::DISCARD_TIMEOUT, discarded).await;
     }
 }
 

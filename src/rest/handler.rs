@@ -1,21 +1,22 @@
 //! One request: read, authenticate, destroy, respond.
 
-use std::{fmt, pin::pin, sync::Arc};
+use std::{fmt, net::IpAddr, pin::pin, sync::Arc};
 
 use axum::{body::Body, extract::State};
 use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::{
-    Edge, body,
+    Edge,
+    body::RequestBody,
     reply::{Outcome, ReplyContext},
 };
 use crate::{
-    collections::{Admission, CallContext, DestroyApi, DestroyCall, Holder},
+    collections::{Admission, CallContext, DestroyApi, DestroyCall},
     config::calls,
     domain::{DestroyError, DestroyFailure, Destroyed, EdgeError, ParseCollectionIdError, RequestId},
     identity::{
-        AuthenticatedUser, Peer,
+        AuthenticatedUser, Peer, excerpt,
         oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
     rate_limit,
@@ -27,7 +28,7 @@ pub struct Gateway {
     api: Arc<dyn DestroyApi>,
     admission: Admission,
     edge: Edge,
-    large_bodies: Semaphore,
+    large_bodies: Admission,
 }
 
 /// Handles the one method of the one path.
@@ -47,7 +48,9 @@ pub async fn unknown_path(State(gateway): State<Arc<Gateway>>, request: Request<
 
 impl Gateway {
     pub fn new(api: Arc<dyn DestroyApi>, admission: Admission, edge: Edge) -> Self {
-        Self { api, admission, edge, large_bodies: Semaphore::new(calls::LARGE_BODIES) }
+        let large_bodies = Admission::new(calls::LARGE_BODIES);
+        large_bodies.open();
+        Self { api, admission, edge, large_bodies }
     }
 
     /// Responds to a request, with an error where its path or method is `refused`.
@@ -67,13 +70,13 @@ impl Gateway {
         let record = CallRecord::new(fields(&parts, &context.transaction));
         let refused =
             if transport.require_tls && !is_secure { Some(EdgeError::TlsRequired) } else { refused };
+        let mut body = RequestBody::new(&parts, body);
         let outcome = match refused {
-            Some(error) => {
-                body::discard(&parts, body).await;
-                Outcome::Refused(error)
-            }
-            None => self.process(&parts, body, origin.as_ref(), &record, &mut context).await,
+            Some(error) => Outcome::Refused(error),
+            None => self.process(&parts, &mut body, origin.as_ref(), &record, &mut context).await,
         };
+        // The outcome stands, however long the rest of the body takes.
+        body.discard().await;
         let response = outcome.into_response(&context, record.started().elapsed());
         let mut fields = record.fields();
         fields.outcome = Some(outcome.name());
@@ -89,7 +92,7 @@ impl Gateway {
     async fn process(
         &self,
         parts: &Parts,
-        body: Body,
+        body: &mut RequestBody,
         origin: Option<&Origin>,
         record: &CallRecord,
         context: &mut ReplyContext,
@@ -97,7 +100,7 @@ impl Gateway {
         let deadline = record.started() + calls::TIMEOUT;
         let processed = pin!(async {
             // Before the request has a place: a client that never sends its body must not keep one.
-            let body = body::read(parts, body, &self.large_bodies).await?;
+            let body = body.read(&self.large_bodies, self.client(parts)).await?;
             let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
             let is_form = content_type.is_some_and(|text| is_form(&String::from_utf8_lossy(text)));
             let query = Parameters::decode(parts.uri.query().unwrap_or_default().as_bytes());
@@ -125,7 +128,7 @@ impl Gateway {
         context: &mut ReplyContext,
     ) -> Result<Destroyed, DestroyFailure> {
         let Parsed { parts, query, form, .. } = request;
-        let permit = self.admission.enter(self.holder(parts))?;
+        let mut permit = self.admission.enter(self.client(parts))?;
         let user = self.authenticate(request).await;
         context.access = match &user {
             Ok(_) => "read-write",
@@ -145,9 +148,12 @@ impl Gateway {
                 return Err(DestroyError::RateLimited.into());
             }
         }
-        let id = the_id(query, form)?.parse().map_err(|error| match error {
-            ParseCollectionIdError::Empty => DestroyError::IdRequired,
-            ParseCollectionIdError::Malformed => DestroyError::IdInvalid,
+        let id = the_id(query, form)?;
+        let id = id.parse().map_err(|error| match error {
+            ParseCollectionIdError::Empty => DestroyError::IdRequired.into(),
+            ParseCollectionIdError::Malformed => {
+                DestroyFailure::new(DestroyError::IdInvalid, format_args!("the id is {}", excerpt(&id)))
+            }
         })?;
         record.fields().collection = Some(id);
         let request_id = idempotency_key(&parts.headers)?;
@@ -206,11 +212,10 @@ impl Gateway {
         Origin::of_request(scheme, authority(parts)?)
     }
 
-    /// Who holds the request's place until the user is authenticated.
-    fn holder(&self, parts: &Parts) -> Holder {
-        let Some(peer) = parts.extensions.get::<Peer>() else { return Holder::default() };
-        let address = Some(peer.address).filter(|_| !self.edge.transport.is_proxy(peer));
-        Holder { connection: Some(peer.connection()), address, ..Holder::default() }
+    /// The client that shares places with its other requests. A trusted proxy forwards those of many clients.
+    fn client(&self, parts: &Parts) -> Option<IpAddr> {
+        let peer = parts.extensions.get::<Peer>()?;
+        (!self.edge.transport.is_proxy(peer)).then(|| peer.client())
     }
 }
 
@@ -237,6 +242,7 @@ fn fields(parts: &Parts, transaction: &str) -> CallFields {
         host: host.map(Into::into),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: Some(text(&parts.headers, "x-request-id").unwrap_or(transaction).into()),
+        transaction: Some(transaction.into()),
         traceparent: text(&parts.headers, "traceparent").map(Into::into),
         ..CallFields::default()
     }
@@ -261,13 +267,14 @@ fn authority(parts: &Parts) -> Option<&str> {
 }
 
 /// The one id in query and form; a destroy never guesses between two.
-fn the_id(query: &Parameters<'_>, form: &Parameters<'_>) -> Result<String, DestroyError> {
+fn the_id(query: &Parameters<'_>, form: &Parameters<'_>) -> Result<String, DestroyFailure> {
     let mut ids = query.all("id").chain(form.all("id"));
     let id = ids.next().ok_or(DestroyError::IdRequired)?;
     if ids.any(|other| other != id) {
-        return Err(DestroyError::IdInvalid);
+        return Err(DestroyFailure::new(DestroyError::IdInvalid, "there are two different ids"));
     }
-    String::from_utf8(id.to_vec()).map_err(|_error| DestroyError::IdInvalid)
+    String::from_utf8(id.to_vec())
+        .map_err(|_error| DestroyFailure::new(DestroyError::IdInvalid, "the id is not UTF-8"))
 }
 
 /// The request id in `Idempotency-Key`, bare or quoted as its draft standard has it.

@@ -17,6 +17,8 @@ pub enum Outcome {
     Destroyed,
     Failed(DestroyError),
     Refused(EdgeError),
+    /// The client disconnected before it had sent its body.
+    Cancelled,
 }
 
 /// What the headers of a response report about its request. Filled in as the request is processed.
@@ -74,6 +76,10 @@ impl Outcome {
                 (row.http, row.code, row.message)
             }
             Self::Refused(error) => error.row(),
+            Self::Cancelled => {
+                let row = DestroyError::DeadlineExceeded.row();
+                (row.http, row.code, row.message)
+            }
         };
         let body = Errors { errors: [Error { code, message }] };
         // Numbers and texts can always be written.
@@ -84,6 +90,7 @@ impl Outcome {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Destroyed => "Ok",
+            Self::Cancelled => "Cancelled",
             Self::Failed(error) => error.row().reason,
             Self::Refused(EdgeError::WrongMethod) => "WRONG_METHOD",
             Self::Refused(EdgeError::UnknownPath) => "UNKNOWN_PATH",

@@ -42,6 +42,8 @@ pub struct CallFields {
     pub client: Option<Arc<str>>,
     /// `request.id`: the header `x-request-id`, or the transaction id where the client sent none.
     pub request_id: Option<Box<str>>,
+    /// `transaction.id`: the response's `x-transaction-id`, of a REST request.
+    pub transaction: Option<Box<str>>,
     pub traceparent: Option<Box<str>>,
     /// The calling service or application, as in the audit trail.
     pub caller: Option<Arc<str>>,
@@ -71,12 +73,13 @@ macro_rules! log_call {
         let CallFields { path, host, client, caller, replayed, http_status, .. } = $fields;
         tracing::$level!(
             rpc.method = $fields.rpc_method.as_deref().map(cut),
-            http.request.method = $fields.http_method.as_ref().map(display),
+            http.request.method = $fields.http_method.as_ref().map(|method| cut(method.as_str())),
             url.path = path.as_deref().map(cut),
             server.address = host.as_deref().map(cut),
             http.response.status_code = *http_status,
             client.address = client.as_deref(),
             request.id = $fields.request_id.as_deref().map(cut),
+            transaction.id = $fields.transaction.as_deref(),
             traceparent = $fields.traceparent.as_deref().map(cut),
             caller = caller.as_deref().map(cut),
             enduser.id = $fields.user.map(display),

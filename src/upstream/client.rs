@@ -209,7 +209,7 @@ fn failure(address: SocketAddr, status: &Status) -> DestroyFailure {
     if error.is_fault() {
         DestroyFailure::new(
             error,
-            format_args!("the upstream {address} answered {reason}: {}", status.message()),
+            format_args!("the upstream {address} answered {reason:.128}: {:.128}", status.message()),
         )
     } else {
         error.into()
