@@ -62,15 +62,16 @@ pub fn public_routes(
     };
     let v1 = reflection().build_v1()?.max_decoding_message_size(calls::MESSAGE_LIMIT);
     let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(calls::MESSAGE_LIMIT);
-    let auxiliary = Auxiliary::new(callers.clone());
+    // Reflection streams must not take the places of health.
+    let [health_limits, reflection_limits] = [(); 2].map(|()| Auxiliary::new(callers.clone()));
     let server = CollectionsServiceServer::new(Collections::new(local))
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(calls::MESSAGE_LIMIT);
     Ok(PublicRoutes(Arc::new(Services {
         rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit),
-        health: auxiliary.wrap(Kind::Health, health.service.clone()),
-        reflection: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
-        reflection_v1alpha: auxiliary.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),
+        health: health_limits.wrap(Kind::Health, health.service.clone()),
+        reflection: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
+        reflection_v1alpha: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),
     })))
 }
 

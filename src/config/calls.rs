@@ -22,6 +22,8 @@ pub const AUXILIARY_CALLS: usize = 256;
 pub const REFLECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Calls in flight by default.
 pub const IN_FLIGHT: u32 = 2048;
+/// The longest host and port that a REST request may name to sign for, in bytes: a DNS name has at most 253.
+pub const AUTHORITY_LIMIT: usize = 260;
 /// The largest REST body, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
 /// REST bodies over this size, in bytes, need a place of their own, so that the memory of all is bounded. Requests of 1.1

@@ -23,7 +23,7 @@ use crate::{
     identity::{Callers, Peer},
     net::body::{self, BodyError},
     rate_limit::{Key, RateLimit},
-    telemetry::{CallFields, CallRecord},
+    telemetry::{CallFields, CallRecord, Cut},
 };
 
 /// The method that nearly every call is for, as the log names it.
@@ -119,6 +119,9 @@ where
                 return Ok(Status::cancelled("message is incomplete").into_http());
             }
         };
+        if !is_one_message(&message) {
+            return Ok(invalid_message(record, "expected one message".to_owned()));
+        }
         let peer = parts.extensions.get::<Peer>();
         let mut permit = self.checks.admission.enter(peer.map(Peer::client))?;
         let user = self.checks.callers.identify(&parts.headers, peer).await?;
@@ -146,11 +149,27 @@ where
 /// The five bytes before a message: whether it is compressed, and its length.
 const MESSAGE_HEADER: usize = 5;
 
+/// Whether a body is one message and nothing behind it, of which tonic would read the first alone.
+fn is_one_message(body: &[u8]) -> bool {
+    match body.split_at_checked(MESSAGE_HEADER) {
+        Some(([_flag, length @ ..], message)) => <[u8; 4]>::try_from(length)
+            .is_ok_and(|length| u32::from_be_bytes(length) as usize == message.len()),
+        _ => false,
+    }
+}
+
 pub(super) fn fields(parts: &Parts) -> CallFields {
-    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(Into::into);
+    let header = |name: &str| {
+        let text = parts.headers.get(name).and_then(|value| value.to_str().ok());
+        text.map(|text| Cut(text).copy())
+    };
     let method = parts.uri.path().trim_start_matches('/');
     CallFields {
-        rpc_method: Some(if method == DESTROY { Cow::Borrowed(DESTROY) } else { method.to_owned().into() }),
+        rpc_method: Some(if method == DESTROY {
+            Cow::Borrowed(DESTROY)
+        } else {
+            Cut(method).copy().into_string().into()
+        }),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: header("x-request-id"),
         traceparent: header("traceparent"),
@@ -164,7 +183,7 @@ fn respond(response: Response<Body>, record: &CallRecord) -> Response<Body> {
         return response;
     }
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-    if matches!(code, Code::OutOfRange | Code::Internal) {
+    if matches!(code, Code::OutOfRange | Code::Internal | Code::ResourceExhausted) {
         // It has no details that a program could read.
         return invalid_message(record, "message does not decode".to_owned());
     }

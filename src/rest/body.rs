@@ -40,7 +40,9 @@ impl RequestBody {
             return Err(TOO_LARGE);
         }
         self.waits_to_continue = false;
-        let mut whole = BytesMut::new();
+        // Of the size that it needs: a buffer that grows doubles.
+        let expected = self.announced.unwrap_or_default().min(calls::SMALL_BODY as u64);
+        let mut whole = BytesMut::with_capacity(usize::try_from(expected).unwrap_or_default());
         let read = match body::read_into(&mut self.body, &mut whole, calls::SMALL_BODY).await {
             Err(BodyError::TooLarge) => {
                 let Ok(_place) = large.enter(client) else {

@@ -20,7 +20,7 @@ use crate::{
         oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
     rate_limit,
-    telemetry::{CallFields, CallRecord},
+    telemetry::{CallFields, CallRecord, Cut},
 };
 
 /// The gateway's parts.
@@ -209,7 +209,9 @@ impl Gateway {
             return None;
         }
         let scheme = if is_secure { "https" } else { parts.uri.scheme_str().unwrap_or("http") };
-        Origin::of_request(scheme, authority(parts)?)
+        // A longer text is no host, and would be copied.
+        let authority = authority(parts).filter(|authority| authority.len() <= calls::AUTHORITY_LIMIT)?;
+        Origin::of_request(scheme, authority)
     }
 
     /// The client that shares places with its other requests. A trusted proxy forwards those of many clients.
@@ -238,12 +240,12 @@ fn fields(parts: &Parts, transaction: &str) -> CallFields {
     let host = authority(parts).and_then(|authority| authority.rsplit('@').next());
     CallFields {
         http_method: Some(parts.method.clone()),
-        path: Some(parts.uri.path().into()),
-        host: host.map(Into::into),
+        path: Some(Cut(parts.uri.path()).copy()),
+        host: host.map(|host| Cut(host).copy()),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
-        request_id: Some(text(&parts.headers, "x-request-id").unwrap_or(transaction).into()),
+        request_id: Some(Cut(text(&parts.headers, "x-request-id").unwrap_or(transaction)).copy()),
         transaction: Some(transaction.into()),
-        traceparent: text(&parts.headers, "traceparent").map(Into::into),
+        traceparent: text(&parts.headers, "traceparent").map(|text| Cut(text).copy()),
         ..CallFields::default()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    fmt,
+    fmt::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -149,13 +149,32 @@ fn cut(text: &str) -> DisplayValue<Cut<'_>> {
     display(Cut(text))
 }
 
+impl Cut<'_> {
+    /// The beginning of the text, a little longer than what is shown: a copy for the record.
+    #[must_use]
+    pub fn copy(&self) -> Box<str> {
+        let end = self.0.floor_char_boundary(2 * config::telemetry::VALUE_LIMIT);
+        self.0.split_at_checked(end).map_or("", |(begin, _)| begin).into()
+    }
+}
+
 impl fmt::Display for Cut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(text) = *self;
         let end = text.floor_char_boundary(config::telemetry::VALUE_LIMIT);
-        match text.split_at_checked(end) {
-            Some((shown, rest)) if !rest.is_empty() => write!(f, "{shown}…"),
-            _ => f.write_str(text),
+        let (shown, rest) = text.split_at_checked(end).unwrap_or((text, ""));
+        if shown.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            f.write_str(shown)?;
+        } else {
+            // Control characters and those that change the direction of text are not for a terminal.
+            for letter in shown.chars() {
+                if letter.is_ascii_graphic() || letter == ' ' {
+                    f.write_char(letter)?
+                } else {
+                    letter.escape_debug().fmt(f)?
+                }
+            }
         }
+        f.write_str(if rest.is_empty() { "" } else { "…" })
     }
 }
