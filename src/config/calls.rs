@@ -9,8 +9,6 @@ pub const MESSAGE_LIMIT: usize = 4 * 1024;
 /// The capacity that a gRPC message's buffer begins with, in bytes: room for the longest id with a request id. tonic reserves it
 /// twice, for what was received and for the message.
 pub const MESSAGE_BUFFER: usize = 192;
-/// The longest text of a UUID that is read, in bytes: `urn:uuid:` and 36 more.
-pub const REQUEST_ID_LIMIT: usize = 45;
 /// The delay in `RetryInfo`: how long an outage or an overload lasts is not known.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often the number of refused calls is logged.

@@ -49,7 +49,8 @@ impl Listener {
         Ok(Self { address: socket.local_addr()?, socket })
     }
 
-    /// Serves in tasks of the lifecycle until that closes. The service must always be ready: `poll_ready` is not called. Every connection finishes the calls that it has begun.
+    /// Serves in tasks of the lifecycle until that closes. Every connection finishes the calls that it has begun. The service
+    /// must always be ready: `poll_ready` is not called.
     pub fn serve<S, B>(
         self,
         service: S,
@@ -117,7 +118,7 @@ async fn accept(socket: &TcpListener) -> (TcpStream, SocketAddr) {
 }
 
 /// Every limit is named: a connection may neither open streams nor cause resets without bound (RUSTSEC-2024-0003), nor
-/// fill our memory with what nobody has read yet.
+/// fill memory with unread data.
 pub(super) fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder

@@ -158,7 +158,7 @@ fn request(call: &DestroyCall) -> Result<Request<DestroyRequest>, http::header::
     Ok(request)
 }
 
-/// HTTP/2 to any address whose server shows a certificate of this name. Pings detect a silent server.
+/// HTTP/2 to any address whose server presents a certificate of this name. Pings detect a silent server.
 fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
     let mut http = HttpConnector::new();
     http.enforce_http(false);
@@ -180,10 +180,9 @@ fn channel(tls: ClientConfig, name: ServerName<'static>) -> Channel {
     Channel::new(client)
 }
 
-/// The failure of a status: by its reason or, where a proxy made the status, by its code.
-fn failure_of(status: &Status) -> DestroyError {
-    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
-    DestroyError::from_reason(&reason).unwrap_or(match status.code() {
+/// The error of a status: by its reason or, where a proxy made the status, by its code.
+fn error_of(status: &Status, reason: &str) -> DestroyError {
+    DestroyError::from_reason(reason).unwrap_or(match status.code() {
         Code::Unavailable => DestroyError::StoreUnavailable,
         Code::DeadlineExceeded | Code::Cancelled => DestroyError::DeadlineExceeded,
         Code::ResourceExhausted => DestroyError::Overloaded,
@@ -194,13 +193,13 @@ fn failure_of(status: &Status) -> DestroyError {
 /// The failure of an answer. The gateway has authenticated the user itself, so where the server does not trust the gateway,
 /// the client is not at fault.
 fn failure(address: SocketAddr, status: &Status) -> DestroyFailure {
-    let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
     let is_distrusted = ["CALLER_NOT_ALLOWED", "USER_CONTEXT_REQUIRED"].contains(&reason.as_str());
     if is_distrusted || status.code() == Code::Unauthenticated {
-        let cause = format_args!("the upstream {address} does not trust this gateway: {reason}");
+        let cause = format_args!("the upstream {address} rejected this gateway's credentials: {reason}");
         return DestroyFailure::new(DestroyError::Internal, cause);
     }
-    let error = failure_of(status);
+    let error = error_of(status, &reason);
     if error == DestroyError::RateLimited {
         // The limit is that of the gateway as a caller, and no client's.
         let cause = format_args!("the upstream {address} limits the calls of this gateway");
