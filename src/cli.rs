@@ -223,7 +223,7 @@ fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
         };
         let redis = if given("redis_url") { matches.get_one::<Secret>("redis_url") } else { None };
         if redis.is_some_and(|url| config::has_password(url.expose())) {
-            let message = "--redis-url: a password must not stand on the command line; give the URL by COLLECTIONS_REDIS_URL";
+            let message = "--redis-url: a password is not accepted on the command line; give the URL by COLLECTIONS_REDIS_URL";
             return Err(Exit::Usage(message.to_owned()));
         }
         let url = if given("database_url") { matches.get_one::<DatabaseUrl>("database_url") } else { None };
@@ -231,7 +231,7 @@ fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
             let advice =
                 "give the URL by COLLECTIONS_DATABASE_URL, or the password by PGPASSWORD or ~/.pgpass";
             return Err(Exit::Usage(format!(
-                "--database-url: a password must not stand on the command line; {advice}"
+                "--database-url: a password is not accepted on the command line; {advice}"
             )));
         }
         match matches.subcommand() {

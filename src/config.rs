@@ -19,7 +19,7 @@ use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
-/// How often a long command says how far it is, where there is no terminal.
+/// How often a long command logs its progress, where there is no terminal.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A database URL: `sqlite:…` or `postgres://…`. Its `Debug` hides it, because it may hold a password. Any text makes

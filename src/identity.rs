@@ -1,4 +1,5 @@
-//! Turns credentials into an [`AuthenticatedUser`]. Nothing else can make one, so holding one is the proof.
+//! Turns credentials into an [`AuthenticatedUser`]. Nothing else can make one, so a value of it proves that credentials
+//! were verified.
 
 mod callers;
 mod client_network;

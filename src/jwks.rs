@@ -108,7 +108,7 @@ impl Jwks {
         self.0.apply(read)
     }
 
-    /// Refreshes the keys for ever, with a backoff after errors.
+    /// Refreshes the keys in a loop, with a backoff after errors.
     pub async fn run(self) {
         let mut retry = config::jwks::RETRY_BACKOFF;
         let mut succeeded = self.0.current.borrow().error.is_none();
@@ -133,7 +133,7 @@ impl KeySource for Jwks {
         let keys = current.keys.as_ref().ok_or_else(|| NoKeys(error()))?;
         let age = (self.0.clock.now() - current.read_at).num_seconds();
         if age > config::jwks::MAX_AGE {
-            return Err(NoKeys(format!("the last good one is {age} s old; {}", error())));
+            return Err(NoKeys(format!("the last valid one is {age} s old; {}", error())));
         }
         Ok(keys.clone())
     }
@@ -189,8 +189,8 @@ impl Inner {
         Ok((text, keys))
     }
 
-    /// Makes what was read current, or keeps what is current where reading failed, and logs changes. Returns whether reading
-    /// succeeded.
+    /// Makes what was read current, or leaves the current keys in place where reading failed, and logs changes. Returns
+    /// whether reading succeeded.
     fn apply(&self, read: Result<(Bytes, Option<KeySet>), JwksError>) -> bool {
         let now = self.clock.now();
         let succeeded = read.is_ok();

@@ -8,9 +8,9 @@
 //! through [`collections::DestroyApi`]: in this process ([`collections::Local`]), or on servers elsewhere ([`upstream`]).
 //! Afterwards [`jobs`] erases the entries of what was destroyed.
 //!
-//! [`domain`] has the vocabulary of all rooms, [`config`] every limit by name, [`rate_limit`] the counters of users and callers,
-//! [`jwks`] the key sets of token issuers, [`telemetry`] log and metrics, [`proto`] the generated contract. [`server`] puts all of
-//! it together, and [`cli`] has the commands.
+//! [`domain`] has the types that all modules share, [`config`] every limit by name, [`rate_limit`] the counters of users and
+//! callers, [`jwks`] the key sets of token issuers, [`telemetry`] log and metrics, [`proto`] the generated contract. [`server`]
+//! composes them, and [`cli`] has the commands.
 //!
 //! # Invariants
 //!

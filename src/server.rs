@@ -158,7 +158,8 @@ pub struct Running {
 
 impl Running {
     /// Checks whether the database can be served, binds every listener, then serves on all of them. It waits for a database that
-    /// is away, refuses connections or has an older schema, because a crash loop would not help; until then it refuses calls.
+    /// is unavailable, refuses connections or has an older schema, because a crash loop would not help; until then it refuses
+    /// calls.
     ///
     /// # Errors
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
@@ -197,8 +198,8 @@ impl Running {
         let (api, grpc): (Arc<dyn DestroyApi>, _) = match settings.rpc {
             Rpc::Served(grpc) => {
                 let local = Local::new(store.clone());
-                let door = loader.grpc(grpc, local.clone(), &admission, &health).await?;
-                (Arc::new(local), Some(door))
+                let bound = loader.grpc(grpc, local.clone(), &admission, &health).await?;
+                (Arc::new(local), Some(bound))
             }
             Rpc::Upstream(url, tls) => (Arc::new(loader.upstream(url, tls).await?), None),
         };
@@ -211,8 +212,8 @@ impl Running {
         readiness.log_change(checked);
         let lifecycle = Lifecycle::new(settings.entropy);
         let running = Self {
-            grpc: grpc.as_ref().map(|door| door.listener.address),
-            rest: rest.as_ref().map(|door| door.listener.address),
+            grpc: grpc.as_ref().map(|bound| bound.listener.address),
+            rest: rest.as_ref().map(|bound| bound.listener.address),
             admin: admin_listener.address,
             health: health.clone(),
             admission,
@@ -226,12 +227,12 @@ impl Running {
             lifecycle: lifecycle.clone(),
             drain: settings.drain,
         };
-        if let Some(Door { listener, service, tls }) = grpc {
+        if let Some(BoundListener { listener, service, tls }) = grpc {
             let refuse = || grpc::refusal(DestroyError::Overloaded);
             let settings = ListenerSettings { protocol: Protocol::Grpc, tls, refuse };
             listener.serve(service, settings, resources.public(), &lifecycle);
         }
-        if let Some(Door { listener, service, tls }) = rest {
+        if let Some(BoundListener { listener, service, tls }) = rest {
             let settings = ListenerSettings { protocol: Protocol::Http, tls, refuse: rest::refusal };
             listener.serve(service, settings, resources.public(), &lifecycle);
         }
@@ -260,7 +261,7 @@ impl Running {
 }
 
 /// A listener that is bound, with what it will serve.
-struct Door<S> {
+struct BoundListener<S> {
     listener: Listener,
     service: S,
     tls: Option<TlsServer>,
@@ -292,7 +293,7 @@ impl Loader {
         local: Local,
         admission: &Admission,
         health: &Health,
-    ) -> Result<Door<PublicRoutes>, StartError> {
+    ) -> Result<BoundListener<PublicRoutes>, StartError> {
         let tls = self.server_tls(GRPC_TLS, grpc.tls)?;
         let listener = bind("--grpc-addr", grpc.address).await?;
         let callers = Callers {
@@ -302,7 +303,7 @@ impl Loader {
         };
         let service =
             grpc::public_routes(local, admission.clone(), health, &callers, grpc.caller_rate_limit)?;
-        Ok(Door { listener, service, tls })
+        Ok(BoundListener { listener, service, tls })
     }
 
     async fn rest(
@@ -311,7 +312,7 @@ impl Loader {
         credentials: Credentials,
         api: Arc<dyn DestroyApi>,
         admission: &Admission,
-    ) -> Result<Door<axum::Router>, StartError> {
+    ) -> Result<BoundListener<axum::Router>, StartError> {
         let (files, keys) = (vec![rest.keys.path().to_owned()], rest.keys);
         let (watch, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
         self.background.spawn(watch.run());
@@ -325,12 +326,12 @@ impl Loader {
             rate_limit: rest.rate_limit,
             entropy: self.entropy.clone(),
         };
-        Ok(Door { listener, service: rest::router(api, admission.clone(), edge), tls })
+        Ok(BoundListener { listener, service: rest::router(api, admission.clone(), edge), tls })
     }
 
     async fn upstream(&mut self, url: UpstreamUrl, tls: ClientTls) -> Result<Upstream, StartError> {
         let made = Upstream::new(url, tls, self.clock.clone());
-        let (upstream, watch, mut resolver) = made.map_err(|error| UPSTREAM_TLS.blame(error))?;
+        let (upstream, watch, mut resolver) = made.map_err(|error| UPSTREAM_TLS.error_for_flag(error))?;
         resolver.poll_once().await;
         self.background.spawn(watch.run());
         self.background.spawn(resolver.run());
@@ -344,7 +345,7 @@ impl Loader {
     ) -> Result<Option<TlsServer>, StartError> {
         let Some(tls) = tls else { return Ok(None) };
         let (files, clock) = (tls.files(), self.clock.clone());
-        let load = move || tls.load(&clock).map_err(|error| flags.blame(error));
+        let load = move || tls.load(&clock).map_err(|error| flags.error_for_flag(error));
         let (watch, current) = FileWatch::load(flags.certificate, files, load)?;
         self.background.spawn(watch.run());
         let threads = match &self.handshakes {

@@ -99,7 +99,7 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
             registry.with(lines.compact().with_target(false).with_ansi(io::stderr().is_terminal())).try_init()
         }
     };
-    // A second installation can only come from a test; the first one stands.
+    // A second installation can only come from a test; the first one stays in effect.
     drop(installed);
     Ok(log)
 }

@@ -136,7 +136,7 @@ async fn serve(
     let credentials = Credentials::new(store.clone(), keys);
     credentials.check().await.map_err(|error| {
         let advice = match error {
-            CredentialError::Sealed(_) => "; delete the folder to begin anew",
+            CredentialError::Sealed(_) => "; delete the folder to start over",
             _ => "",
         };
         Exit::Failed(format!("--data-dir {}: {error}{advice}", folder.display()))
@@ -176,7 +176,7 @@ fn open_folder(folder: &Path, entropy: &Entropy) -> Result<Arc<KeyRing>, Exit> {
 /// The documentation's collections, and new ones where those are destroyed; an application, and a token for this run.
 async fn seed(store: &Store, credentials: Credentials) -> Result<Demo, Exit> {
     let (Some(user), Some(other)) = (UserId::new(DEMO_USER), UserId::new(OTHER_USER)) else {
-        return Err(Exit::failed("the demo users are no users"));
+        return Err(Exit::failed("the demo user ids are invalid"));
     };
     let put = async |number: i64, owner: UserId| match CollectionId::new(number) {
         Some(id) => {
@@ -242,7 +242,7 @@ For a 1.1 client of your own:
   token            {token}
   token secret     {token_secret}
 
-Health is on {admin}, the data in {folder}: delete that folder to begin anew. Ctrl-C stops.
+Health is on {admin}, the data in {folder}: delete that folder to start over. Ctrl-C stops.
 ready",
         user = demo.user,
         names = names.join(", "),

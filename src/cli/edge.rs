@@ -1,4 +1,4 @@
-//! How listeners meet the network: flags of every command that has them.
+//! Flags for TLS, proxies and origins of listeners.
 
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -14,7 +14,7 @@ use crate::{
     store::KeyRing,
 };
 
-/// The gRPC listener's TLS, and who may speak for a user over it.
+/// The gRPC listener's TLS, and the callers that may name a user.
 #[derive(Debug, clap::Args)]
 pub struct GrpcTls {
     /// The gRPC listener's certificate chain, PEM; read again when it changes
@@ -27,7 +27,7 @@ pub struct GrpcTls {
     /// example.org or .example.org) limits them to the SPIFFE IDs of that trust domain, or to DNS names with that suffix
     #[arg(long, value_name = "[SCOPE=]FILE", env = "COLLECTIONS_CLIENT_CA", value_delimiter = ',', requires_all = ["tls_cert", "trusted_peer"])]
     client_ca: Vec<ClientAuthority>,
-    /// A service whose x-user-id is believed: the SPIFFE ID or DNS name in its certificate; repeatable
+    /// A service whose x-user-id is accepted: the SPIFFE ID or DNS name in its certificate; repeatable
     #[arg(long, env = "COLLECTIONS_TRUSTED_PEER", value_delimiter = ',', requires = "client_ca")]
     pub trusted_peer: Vec<PeerName>,
 }
@@ -44,10 +44,10 @@ pub struct Edge {
     /// Its private key, PEM
     #[arg(long, env = "COLLECTIONS_REST_TLS_KEY", requires = "rest_tls_cert")]
     rest_tls_key: Option<PathBuf>,
-    /// Refuse REST requests that did not come over TLS, to us or to a trusted proxy
+    /// Refuse REST requests that were not sent over TLS, to this process or to a trusted proxy
     #[arg(long, env = "COLLECTIONS_REQUIRE_TLS")]
     require_tls: bool,
-    /// Addresses (10.0.0.0/8, say) of proxies whose x-forwarded-proto is believed; repeatable
+    /// Addresses (such as 10.0.0.0/8) of proxies whose x-forwarded-proto is trusted; repeatable
     #[arg(long, env = "COLLECTIONS_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network)]
     trusted_proxy: Vec<IpNet>,
 }
@@ -56,14 +56,14 @@ impl GrpcTls {
     /// The listener's TLS. With `others`, callers without a certificate can authenticate in another way.
     ///
     /// # Errors
-    /// No authority may vouch for a trusted peer.
+    /// No authority may issue the name of a trusted peer.
     pub fn server(&self, others: bool) -> Result<Option<ServerTls>, Exit> {
         let Some(key_pair) = key_pair(self.tls_cert.as_ref(), self.tls_key.as_ref()) else { return Ok(None) };
-        let may_vouch = |name: &PeerName| {
+        let is_in_scope = |name: &PeerName| {
             let mut scopes = self.client_ca.iter().map(|authority| authority.scope.as_ref());
             scopes.any(|scope| scope.is_none_or(|scope| scope.covers(name)))
         };
-        if let Some(name) = self.trusted_peer.iter().find(|name| !may_vouch(name)) {
+        if let Some(name) = self.trusted_peer.iter().find(|name| !is_in_scope(name)) {
             return Err(Exit::Usage(format!(
                 "--trusted-peer {name}: is in the scope of no --client-ca; give one with its trust domain or DNS suffix"
             )));
@@ -90,7 +90,7 @@ impl Edge {
             .map(|key_pair| ServerTls { key_pair, clients: ClientAuth::Anyone, alpn: &["h2", "http/1.1"] });
         if self.require_tls && tls.is_none() && self.trusted_proxy.is_empty() {
             return Err(Exit::Usage(
-                "--require-tls: no request could come over TLS; give --rest-tls-cert, or --trusted-proxy"
+                "--require-tls: no request could be accepted; give --rest-tls-cert, or --trusted-proxy"
                     .to_owned(),
             ));
         }
@@ -113,7 +113,7 @@ impl Edge {
     }
 }
 
-/// A certificate with its key; clap has seen to it that there is none without the other.
+/// A certificate with its key; clap requires both or neither.
 fn key_pair(certificate: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<KeyPair> {
     certificate
         .zip(key)

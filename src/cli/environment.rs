@@ -1,5 +1,5 @@
-//! `COLLECTIONS_…` variables. Unknown ones are errors, because a misspelt variable would leave a default in force. An empty
-//! one counts as not set.
+//! `COLLECTIONS_…` variables. Unknown ones are errors, because a misspelt variable would silently leave the default. An
+//! empty one counts as not set.
 
 use std::{collections::HashSet, env};
 

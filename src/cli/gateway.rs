@@ -24,7 +24,7 @@ pub struct Args {
     /// The authorities that sign the RPC's certificate, PEM; without them, those that browsers trust
     #[arg(long, env = "COLLECTIONS_UPSTREAM_CA")]
     upstream_ca: Option<PathBuf>,
-    /// The certificate chain by which the RPC knows this gateway as a trusted peer, PEM; read again when it changes
+    /// The certificate chain by which this gateway authenticates to the RPC as a trusted peer, PEM; read again when it changes
     #[arg(long, env = "COLLECTIONS_UPSTREAM_CERT", requires = "upstream_key")]
     upstream_cert: Option<PathBuf>,
     /// Its private key, PEM
@@ -72,14 +72,16 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
     match (args.upstream.is_tls(), &key_pair) {
         (true, None) => {
             return refuse(
-                "--upstream-cert: is needed, or the RPC does not know this gateway as a trusted peer",
+                "--upstream-cert: is needed, or the RPC does not accept this gateway as a trusted peer",
             );
         }
-        (false, Some(_)) => return refuse("--upstream-cert: is of no use, because --upstream is plain http"),
+        (false, Some(_)) => {
+            return refuse("--upstream-cert: has no effect, because --upstream is plain http");
+        }
         _ => {}
     }
     if !args.upstream.is_tls() && args.upstream_ca.is_some() {
-        return refuse("--upstream-ca: is of no use, because --upstream is plain http");
+        return refuse("--upstream-ca: has no effect, because --upstream is plain http");
     }
     let rest_address = args.rest_addr.resolve("--rest-addr").await?.to_bind();
     let (entropy, metrics) = (Entropy::default(), Metrics::new());

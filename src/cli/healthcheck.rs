@@ -31,8 +31,8 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
-    let asked = tokio::time::timeout(Duration::from_millis(args.timeout_ms), ask(&args)).await;
-    match asked.unwrap_or_else(|_elapsed| Err(Exit::Code(2, format!("no answer from {}", args.addr))))? {
+    let checked = tokio::time::timeout(Duration::from_millis(args.timeout_ms), check(&args)).await;
+    match checked.unwrap_or_else(|_elapsed| Err(Exit::Code(2, format!("no answer from {}", args.addr))))? {
         ServingStatus::Serving => {
             // The code is the answer.
             drop(print("serving"));
@@ -42,7 +42,7 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     }
 }
 
-async fn ask(args: &Args) -> Result<ServingStatus, Exit> {
+async fn check(args: &Args) -> Result<ServingStatus, Exit> {
     // Tries all addresses of a host name.
     tokio::net::TcpStream::connect(args.addr.to_string())
         .await

@@ -1,4 +1,4 @@
-//! Whose bearer tokens are accepted, for every command that authenticates callers.
+//! Flags for bearer tokens.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::jwks::{JwksSource, Jwt};
 
 #[derive(Debug, clap::Args)]
 pub struct JwtArgs {
-    /// The keys that sign bearer tokens, as a JWKS: a file, or an https URL. It turns them on
+    /// The keys that sign bearer tokens, as a JWKS: a file, or an https URL. Enables bearer tokens
     #[arg(long, env = "COLLECTIONS_JWKS")]
     jwks: Option<String>,
     /// The authorities of the JWKS URL's certificate, in PEM. Without it, those that browsers trust

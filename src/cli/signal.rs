@@ -10,7 +10,7 @@ use tokio::{
 
 use super::Exit;
 
-/// Keeps SIGHUP from ending the process: it is logged and has no other effect, because changed files are reloaded without
+/// Ignores SIGHUP: it is logged and has no other effect, because changed files are reloaded without
 /// a signal.
 ///
 /// # Errors

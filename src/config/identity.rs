@@ -2,7 +2,7 @@
 
 use jsonwebtoken::Algorithm;
 
-/// The longest consumer key or token that is looked up, in bytes: clients choose them, and the cache keeps them.
+/// The longest consumer key or token that is looked up, in bytes: clients choose them, and they are cached.
 pub const OAUTH_KEY_LIMIT: usize = 256;
 /// OAuth timestamps may differ from our clock by this many seconds.
 pub const OAUTH_WINDOW: i64 = 300;
@@ -28,12 +28,12 @@ pub const JWT_ALGORITHMS: [Algorithm; 9] = [
 pub const JWT_LIMIT: usize = 8 * 1024;
 /// Signatures of JWTs that are verified at one time, at most: each occupies a processor for some 20 to 200 µs.
 pub const JWT_VERIFICATION_LIMIT: usize = 8;
-/// Calls that wait for the verification of their JWT: as many as are in flight by default. At 100 µs each the last waits
-/// 100 ms on one processor.
+/// Calls that wait for the verification of their JWT: half of the calls in flight by default. At 100 µs each the last
+/// waits 100 ms on one processor.
 pub const JWT_VERIFICATION_QUEUE: usize = 1024;
 /// By how many seconds an issuer's clock may differ from ours.
 pub const JWT_LEEWAY: f64 = 30.0;
-/// The longest name of a client in a JWT, in bytes: the audit trail keeps it.
+/// The longest name of a client in a JWT, in bytes: it is stored in the tombstone.
 pub const JWT_CLIENT_LIMIT: usize = 256;
 /// Parameters in a query, and in a form.
 pub const PARAMETER_LIMIT: usize = 256;

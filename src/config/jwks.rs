@@ -20,8 +20,8 @@ pub const ON_DEMAND_INTERVAL: i64 = 30;
 pub const ON_DEMAND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls that wait for it at one time; further ones fail at once because their key is unknown.
 pub const WAITER_LIMIT: usize = 128;
-/// How many seconds the last good JWKS is used when no newer one can be had: a day to repair the issuer, and no key that
-/// was revoked is accepted for ever.
+/// How many seconds the last valid JWKS is used while refreshes fail: a day to repair the issuer, and a limit for revoked
+/// keys.
 pub const MAX_AGE: i64 = 24 * 60 * 60;
 /// Keys with one id and one algorithm that are tried for a token. Issuers publish one; each more is a verification more.
 pub const CANDIDATE_LIMIT: usize = 2;

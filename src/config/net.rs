@@ -15,7 +15,7 @@ pub const STREAM_LIMIT: u32 = 100;
 /// Streams a peer may make us reset before its connection is closed (RUSTSEC-2024-0003).
 pub const RESET_LIMIT: usize = 1024;
 /// Requests that a peer has reset before they were accepted, on one connection; one more closes it. A client whose calls all
-/// time out at once, while this process stands still, resets as many as it may have in flight.
+/// time out at once, while this process is paused, resets as many as it may have in flight.
 pub const PENDING_RESET_LIMIT: usize = 2 * STREAM_LIMIT as usize;
 /// Bytes of a response that wait on one HTTP/2 stream for the peer to read them.
 pub const SEND_BUFFER: usize = 16 * 1024;
@@ -43,7 +43,7 @@ pub const ADMIN_CONNECTION_LIMIT: usize = 64;
 pub const CONNECTION_BYTES: u64 = 64 * 1024;
 /// The part of the process's memory, as a divisor, that connections may use.
 pub const CONNECTION_MEMORY_SHARE: u64 = 3;
-/// Open files that are kept for the database, key sets, the log and configuration.
+/// Open files reserved for the database, key sets, the log and configuration.
 pub const RESERVED_FILES: u64 = 128;
 /// The memory of the process, in bytes, where neither a control group nor the system names it.
 pub const UNKNOWN_MEMORY: u64 = 256 * 1024 * 1024;
@@ -68,8 +68,8 @@ pub const NEW_CONNECTION_SHARE: usize = 4;
 pub const EVICTED_CONNECTION_SHARE: usize = 8;
 /// The longest a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The interval between two log lines about failed TLS handshakes, each of which counts all failures since the last: peers
-/// without any right cause them.
+/// The interval between two log lines about failed TLS handshakes, each of which counts all failures since the last:
+/// unauthenticated peers cause them.
 pub const HANDSHAKE_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest reason of a failed TLS handshake in the log, in bytes: parts of it may be the peer's choice.
 pub const HANDSHAKE_REASON_LIMIT: usize = 128;
@@ -81,31 +81,33 @@ pub const INTERMEDIATE_LIMIT: usize = 6;
 pub const SAME_SUBJECT_LIMIT: usize = 2;
 /// The longest a connection may take to its first call: preface and headers, however slowly they come.
 pub const FIRST_CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a connection may be without a call before it is told to go away.
+/// How long a connection may be without a call before it is closed, with a GOAWAY on HTTP/2.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// The longest an evicted connection without calls in flight stays open: it may use the time for a call that was under way.
+/// The longest an evicted connection without calls in flight stays open: a call that the peer has
+/// already sent can still be answered.
 pub const EVICTION_GRACE: Duration = Duration::from_millis(250);
 /// The longest an evicted connection with calls in flight stays open. Shorter than the longest call: it occupies memory
 /// that another connection needs.
 pub const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest a connection stays open after it was asked to go away: the calls that it had accepted have ended by then.
+/// The longest a connection stays open after its GOAWAY: the calls that it had accepted have ended by then.
 pub const CLOSE_TIMEOUT: Duration = calls::TIMEOUT.saturating_add(LINGER);
 /// Bytes that a peer may send on one stream, and on one HTTP/2 connection, before we have read them: HTTP/2's own
 /// default, which a destroy does not fill.
 pub const WINDOW: u32 = 64 * 1024 - 1;
-/// How often files are looked at that may change while the service runs. A change is used at the second look that sees
-/// it: within two seconds with ease.
+/// The interval between two polls of files that may change. A change is loaded at the second poll that finds it, within
+/// two seconds.
 pub const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
-/// How much of a file is looked at to see whether it has changed, in bytes: a bundle of public authorities has a third.
+/// Bytes of a file that are hashed to detect a change: a bundle of public authorities has a third of that.
 pub const WATCHED_FILE_LIMIT: u64 = 1024 * 1024;
-/// How old a connection may become, give or take a tenth, before it is told to go away: gRPC clients hold on to theirs,
-/// so without an age a new replica would never get work.
+/// The age at which a connection gets a GOAWAY, plus or minus a tenth: gRPC clients reuse their connections, so without a
+/// maximum age a new replica would get no calls.
 pub const CONNECTION_AGE: Duration = Duration::from_secs(600);
-/// How long connections may take to hand over the last answers once every accepted call is finished.
+/// How long connections may take to send the last responses once every accepted call is finished.
 pub const LINGER: Duration = Duration::from_secs(1);
-/// The pause before the next try when a connection could not be accepted, for want of file descriptors say.
+/// The pause before the next try when a connection could not be accepted, for example because the
+/// process has no file descriptors left.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// How often a silent HTTP/2 peer is asked whether it is there, and how long it may take to say so.
+/// The interval of PINGs to a silent HTTP/2 peer, and the longest wait for the acknowledgement.
 pub const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Bytes of the body of a request that is refused for want of memory, which are read and dropped before the response.
 pub const REFUSED_BODY_LIMIT: u64 = 64 * 1024 * 1024;

@@ -12,6 +12,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const EJECTION: Duration = Duration::from_secs(5);
 /// Addresses of the upstream that are used.
 pub const ADDRESS_LIMIT: usize = 100;
-/// How often the upstream's name is looked up, and how long that may take.
+/// How often the upstream's name is resolved, and how long that may take.
 pub const RESOLVE_INTERVAL: Duration = Duration::from_secs(5);
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -185,7 +185,7 @@ impl DestroyError {
         ErrorRow { grpc, reason, http, code, message, grpc_message }
     }
 
-    /// Whether somebody who runs the service has to look into it.
+    /// Whether an operator has to act.
     #[must_use]
     pub const fn is_fault(self) -> bool {
         matches!(self, Self::StoreUnavailable | Self::Internal)

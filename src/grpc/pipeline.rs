@@ -106,7 +106,7 @@ where
         deadline: Instant,
         record: &CallRecord,
     ) -> Result<Response<Body>, DestroyFailure> {
-        // Before the call has a place: a caller that never sends the message must not keep one.
+        // Before the call has a place: a caller that never sends the message must not hold one.
         let message = body::read(&mut body, calls::MESSAGE_LIMIT + MESSAGE_HEADER).await;
         let message = match message {
             Ok(message) => message,

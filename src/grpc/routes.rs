@@ -112,7 +112,7 @@ fn service_of<B>(request: &Request<B>) -> Option<&str> {
     request.uri().path().strip_prefix('/')?.split_once('/').map(|(service, _method)| service)
 }
 
-/// The answer to a request that is no gRPC call: a browser's GET, say, which must not destroy anything.
+/// The response to a request that is not a gRPC call, such as a browser's GET: it must not run anything.
 fn reject_other_protocols<B>(request: &Request<B>) -> Option<Response<Body>> {
     if request.method() != Method::POST {
         let mut response = empty(StatusCode::METHOD_NOT_ALLOWED);

@@ -17,7 +17,7 @@ const USER_ID: &str = "x-user-id";
 /// The ways that are switched on.
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
-    /// `x-user-id` is accepted from anyone: for a developer's machine. Start-up refuses it beyond loopback.
+    /// Accepts `x-user-id` from any caller, for development. Start-up rejects it on other than loopback addresses.
     pub insecure: bool,
     /// `x-user-id` is accepted from these services, which authenticate with a certificate.
     pub trusted_peers: TrustedPeers,

@@ -86,7 +86,7 @@ impl Verifier {
         match sent.iter().filter(|parameters| parameters.has_oauth()).count() {
             0 => return Err(OAuthError::NoParameters),
             1 => {}
-            // RFC 5849, 3.5: one place and only one. Of two, a proxy may have judged the other.
+            // RFC 5849, 3.5: one place and only one. Of two places, a proxy may have checked the other one.
             _ => return Err(OAuthError::TwoPlaces),
         }
         let claims = Claims::read(sent)?;
@@ -104,8 +104,8 @@ impl Verifier {
         Ok(AuthenticatedUser { user: token.user, caller: Some(caller.into()) })
     }
 
-    /// Returns the token that signed the request. A token or an application that is refused costs what a good one costs:
-    /// the signature is checked against decoys, and the refusal stands whatever the result.
+    /// Returns the token that signed the request. A rejected token or application takes as long as a valid one: the signature
+    /// is checked against decoys, and the request is rejected whatever the result.
     fn check_signature<'f>(
         &self,
         request: Request<'_>,
@@ -135,7 +135,7 @@ impl Verifier {
     }
 }
 
-/// Returns the application and the token of a request, if they are good and belong together.
+/// Returns the application and the token of a request, if they are valid and belong together.
 fn accept<'f>(
     claims: &Claims<'_>,
     found: &'f Found,

@@ -39,10 +39,10 @@ pub struct PeerCertificate {
 /// The outcome of the verification of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedNames {
-    /// Names that the certificate's authorities may vouch for.
-    pub vouched: Vec<PeerName>,
-    /// Names in the certificate that its authorities may not vouch for.
-    pub unvouched: Vec<PeerName>,
+    /// Names that the certificate's authorities may issue.
+    pub permitted: Vec<PeerName>,
+    /// Names in the certificate that its authorities may not issue.
+    pub not_permitted: Vec<PeerName>,
     /// The end of the certificate's validity.
     pub not_after: DateTime<Utc>,
 }
@@ -103,12 +103,12 @@ impl PeerCertificate {
         &self.verified
     }
 
-    /// The names that the authorities vouch for now: none once the certificate has expired or is rejected.
+    /// The names that count now: none once the certificate has expired or is rejected.
     pub(super) fn names(&self) -> &[PeerName] {
         if !self.rejected.is_cancelled() && self.clock.now() > self.verified.not_after {
             self.reject();
         }
-        if self.rejected.is_cancelled() { &[] } else { &self.verified.vouched }
+        if self.rejected.is_cancelled() { &[] } else { &self.verified.permitted }
     }
 
     /// Takes its names from the certificate for all further calls, and makes its connection close.
@@ -127,11 +127,11 @@ impl PeerCertificate {
         } else {
             "certificate".to_owned()
         };
-        if self.verified.vouched.is_empty() && self.verified.unvouched.is_empty() {
+        if self.verified.permitted.is_empty() && self.verified.not_permitted.is_empty() {
             text.push_str(" without a SPIFFE ID or DNS name");
         }
         for (label, names) in
-            [(" for", &self.verified.vouched), (" without authority for", &self.verified.unvouched)]
+            [(" for", &self.verified.permitted), (" without authority for", &self.verified.not_permitted)]
         {
             for (number, name) in names.iter().enumerate() {
                 // Writing to a string cannot fail.

@@ -1,4 +1,4 @@
-//! Names of services: in certificates, on the list of trusted peers, and which of them an authority may vouch for.
+//! Names of services: in certificates, on the list of trusted peers, and which of them an authority may issue.
 
 use std::{collections::HashSet, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
@@ -20,7 +20,7 @@ pub enum PeerName {
 #[error("expected spiffe://<trust domain>/<path> or a DNS name, and no wildcard")]
 pub struct PeerNameError;
 
-/// The names that an authority may vouch for.
+/// The names that an authority may issue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NameScope {
     /// SPIFFE IDs of this trust domain.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::domain::UserId;
 
-/// A user whose credentials were checked, and the service that speaks for them where one is known.
+/// A user whose credentials were checked, and the calling service, where it is known.
 #[derive(Clone, Debug)]
 pub struct AuthenticatedUser {
     pub(super) user: UserId,

@@ -42,7 +42,7 @@ pub enum SourceError {
     )]
     Url,
     #[error("--jwks-ca: is for an https URL in --jwks")]
-    UselessCa,
+    CaWithoutHttps,
     #[error("--jwks-ca: {0}")]
     Ca(#[from] pem::Error),
     #[error("--jwks-ca: {0}")]
@@ -58,8 +58,8 @@ pub enum JwksError {
     Http(String),
     #[error("the answer was HTTP {0}, not 200")]
     Status(StatusCode),
-    #[error("it did not come within {} s", config::jwks::FETCH_TIMEOUT.as_secs())]
-    Slow,
+    #[error("no response within {} s", config::jwks::FETCH_TIMEOUT.as_secs())]
+    Timeout,
     #[error("it is larger than {} bytes", config::jwks::SIZE_LIMIT)]
     TooLarge,
     #[error(transparent)]
@@ -68,14 +68,14 @@ pub enum JwksError {
 
 impl JwksSource {
     /// Reads a URL where there is a scheme, a file otherwise. An attacker who can change the keys on their way can act as any
-    /// user, so a URL is https. Its server's certificate is checked against the authorities in the PEM file `ca`, or else against those
-    /// that browsers trust: an image made from nothing has no list of its own.
+    /// user, so a URL is https. Its server's certificate is checked against the authorities in the PEM file `ca`, or
+    /// else against those that browsers trust: a `scratch` image has no trust store.
     ///
     /// # Errors
     /// The URL is not https, or `ca` holds no certificates.
     pub fn new(text: &str, ca: Option<&Path>) -> Result<Self, SourceError> {
         if !text.contains("://") {
-            return if ca.is_some() { Err(SourceError::UselessCa) } else { Ok(Self::File(text.into())) };
+            return if ca.is_some() { Err(SourceError::CaWithoutHttps) } else { Ok(Self::File(text.into())) };
         }
         let url: Uri = text.parse().map_err(|_error| SourceError::Url)?;
         let (Some(scheme), Some(authority)) = (url.scheme(), url.authority()) else {
@@ -93,12 +93,12 @@ impl JwksSource {
             return Err(SourceError::Url);
         }
         if ca.is_some() && !https {
-            return Err(SourceError::UselessCa);
+            return Err(SourceError::CaWithoutHttps);
         }
         let tls = ClientConfig::builder().with_root_certificates(roots(ca)?).with_no_client_auth();
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().build();
-        // A connection would only grow stale from one fetch to the next.
+        // A connection would be idle from one fetch to the next.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self::Url { url, client: Box::new(client) })
     }
@@ -122,11 +122,11 @@ impl JwksSource {
                 // Without a bound, because nothing ends a thread: a file system that hangs holds this one, not one more a
                 // second.
                 let read = tokio::task::spawn_blocking(move || read_file(&path));
-                read.await.map_err(|died| JwksError::File(io::Error::other(died)))?
+                read.await.map_err(|panicked| JwksError::File(io::Error::other(panicked)))?
             }
             Self::Url { url, client } => {
                 let fetched = tokio::time::timeout(config::jwks::FETCH_TIMEOUT, fetch(client, url)).await;
-                fetched.map_err(|_elapsed| JwksError::Slow)?
+                fetched.map_err(|_elapsed| JwksError::Timeout)?
             }
         }
     }
@@ -163,7 +163,7 @@ fn read_file(path: &Path) -> Result<Bytes, JwksError> {
     if text.len() as u64 > config::jwks::SIZE_LIMIT { Err(JwksError::TooLarge) } else { Ok(text.into()) }
 }
 
-/// One GET. Where it is sent on to elsewhere it does not follow: the configured place is the one that is trusted.
+/// One GET. Redirects are not followed: only the configured URL is trusted.
 async fn fetch(client: &HttpsClient, url: &Uri) -> Result<Bytes, JwksError> {
     let request = Request::get(url)
         .header(header::ACCEPT, "application/jwk-set+json, application/json")

@@ -1,4 +1,4 @@
-//! Request bodies in one buffer, whatever pieces they arrive in.
+//! Request bodies in one buffer, however they are split into frames.
 
 use std::pin::Pin;
 

@@ -1,4 +1,4 @@
-//! Verifies client certificates, and decides which of their names the authorities may vouch for.
+//! Verifies client certificates, and decides which of their names the authorities may issue.
 
 use std::{collections::HashMap, sync::Arc, sync::OnceLock};
 
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub struct ClientVerifier {
     anchors: RootCertStore,
-    /// What each of the anchors may vouch for, in the same order.
+    /// The names that each of the anchors may issue, in the same order.
     grants: Vec<Grant>,
     subjects: Vec<DistinguishedName>,
     is_mandatory: bool,
@@ -42,7 +42,7 @@ pub struct HandshakeVerifier {
     pub outcome: OnceLock<Result<VerifiedNames, Vec<PeerName>>>,
 }
 
-/// What a trust anchor may vouch for.
+/// The names that a trust anchor may issue.
 #[derive(Debug)]
 struct Grant {
     /// Names as the configuration has them: any, where it has none.
@@ -50,8 +50,8 @@ struct Grant {
     types: NameTypes,
 }
 
-/// The types of names that an authority may vouch for, by the name constraints in its certificate. RFC 5280 leaves each type
-/// open that has no permitted subtree. Here an authority with permitted subtrees of any type may vouch for those types alone.
+/// The types of names that an authority may issue, by the name constraints in its certificate. RFC 5280 leaves each type
+/// open that has no permitted subtree. Here an authority with permitted subtrees of any type may issue those types alone.
 /// That a name is within a subtree of its type is verified with the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NameTypes {
@@ -80,7 +80,7 @@ impl ClientVerifier {
         }
     }
 
-    /// Adds an authority, which may vouch for names in this scope, or for any.
+    /// Adds an authority, which may issue names in this scope, or any name.
     ///
     /// # Errors
     /// The certificate is malformed.
@@ -117,13 +117,13 @@ impl ClientVerifier {
         let not_after =
             DateTime::from_timestamp(leaf.validity().not_after.timestamp(), 0).ok_or(malformed)?;
         let names = PeerName::of_certificate(end_entity).into_iter();
-        let (vouched, unvouched) = names.partition(|name| self.vouches(&path, name));
-        Ok(VerifiedNames { vouched, unvouched, not_after })
+        let (permitted, not_permitted) = names.partition(|name| self.permits(&path, name));
+        Ok(VerifiedNames { permitted, not_permitted, not_after })
     }
 
-    /// Whether every authority of a verified path may vouch for the name. An anchor that was added several times may vouch
-    /// for what any of its scopes covers.
-    fn vouches(&self, path: &VerifiedPath<'_>, name: &PeerName) -> bool {
+    /// Whether every authority of a verified path may issue the name. An anchor that was added several times may issue what
+    /// any of its scopes covers.
+    fn permits(&self, path: &VerifiedPath<'_>, name: &PeerName) -> bool {
         let anchor = path.anchor();
         let mut grants = self.anchors.roots.iter().zip(&self.grants).filter(|(root, _)| {
             root.subject == anchor.subject && root.subject_public_key_info == anchor.subject_public_key_info
@@ -198,7 +198,7 @@ impl NameTypes {
     const NONE: Self = Self { spiffe: false, dns: false };
     const ALL: Self = Self { spiffe: true, dns: true };
 
-    /// Reads the name constraints of an authority's certificate. One that is malformed may vouch for nothing.
+    /// Reads the name constraints of an authority's certificate. One that is malformed may issue no names.
     fn of_authority(der: &[u8]) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Self::NONE };
         let mut types = Self::ALL;

@@ -311,7 +311,7 @@ impl Drop for TableEntry {
         }
         connections.open -= 1;
         drop(connections);
-        // Several listeners may wait.
+        // Wakes the accept loops of all listeners.
         table.removed.notify_waiters();
     }
 }

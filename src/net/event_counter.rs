@@ -10,7 +10,7 @@ use crate::config;
 /// The events of connections that are logged together.
 #[derive(Debug)]
 pub struct ConnectionEvents {
-    /// Requests refused for want of memory for requests.
+    /// Requests refused because the request memory is used up.
     pub refused: Arc<EventCounter>,
     /// Connections closed for too many frames.
     pub floods: Arc<EventCounter>,

@@ -29,7 +29,7 @@ use crate::{
 pub type ServerTlsReceiver = watch::Receiver<Arc<ServerTlsConfig>>;
 
 /// The threads of all TLS handshakes of a process: those that serve calls do no public-key work. Handshakes in flight are
-/// limited by [`config::net::NEW_CONNECTION_LIMIT`].
+/// limited by [`config::net::NEW_CONNECTION_SHARE`].
 #[derive(Debug)]
 pub struct HandshakeThreads {
     /// Taken when this is dropped.
@@ -196,7 +196,7 @@ impl OpenPeers {
 }
 
 impl OpenPeer {
-    /// Rejects the certificate where these authorities do not accept it, or do not vouch for the same names as before.
+    /// Rejects the certificate where these authorities do not accept it, or do not permit the same names as before.
     fn reverify(&self, clients: Option<&ClientVerifier>, clock: &Clock) {
         let Some(certificate) = self.certificate.upgrade() else { return };
         let (Some(clients), Some((leaf, intermediates))) = (clients, self.chain.split_first()) else {

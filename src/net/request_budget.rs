@@ -17,7 +17,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use crate::{config, identity::client_network};
 
 /// Limits the bytes of requests in flight: of all together, and of each client network. A compressed header block of a few
-/// bytes can stand for many kilobytes, so the number of requests alone bounds no memory.
+/// bytes can stand for many kilobytes, so a limit on the number of requests does not limit memory.
 #[derive(Debug)]
 pub struct RequestBudget {
     limit: usize,

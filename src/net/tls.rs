@@ -52,7 +52,7 @@ pub enum ClientAuth {
     Required(Vec<ClientAuthority>),
 }
 
-/// Authorities (PEM) of client certificates, and the names that they may vouch for: any, where there is no scope.
+/// Authorities (PEM) of client certificates, and the names that they may issue: any, where there is no scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAuthority {
     pub scope: Option<NameScope>,

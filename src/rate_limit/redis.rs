@@ -132,7 +132,7 @@ impl Redis {
         Ok(connection)
     }
 
-    /// Connects again and again while Redis is unavailable. Never returns.
+    /// Reconnects at intervals while Redis is unavailable. Never returns.
     pub async fn run(self) {
         loop {
             tokio::time::sleep(config::rate_limit::REDIS_RETRY_INTERVAL).await;

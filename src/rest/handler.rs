@@ -99,7 +99,7 @@ impl Gateway {
     ) -> Outcome {
         let deadline = record.started() + calls::TIMEOUT;
         let processed = pin!(async {
-            // Before the request has a place: a client that never sends its body must not keep one.
+            // Before the request has a place: a client that never sends its body must not hold one.
             let body = body.read(&self.large_bodies, self.client(parts)).await?;
             let content_type = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
             let is_form = content_type.is_some_and(|text| is_form(&String::from_utf8_lossy(text)));

@@ -11,7 +11,7 @@ use crate::{
     rate_limit::Allowance,
 };
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Destroyed,

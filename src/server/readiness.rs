@@ -90,7 +90,7 @@ impl Readiness {
         }
     }
 
-    /// Checks again and again: at once when a destroy fails, and more often while the service is not ready.
+    /// Checks at intervals, at once when a destroy fails, and more often while the service is not ready.
     pub async fn run(mut self) {
         loop {
             let is_ready = matches!(self.logged, Some(Ok(())));

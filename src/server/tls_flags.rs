@@ -20,8 +20,8 @@ pub const UPSTREAM_TLS: TlsFlags =
     TlsFlags { certificate: "--upstream-cert", key: "--upstream-key", authorities: "--upstream-ca" };
 
 impl TlsFlags {
-    /// Names the flag of the file that cannot be used.
-    pub fn blame(self, error: TlsError) -> StartError {
+    /// Returns the start-up error with the flag of the file that cannot be used.
+    pub fn error_for_flag(self, error: TlsError) -> StartError {
         let flag = match error.input {
             TlsInput::Certificate => self.certificate,
             TlsInput::Key => self.key,

@@ -55,9 +55,9 @@ pub struct CallFields {
     pub replayed: Option<bool>,
     /// Why the call failed, for an operator.
     pub error: Option<Arc<str>>,
-    /// The error's reason, `Ok`, or what else came of the call. Without one the caller went away, or the call was aborted.
+    /// The error's reason, `Ok`, or another outcome. `None`: the caller disconnected, or the call was aborted.
     pub outcome: Option<&'static str>,
-    /// Whether an operator has to look into it.
+    /// Whether an operator has to act.
     pub is_fault: bool,
     /// Whether no line is written: refused calls are logged together.
     pub is_silent: bool,
@@ -106,7 +106,7 @@ impl CallRecord {
         self.0.fields.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills in what came of the destroy.
+    /// Records the result of the destroy.
     pub fn finish(&self, result: &Result<Destroyed, DestroyFailure>) {
         let mut fields = self.fields();
         match result {

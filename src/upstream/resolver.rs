@@ -1,4 +1,4 @@
-//! The addresses behind the upstream's name, resolved again and again.
+//! Resolves the upstream's name periodically.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -54,7 +54,7 @@ impl Resolver {
         self.is_failing = true;
     }
 
-    /// Resolves it again and again.
+    /// Resolves the name at intervals.
     pub async fn run(mut self) {
         loop {
             tokio::time::sleep(config::upstream::RESOLVE_INTERVAL).await;

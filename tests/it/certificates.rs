@@ -1,4 +1,4 @@
-//! Client certificates: which names their authorities may vouch for, how long they count, and how failures are logged.
+//! Client certificates: which names their authorities may issue, how long they count, and how failures are logged.
 
 use std::{
     io::ErrorKind,
@@ -57,7 +57,7 @@ const NOT_ALLOWED: &str = "CALLER_NOT_ALLOWED";
 const NO_CONNECTION: &str = "";
 
 #[tokio::test]
-async fn an_authority_vouches_only_for_names_in_its_scope() {
+async fn an_authority_may_issue_only_names_in_its_scope() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     for (our_scope, their_scope, expected) in [
         ("", "", [ACCEPTED, ACCEPTED, ACCEPTED, ACCEPTED]),
@@ -94,7 +94,7 @@ async fn scopes_of_one_authority_add_up() {
 
 /// RFC 5280 leaves SPIFFE IDs open to an authority that is constrained to DNS names.
 #[tokio::test]
-async fn an_authority_constrained_to_dns_names_vouches_for_no_spiffe_id() {
+async fn an_authority_constrained_to_dns_names_may_issue_no_spiffe_id() {
     let root = Authority::new("root");
     let constrained_root = Authority::root("constrained", &["partner.example"]);
     let app = app(&[("", &root), ("", &constrained_root)]).await;
@@ -168,10 +168,10 @@ async fn a_call_is_refused_once_its_authority_was_replaced() {
 #[test]
 fn a_certificate_is_described_by_its_names_and_why_they_do_not_count() {
     let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
-    let described = |vouched: &[&str], unvouched: &[&str], now: i64, rejected: bool| {
+    let described = |permitted: &[&str], not_permitted: &[&str], now: i64, rejected: bool| {
         let verified = VerifiedNames {
-            vouched: names(vouched),
-            unvouched: names(unvouched),
+            permitted: names(permitted),
+            not_permitted: names(not_permitted),
             not_after: chrono::DateTime::from_timestamp(NOW, 0).unwrap(),
         };
         let certificate = PeerCertificate::new(verified, Clock::Set(Arc::new(AtomicI64::new(now))));

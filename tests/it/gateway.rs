@@ -245,7 +245,7 @@ async fn it_gives_up_at_the_deadline() {
     }
 }
 
-/// No client is to blame for a gateway that is not on the list.
+/// A gateway that is not on the list is not the fault of its clients.
 #[tokio::test]
 async fn it_takes_a_refusal_of_itself_upon_itself() {
     let rpc = StandIn::on("127.0.0.1:0", &[Turn::Refuses]).await.unwrap();

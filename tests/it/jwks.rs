@@ -204,7 +204,7 @@ async fn without_keys_no_token_is_at_fault() {
     assert!(bench.jwks.refresh().await);
     assert_eq!(bench.user(&old).await, Ok(OWNER));
 
-    // A server whose certificate nobody vouches for is as good as none, and the log says why.
+    // A server whose certificate no trusted authority issued counts as unavailable, and the log has the reason.
     let foreign = Endpoint::start(&[&old]).await;
     for ca in [None, Some(endpoint.ca.as_path())] {
         let bench = Bench::over(JwksSource::new(&foreign.url, ca).unwrap()).await;
@@ -287,7 +287,7 @@ async fn only_keys_for_signatures_are_used() {
         jwk[name] = jwk[name].as_str().unwrap().chars().take(length).collect::<String>().into();
         jwk
     };
-    for useless in [
+    for unusable in [
         with("use", json!("enc")),
         with("key_ops", json!(["encrypt"])),
         with("alg", json!("ES384")),
@@ -309,8 +309,8 @@ async fn only_keys_for_signatures_are_used() {
         json!(null),
     ] {
         let set = |keys: &[&Value]| KeySet::parse(json!({ "keys": keys }).to_string().as_bytes());
-        assert!(set(&[&useless]).is_err(), "{useless}");
-        assert_eq!(set(&[&useless, &rsa]).unwrap().counts(), (1, 1), "{useless}");
+        assert!(set(&[&unusable]).is_err(), "{unusable}");
+        assert_eq!(set(&[&unusable, &rsa]).unwrap().counts(), (1, 1), "{unusable}");
     }
     for useful in [with("use", Value::Null), with("key_ops", json!(["verify"])), with("x5t", json!("x"))] {
         assert!(KeySet::parse(json!({ "keys": [useful] }).to_string().as_bytes()).is_ok(), "{useful}");

@@ -260,8 +260,9 @@ async fn a_refused_caller_is_named() {
         insecure: false,
     };
     let peer = |names: &[&str]| {
-        let vouched = names.iter().map(|name| name.parse().unwrap()).collect();
-        let verified = VerifiedNames { vouched, unvouched: Vec::new(), not_after: DateTime::<Utc>::MAX_UTC };
+        let permitted = names.iter().map(|name| name.parse().unwrap()).collect();
+        let verified =
+            VerifiedNames { permitted, not_permitted: Vec::new(), not_after: DateTime::<Utc>::MAX_UTC };
         let certificate = Some(Arc::new(PeerCertificate::new(verified, Clock::System)));
         Peer::new("10.0.0.1".parse().unwrap(), Transport::Tls { certificate })
     };

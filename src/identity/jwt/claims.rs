@@ -35,8 +35,8 @@ struct Header {
     kid: Option<String>,
     #[serde(default, deserialize_with = "not_null")]
     typ: Option<String>,
-    /// No extension is understood here, so whatever `crit` holds is too much.
-    #[serde(default, deserialize_with = "there")]
+    /// No extension is supported here, so any `crit` is rejected.
+    #[serde(default, deserialize_with = "is_present")]
     crit: bool,
 }
 
@@ -61,10 +61,10 @@ pub struct Claims {
     #[serde(default, deserialize_with = "not_null")]
     scp: Option<Texts>,
     /// RFC 7800: the sender must prove that it holds a key (RFC 8705, RFC 9449).
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "is_present")]
     cnf: bool,
     /// RFC 8417: the token reports something that happened, such as a logout.
-    #[serde(default, deserialize_with = "there")]
+    #[serde(default, deserialize_with = "is_present")]
     events: bool,
 }
 
@@ -204,6 +204,6 @@ fn not_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(value: D) -> Result<
 }
 
 /// Returns true for any value, `null` included.
-fn there<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
-    IgnoredAny::deserialize(value).map(|_whatever| true)
+fn is_present<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(value).map(|_ignored| true)
 }

@@ -32,7 +32,7 @@ pub enum KeySetError {
     #[error("it has more than {} keys", config::jwks::KEY_LIMIT)]
     TooMany,
     #[error("none of its {0} keys can verify a signature of an allowed algorithm")]
-    Useless(usize),
+    NoUsableKey(usize),
 }
 
 /// A public key, with the algorithms that it is for.
@@ -45,7 +45,7 @@ pub struct Key {
 
 #[derive(Deserialize)]
 struct Jwks {
-    /// Parsed one by one: a key of an unsupported kind must not spoil the others.
+    /// Parsed one by one: a key of an unsupported kind must not make the others unusable.
     keys: Vec<serde_json::Value>,
 }
 
@@ -88,7 +88,7 @@ impl KeySet {
             .filter_map(|key| serde_json::from_value::<Jwk>(key).ok()?.usable().map(Arc::new))
             .collect();
         if keys.is_empty() && number > 0 {
-            return Err(KeySetError::Useless(number));
+            return Err(KeySetError::NoUsableKey(number));
         }
         Ok(Self { ignored: number - keys.len(), keys, private })
     }

@@ -8,7 +8,7 @@ use super::error::JwtError;
 use crate::config::identity::{JWT_VERIFICATION_LIMIT, JWT_VERIFICATION_QUEUE};
 
 /// Runs verifications on the runtime's blocking threads, a few at a time: one takes as long as many calls, and a forged token
-/// costs as much as a valid one. The thread that serves connections does none, so it keeps its share of the processor.
+/// costs as much as a valid one. The thread that serves connections does none, so verifications do not delay calls.
 #[derive(Clone, Debug)]
 pub struct Offload {
     /// Verifications that run.

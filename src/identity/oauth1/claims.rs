@@ -66,7 +66,7 @@ pub fn sent_consumer_key<'a>(sent: &[&'a Parameters<'_>]) -> Option<&'a [u8]> {
     sent.iter().find_map(|parameters| parameters.all(CONSUMER_KEY).next())
 }
 
-/// Checks that a key can be looked up: the cache holds what clients send, and PostgreSQL's texts hold no NUL.
+/// Checks that a key can be looked up: clients choose it, and it is cached, and PostgreSQL's texts hold no NUL.
 fn key<'a>(name: &'static str, value: &'a str) -> Result<&'a str, OAuthError> {
     if value.len() <= config::identity::OAUTH_KEY_LIMIT && !value.contains('\0') {
         Ok(value)
