@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, Request};
+use http::Request;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::{config, identity::client_network};
@@ -69,7 +69,7 @@ impl RequestBudget {
 impl ClientBudget {
     /// Charges the request; none where it would exceed a limit.
     pub fn charge<B>(self: &Arc<Self>, request: &Request<B>) -> Option<RequestCharge> {
-        let bytes = request_bytes(request.uri().path().len(), request.headers());
+        let bytes = request_bytes(request);
         if !take(&self.used, bytes, self.budget.limit / config::net::REQUEST_MEMORY_CLIENT_SHARE) {
             return None;
         }
@@ -124,12 +124,17 @@ impl Drop for ClientBudget {
     }
 }
 
-fn request_bytes(path: usize, headers: &HeaderMap) -> usize {
-    let fields: usize = headers
+fn request_bytes<B>(request: &Request<B>) -> usize {
+    let uri = request.uri();
+    let line = request.method().as_str().len()
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let fields: usize = request
+        .headers()
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + config::net::HEADER_OVERHEAD)
         .sum();
-    config::net::REQUEST_OVERHEAD + path + fields
+    config::net::REQUEST_OVERHEAD + line + fields
 }
 
 /// Adds to the counter unless that would exceed the limit.
@@ -154,7 +159,7 @@ mod tests {
     #[test]
     fn a_client_has_a_share_and_gets_it_back() {
         let request = Request::get("/a").header("x-a", "b").body(()).expect("a request");
-        let bytes = REQUEST_OVERHEAD + 2 + HEADER_OVERHEAD + 4;
+        let bytes = REQUEST_OVERHEAD + "GET/a".len() + HEADER_OVERHEAD + "x-ab".len();
         let budget = RequestBudget::new(bytes * 2 * REQUEST_MEMORY_CLIENT_SHARE);
         let client = |text: &str| budget.client(text.parse::<IpAddr>().expect("an address"));
         let (one, other) = (client("2001:db8::1"), client("2001:db8::2"));
@@ -170,9 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn every_part_of_a_request_is_charged() {
+        let charged = |method: &str, uri: &str| {
+            let budget = RequestBudget::new(1 << 20);
+            let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+            let client = budget.client([192, 0, 2, 1].into());
+            client.charge(&request).expect("room").bytes
+        };
+        let plain = charged("GET", "/a");
+        assert_eq!(charged("PROPFIND", "/a"), plain + 5);
+        assert_eq!(charged("GET", "/a?b=c"), plain + 4);
+        assert_eq!(charged("GET", "http://example.org:80/a"), plain + 14);
+    }
+
+    #[test]
     fn all_clients_together_have_a_limit() {
         let request = Request::get("/").body(()).expect("a request");
-        let budget = RequestBudget::new((REQUEST_OVERHEAD + 1) * REQUEST_MEMORY_CLIENT_SHARE);
+        let budget = RequestBudget::new((REQUEST_OVERHEAD + "GET/".len()) * REQUEST_MEMORY_CLIENT_SHARE);
         let charges: Vec<_> =
             (1..=5_u8).map(|number| budget.client([192, 0, 2, number].into()).charge(&request)).collect();
         let charged: Vec<_> = charges.iter().map(Option::is_some).collect();
