@@ -40,7 +40,8 @@ pub struct RequestCharge {
     client: Arc<ClientBudget>,
 }
 
-/// A response's body, which holds the charge of its request.
+/// A response's body, which holds a charge for its stream and its task: a peer that does not read it keeps both. That ends
+/// when the connection is closed, which is idle then and so the first to be evicted; its age ends it at the latest.
 #[derive(Debug)]
 pub struct ChargedBody<B> {
     body: B,
@@ -79,11 +80,17 @@ impl ClientBudget {
         }
         Some(RequestCharge { bytes, client: self.clone() })
     }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl<B> ChargedBody<B> {
-    pub const fn new(body: B, charge: Option<RequestCharge>) -> Self {
-        Self { body, _charge: charge }
+    /// Gives back what was charged for the method, URI and headers of the request: the call is finished.
+    pub fn new(body: B, charge: Option<RequestCharge>) -> Self {
+        Self { body, _charge: charge.map(|charge| charge.reduce_to(config::net::REQUEST_OVERHEAD)) }
     }
 }
 
@@ -107,10 +114,19 @@ impl<B: Body + Unpin> Body for ChargedBody<B> {
     }
 }
 
+impl RequestCharge {
+    /// Gives back all but `bytes`.
+    fn reduce_to(mut self, bytes: usize) -> Self {
+        let left = self.bytes.min(bytes);
+        self.client.give_back(self.bytes - left);
+        self.bytes = left;
+        self
+    }
+}
+
 impl Drop for RequestCharge {
     fn drop(&mut self) {
-        self.client.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.client.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.client.give_back(self.bytes);
     }
 }
 
@@ -149,7 +165,7 @@ fn take(used: &AtomicUsize, bytes: usize, limit: usize) -> bool {
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test")]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, sync::atomic::Ordering};
 
     use http::Request;
 
@@ -171,7 +187,7 @@ mod tests {
         let third = one.charge(&request).expect("room again");
         drop((one, other, second, elsewhere, third));
         assert!(budget.clients.lock().expect("no panic").is_empty());
-        assert_eq!(budget.used.load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -186,6 +202,18 @@ mod tests {
         assert_eq!(charged("PROPFIND", "/a"), plain + 5);
         assert_eq!(charged("GET", "/a?b=c"), plain + 4);
         assert_eq!(charged("GET", "http://example.org:80/a"), plain + 14);
+    }
+
+    #[test]
+    fn a_response_that_is_not_read_holds_no_headers() {
+        let budget = RequestBudget::new(1 << 20);
+        let client = budget.client([192, 0, 2, 1].into());
+        let request = Request::get("/a?b=c").header("x-a", "b".repeat(8192)).body(()).expect("a request");
+        let response = ChargedBody::new((), client.charge(&request));
+        let used = [&client.used, &budget.used].map(|used| used.load(Ordering::Relaxed));
+        assert_eq!(used, [REQUEST_OVERHEAD; 2]);
+        drop(response);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]
