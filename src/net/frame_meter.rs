@@ -1,5 +1,7 @@
 //! What the HTTP/2 frames of a connection cost, apart from the calls that they belong to.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::frame_scanner::{DATA, Frame, FrameScanner, RST_STREAM};
@@ -14,6 +16,9 @@ pub struct FrameMeter {
     level: u32,
     emptied: Instant,
 }
+
+/// The time in which one frame leaks.
+const FRAME_INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / net::FRAMES_PER_SECOND as u64);
 
 /// The peer has sent too many frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,9 +42,11 @@ impl FrameMeter {
             return Ok(());
         }
         // The time is taken only here: few connections ever reach this.
-        let leaked = self.emptied.elapsed().as_millis() * u128::from(net::FRAMES_PER_SECOND) / 1_000;
-        self.emptied = Instant::now();
-        self.level = self.level.saturating_sub(u32::try_from(leaked).unwrap_or(u32::MAX));
+        let leaked = self.emptied.elapsed().as_nanos() / FRAME_INTERVAL.as_nanos();
+        let leaked = u32::try_from(leaked).unwrap_or(u32::MAX);
+        // Not to the present: the time that was too short for another frame counts the next time.
+        self.emptied += FRAME_INTERVAL * leaked;
+        self.level = self.level.saturating_sub(leaked);
         if self.level <= net::FRAME_BURST { Ok(()) } else { Err(TooManyFrames) }
     }
 }
@@ -58,8 +65,6 @@ const fn cost(frame: Frame) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -94,6 +99,17 @@ mod tests {
         tokio::time::advance(Duration::from_millis(100)).await;
         assert_eq!(meter.record(&one, 0), Ok(()));
         assert_eq!(meter.record(&burst, 0), Err(TooManyFrames));
+    }
+
+    /// Each step of 4 ms allows 1.6 frames, and five steps eight.
+    #[tokio::test(start_paused = true)]
+    async fn parts_of_a_frame_are_leaked_too() {
+        let mut meter = meter_after(&frame(PING, 8).repeat(net::FRAME_BURST as usize));
+        for frames in [1, 2, 1, 2, 2].repeat(20) {
+            tokio::time::advance(Duration::from_millis(4)).await;
+            assert_eq!(meter.record(&frame(PING, 8).repeat(frames), 0), Ok(()));
+        }
+        assert_eq!(meter.record(&frame(PING, 8), 0), Err(TooManyFrames));
     }
 
     #[tokio::test(start_paused = true)]
