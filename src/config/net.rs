@@ -53,6 +53,9 @@ pub const REQUEST_MEMORY_SHARE: u64 = 8;
 pub const REQUEST_MEMORY_LIMIT: usize = 256 * 1024 * 1024;
 /// The least memory for requests in flight, in bytes.
 pub const MIN_REQUEST_MEMORY: usize = 8 * 1024 * 1024;
+/// The memory for requests in flight on the admin listener, in bytes. It is counted apart, so that probes and metrics are
+/// served during a flood of requests on the other listeners.
+pub const ADMIN_REQUEST_MEMORY: usize = 4 * 1024 * 1024;
 /// The part of the memory for requests, as a divisor, that one client network may use.
 pub const REQUEST_MEMORY_CLIENT_SHARE: usize = 4;
 /// Bytes that a request in flight uses without its headers: its stream, its task and its message.

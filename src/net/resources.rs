@@ -14,11 +14,9 @@ use crate::config::net;
 #[derive(Clone, Debug)]
 pub struct Resources {
     /// For the listeners of callers.
-    public: Arc<ConnectionTable>,
+    public: ListenerResources,
     /// For the admin listener alone, so that a probe always has a place.
-    admin: Arc<ConnectionTable>,
-    requests: Arc<RequestBudget>,
-    events: Arc<ConnectionEvents>,
+    admin: ListenerResources,
 }
 
 /// What one listener uses of them.
@@ -36,32 +34,32 @@ impl Resources {
         let limits = ProcessLimits::read();
         let (connections, request_memory) = (connections(limits), request_memory(limits));
         tracing::debug!(limits.memory, limits.files, connections, request_memory, "limits of connections");
-        Self {
-            public: ConnectionTable::new(TableLimits::of(connections)),
-            admin: ConnectionTable::new(TableLimits::of(net::ADMIN_CONNECTION_LIMIT)),
+        Self::new(connections, request_memory)
+    }
+
+    fn new(connections: usize, request_memory: usize) -> Self {
+        let events = ConnectionEvents::new();
+        let resources = |connections, request_memory| ListenerResources {
+            table: ConnectionTable::new(TableLimits::of(connections)),
             requests: RequestBudget::new(request_memory),
-            events: ConnectionEvents::new(),
+            events: events.clone(),
+        };
+        Self {
+            public: resources(connections, request_memory),
+            admin: resources(net::ADMIN_CONNECTION_LIMIT, net::ADMIN_REQUEST_MEMORY),
         }
     }
 
     /// For a listener of callers.
     #[must_use]
     pub fn public(&self) -> ListenerResources {
-        self.with(&self.public)
+        self.public.clone()
     }
 
     /// For the admin listener.
     #[must_use]
     pub fn admin(&self) -> ListenerResources {
-        self.with(&self.admin)
-    }
-
-    fn with(&self, table: &Arc<ConnectionTable>) -> ListenerResources {
-        ListenerResources {
-            table: table.clone(),
-            requests: self.requests.clone(),
-            events: self.events.clone(),
-        }
+        self.admin.clone()
     }
 }
 
@@ -84,9 +82,21 @@ fn request_memory(limits: ProcessLimits) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{ProcessLimits, TableLimits, connections, net, request_memory};
+    use http::Request;
+
+    use super::{ProcessLimits, Resources, TableLimits, connections, net, request_memory};
 
     const MIB: u64 = 1024 * 1024;
+
+    /// The events are logged by a task.
+    #[tokio::test]
+    async fn requests_to_other_listeners_leave_memory_for_the_admin_listener() {
+        let resources = Resources::new(64, net::REQUEST_OVERHEAD);
+        let request = Request::new(());
+        let client = |requests: &std::sync::Arc<super::RequestBudget>| requests.client([127, 0, 0, 1].into());
+        assert!(client(&resources.public().requests).charge(&request).is_none());
+        assert!(client(&resources.admin().requests).charge(&request).is_some());
+    }
 
     #[test]
     fn connections_fit_into_memory_and_files() {
