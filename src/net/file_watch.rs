@@ -5,6 +5,7 @@ use std::{
     fs::File,
     hash::{DefaultHasher, Hasher},
     io::{self, Read},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -19,14 +20,17 @@ pub struct FileWatch {
     /// The flag that names the files, for the log.
     flag: &'static str,
     files: Vec<PathBuf>,
+    /// The files as they were before the last load that succeeded.
     loaded: Fingerprint,
-    /// Contents that have changed since, and are loaded if they are still the same at the next poll.
-    changed: Option<Fingerprint>,
+    /// The files at the last poll. They are loaded if they are still the same at the next one.
+    polled: Fingerprint,
+    /// The files at the last load, and its error, if it failed.
+    failed: Option<(Fingerprint, String)>,
     reload: Box<dyn FnMut() -> Result<(), String> + Send>,
 }
 
-/// A hash of each file; `None` where it cannot be read.
-type Fingerprint = Vec<Option<u64>>;
+/// A hash of each file and its mode; `None` where it cannot be read.
+type Fingerprint = Vec<Option<(u64, u32)>>;
 
 impl FileWatch {
     /// Loads a value from files, and again whenever they change: the receiver has the last value that was loaded.
@@ -48,29 +52,47 @@ impl FileWatch {
             }
             Err(error) => Err(error.to_string()),
         });
-        Ok((Self { flag, files, loaded, changed: None, reload }, receiver))
+        Ok((Self { flag, files, polled: loaded.clone(), loaded, failed: None, reload }, receiver))
     }
 
-    /// Polls the files once. Changed contents are loaded when two polls in succession find them the same. Where that fails the
-    /// last value stays in use, and the failure is logged once.
+    /// Polls the files once. A change is loaded when two polls in succession find the files the same. Where that fails the
+    /// last value stays in use, each poll tries again, and the failure is logged when its text changes.
     pub fn poll_once(&mut self) {
         let current = fingerprint(&self.files);
-        if current == self.loaded {
-            self.changed = None;
-        } else if self.changed.as_ref() != Some(&current) {
-            self.changed = Some(current);
-        } else {
-            match (self.reload)() {
-                Ok(()) => tracing::info!(flag = self.flag, "reloaded"),
-                Err(error) => tracing::error!(
-                    flag = self.flag,
-                    error,
-                    "not reloaded; the last valid contents stay in use"
-                ),
-            }
-            self.loaded = current;
-            self.changed = None;
+        let is_stable = current == self.polled;
+        self.polled.clone_from(&current);
+        if !is_stable || (current == self.loaded && self.failed.is_none()) {
+            return;
         }
+        match (self.reload)() {
+            Ok(()) => {
+                tracing::info!(flag = self.flag, file = self.changed(&current), "reloaded");
+                self.failed = None;
+                self.loaded = current;
+            }
+            Err(error) => {
+                if self.failed.as_ref().is_none_or(|(_, logged)| *logged != error) {
+                    self.log_failure(&current, &error);
+                }
+                self.failed = Some((current, error));
+            }
+        }
+    }
+
+    fn log_failure(&self, current: &Fingerprint, error: &str) {
+        // The flag is that of the group. An error that begins with a flag has that of the file at fault.
+        let flag = (!error.starts_with("--")).then_some(self.flag);
+        let file = self.changed(current);
+        tracing::error!(flag, file, error, "not reloaded; the last valid contents stay in use");
+    }
+
+    /// The files that have changed since the last load, or since the last that succeeded.
+    fn changed(&self, current: &Fingerprint) -> String {
+        let failed = self.failed.as_ref().map_or(&self.loaded, |(failed, _)| failed);
+        let states = current.iter().zip(&self.loaded).zip(failed);
+        let files = self.files.iter().zip(states);
+        let changed = files.filter(|(_, ((current, loaded), failed))| current != loaded || current != failed);
+        changed.map(|(file, _)| file.display().to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// Polls the files until the task ends, on threads where reading a file may block.
@@ -101,19 +123,93 @@ impl fmt::Debug for FileWatch {
 }
 
 fn fingerprint(files: &[PathBuf]) -> Fingerprint {
-    files.iter().map(|file| hash(file).ok()).collect()
+    files.iter().map(|file| state(file).ok()).collect()
 }
 
-/// Hashes a file through a buffer that is wiped. The hash function holds eight bytes of it at a time: some of the files are
-/// keys, and SHA-256 leaves parts of its input on the stack.
-fn hash(file: &Path) -> io::Result<u64> {
-    let mut contents = File::open(file)?.take(config::net::WATCHED_FILE_LIMIT);
+/// Hashes a file through a buffer that is wiped, and returns its mode too. The hash function holds eight bytes of it at a
+/// time: some of the files are keys, and SHA-256 leaves parts of its input on the stack.
+fn state(file: &Path) -> io::Result<(u64, u32)> {
+    let file = File::open(file)?;
+    let mode = file.metadata()?.permissions().mode();
+    let mut contents = file.take(config::net::WATCHED_FILE_LIMIT);
     let mut buffer = Zeroizing::new([0; 4096]);
     let mut hasher = DefaultHasher::new();
     loop {
         match contents.read(buffer.as_mut_slice())? {
-            0 => return Ok(hasher.finish()),
+            0 => return Ok((hasher.finish(), mode)),
             read => hasher.write(buffer.get(..read).unwrap_or_default()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::PermissionsExt,
+        path::Path,
+    };
+
+    use super::FileWatch;
+
+    fn load(file: &Path) -> Result<u32, String> {
+        if fs::metadata(file).map_err(|error| error.to_string())?.permissions().mode() & 0o004 != 0 {
+            return Err("it is world-readable".to_owned());
+        }
+        let text = fs::read_to_string(file).map_err(|error| error.to_string())?;
+        text.parse().map_err(|_error| format!("--number: {text} is no number"))
+    }
+
+    #[test]
+    fn a_failed_load_is_retried_at_each_poll_and_logged_when_its_error_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let (key, other) = (folder.path().join("key"), folder.path().join("other"));
+        let set_mode = |mode| fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+        fs::write(&key, "1").unwrap();
+        fs::write(&other, "other").unwrap();
+        set_mode(0o600);
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(log.reopen().unwrap()).finish();
+        let _subscribed = tracing::subscriber::set_default(subscriber);
+        let files = vec![key.clone(), other.clone()];
+        let (mut watch, value) = FileWatch::load("--key", files, {
+            let key = key.clone();
+            move || load(&key)
+        })
+        .unwrap();
+        let mut lines_of_polls = |polls| {
+            let before = fs::read_to_string(log.path()).unwrap().len();
+            for _ in 0..polls {
+                watch.poll_once();
+            }
+            let log = fs::read_to_string(log.path()).unwrap();
+            log.get(before..).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert!(lines_of_polls(3).is_empty());
+
+        // The same contents under another mode. Changed contents do not make it another error.
+        set_mode(0o644);
+        let lines = lines_of_polls(5);
+        assert!(matches!(&lines[..], [line] if line.contains("world-readable")), "{lines:?}");
+        fs::write(&key, "2").unwrap();
+        assert!(lines_of_polls(5).is_empty());
+        assert_eq!(*value.borrow(), 1);
+        set_mode(0o600);
+        let lines = lines_of_polls(5);
+        let named = format!("reloaded flag=\"--key\" file={:?}", key.display().to_string());
+        assert!(matches!(&lines[..], [line] if line.ends_with(&named)), "{lines:?}");
+        assert_eq!(*value.borrow(), 2);
+
+        // An error that names its own flag; then the contents of the last load that succeeded.
+        fs::write(&key, "x").unwrap();
+        let lines = lines_of_polls(5);
+        assert!(matches!(&lines[..], [line] if line.contains("--number: x") && !line.contains("--key")));
+        fs::write(&key, "2").unwrap();
+        assert!(matches!(&lines_of_polls(5)[..], [line] if line.ends_with(&named)));
+
+        fs::write(&other, "changed").unwrap();
+        let lines = lines_of_polls(5);
+        assert!(matches!(&lines[..], [line] if line.contains("/other\"") && !line.contains("/key\"")));
     }
 }

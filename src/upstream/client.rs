@@ -63,7 +63,7 @@ impl Upstream {
     ) -> Result<(Self, FileWatch, Resolver), TlsError> {
         let (files, name) = (tls.files(), url.name.clone());
         let build = move || Ok(channel(tls.load(&clock)?, name.clone()));
-        let (reload, channel) = FileWatch::load("--upstream-cert", files, build)?;
+        let (reload, channel) = FileWatch::load("--upstream", files, build)?;
         let scheme = url.scheme;
         let (resolver, addresses) = Resolver::new(url);
         let balancer = Arc::new(Balancer::new(addresses));
