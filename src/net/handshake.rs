@@ -2,11 +2,15 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use rustls::pki_types::CertificateDer;
+use chrono::{DateTime, SecondsFormat};
+use rustls::{
+    CertificateError,
+    pki_types::{CertificateDer, UnixTime},
+};
 use tokio::{
     net::TcpStream,
     runtime::{Builder, Runtime},
@@ -63,15 +67,30 @@ struct FailureLog(Mutex<Option<Failures>>);
 #[derive(Debug)]
 struct Failures {
     count: u64,
-    reason: String,
-    address: IpAddr,
+    last: FailedHandshake,
+}
+
+/// A failed handshake, for the log.
+#[derive(Debug)]
+struct FailedHandshake {
+    reason: FailureReason,
+    client: IpAddr,
+    /// The listener's address, where it is known.
+    listener: Option<SocketAddr>,
 }
 
 /// Why a handshake failed.
 enum Failure {
     /// The client closed the connection: port scanners and load balancers do.
     Closed,
-    Failed(String),
+    Failed(FailureReason),
+}
+
+/// Why a handshake failed, and the names in the client's certificate.
+#[derive(Debug)]
+struct FailureReason {
+    names: Option<String>,
+    error: String,
 }
 
 impl HandshakeThreads {
@@ -123,18 +142,21 @@ impl TlsServer {
         stream: TcpStream,
         address: IpAddr,
     ) -> Option<(TlsStream<TcpStream>, Transport)> {
+        let listener = stream.local_addr().ok();
         let handshake = self.threads.spawn(handshake(stream, self.config.clone(), self.peers.clone()))?;
         let failure = match tokio::time::timeout(config::net::HANDSHAKE_TIMEOUT, handshake).await {
             Ok(Ok(Ok(accepted))) => return Some(accepted),
             Ok(Ok(Err(failure))) => failure,
-            Ok(Err(aborted)) => Failure::Failed(aborted.to_string()),
-            Err(_elapsed) => Failure::Failed("timed out".to_owned()),
+            Ok(Err(aborted)) => Failure::Failed(FailureReason { names: None, error: aborted.to_string() }),
+            Err(_elapsed) => Failure::Failed(FailureReason { names: None, error: "timed out".to_owned() }),
         };
         match failure {
             Failure::Closed => {
                 tracing::debug!(client.address = %address, "client closed the connection during the TLS handshake");
             }
-            Failure::Failed(reason) => self.threads.failures.record(reason, address),
+            Failure::Failed(reason) => {
+                self.threads.failures.record(FailedHandshake { reason, client: address, listener });
+            }
         }
         None
     }
@@ -153,7 +175,8 @@ async fn handshake(
         (Ok(stream), _) => stream,
         (Err(error), Some(Err(names))) if !names.is_empty() => {
             let names: Vec<_> = names.iter().map(ToString::to_string).collect();
-            return Err(Failure::Failed(format!("{error}; certificate for {}", names.join(", "))));
+            let names = Some(cut(names.join(", ")));
+            return Err(Failure::Failed(FailureReason { names, error: describe(&error) }));
         }
         (Err(error), _) => return Err(error.into()),
     };
@@ -215,18 +238,47 @@ impl From<io::Error> for Failure {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                 Self::Closed
             }
-            _ => Self::Failed(error.to_string()),
+            _ => Self::Failed(FailureReason { names: None, error: describe(&error) }),
         }
     }
 }
 
+/// The error's text. Those about the validity of a certificate are shorter than rustls's, with times that people can read.
+fn describe(error: &io::Error) -> String {
+    let error = match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            format!("certificate expired at {}", rfc3339(*not_after))
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            not_before, ..
+        })) => {
+            format!("certificate not valid before {}", rfc3339(*not_before))
+        }
+        _ => error.to_string(),
+    };
+    cut(error)
+}
+
+fn rfc3339(time: UnixTime) -> String {
+    let time = i64::try_from(time.as_secs()).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    time.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Cuts a text that may be the peer's choice, and marks where.
+fn cut(mut text: String) -> String {
+    if text.len() > config::net::HANDSHAKE_REASON_LIMIT {
+        text.truncate(text.floor_char_boundary(config::net::HANDSHAKE_REASON_LIMIT));
+        text.push('…');
+    }
+    text
+}
+
 impl FailureLog {
     /// Counts a failure. The first one after a log line makes the next line due.
-    fn record(self: &Arc<Self>, mut reason: String, address: IpAddr) {
-        reason.truncate(reason.floor_char_boundary(config::net::HANDSHAKE_REASON_LIMIT));
+    fn record(self: &Arc<Self>, last: FailedHandshake) {
         let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = failures.as_ref().map_or(0, |failures| failures.count);
-        *failures = Some(Failures { count: count + 1, reason, address });
+        *failures = Some(Failures { count: count + 1, last });
         if count == 0 {
             let log = self.clone();
             tokio::spawn(async move {
@@ -238,8 +290,34 @@ impl FailureLog {
 
     fn write(&self) {
         let failures = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Failures { count, reason, address }) = failures {
-            tracing::warn!(count, reason, client.address = %address, "TLS handshakes failed");
-        }
+        let Some(Failures { count, last: FailedHandshake { reason, client, listener } }) = failures else {
+            return;
+        };
+        let (names, reason) = (reason.names, reason.error);
+        let listener = listener.map(tracing::field::display);
+        tracing::warn!(count, names, reason, client.address = %client, listener, "TLS handshakes failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use rustls::{CertificateError, Error, pki_types::UnixTime};
+
+    use super::{cut, describe};
+
+    #[test]
+    fn errors_about_the_validity_of_a_certificate_have_a_readable_time() {
+        let time = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (time, not_after) = (time(1_800_000_000), time(1_700_000_000));
+        let of = |error: CertificateError| describe(&io::Error::other(Error::from(error)));
+        let expired = of(CertificateError::ExpiredContext { time, not_after });
+        assert_eq!(expired, "certificate expired at 2023-11-14T22:13:20Z");
+        let early = of(CertificateError::NotValidYetContext { time: not_after, not_before: time });
+        assert_eq!(early, "certificate not valid before 2027-01-15T08:00:00Z");
+        assert_eq!(of(CertificateError::UnknownIssuer), "invalid peer certificate: UnknownIssuer");
+        assert_eq!(cut("ä".repeat(65)), format!("{}…", "ä".repeat(64)));
+        assert_eq!(cut("ä".repeat(64)), "ä".repeat(64));
     }
 }
