@@ -102,6 +102,8 @@ enum TlsErrorCause {
     Malformed(&'static str),
     #[error("expired at {0}")]
     Expired(DateTime<Utc>),
+    #[error("is not the key of the certificate")]
+    OtherKey,
     #[error("{0}")]
     Unusable(String),
 }
@@ -242,6 +244,7 @@ impl KeyPair {
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+            Err(rustls::Error::InconsistentKeys(_)) => return Err(key_source.error(TlsErrorCause::OtherKey)),
             Err(error) => return Err(source.unusable()(error)),
         }
         let (file, names) = (self.certificate.display(), names.join(","));

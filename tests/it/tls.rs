@@ -325,6 +325,7 @@ async fn a_configuration_that_is_not_whole_is_refused() {
     let url = ground.url.clone();
     let whole = ["--tls-cert", &cert, "--tls-key", &key];
     let scoped = |file: &str| format!("spiffe://example.org={file}");
+    let other_key = |flag: &str| format!("{flag} {other}: is not the key of the certificate");
     let peers = ["--client-ca", &ca, "--trusted-peer", SERVICE];
     for (flags, expected) in [
         (vec!["--tls-cert", &cert], "--tls-key"),
@@ -336,7 +337,7 @@ async fn a_configuration_that_is_not_whole_is_refused() {
         ([&whole[..], &peers[..], &["--trusted-peer", "spiffe://example.org"]].concat(), "--trusted-peer"),
         ([&whole[..], &peers[..], &["--trusted-peer", "10.0.0.1"]].concat(), "--trusted-peer"),
         ([&whole[..], &peers[..], &["--insecure-identity"]].concat(), "--insecure-identity"),
-        (vec!["--tls-cert", &cert, "--tls-key", &other, "--insecure-identity"], "--tls-cert"),
+        (vec!["--tls-cert", &cert, "--tls-key", &other, "--insecure-identity"], &other_key("--tls-key")),
         (vec!["--tls-cert", &empty, "--tls-key", &key, "--insecure-identity"], "--tls-cert"),
         (vec!["--tls-cert", &cert, "--tls-key", &empty, "--insecure-identity"], "--tls-key"),
         (vec!["--tls-cert", "/nowhere", "--tls-key", &key, "--insecure-identity"], "/nowhere"),
@@ -366,7 +367,7 @@ async fn a_configuration_that_is_not_whole_is_refused() {
         (vec!["--require-tls"], "--require-tls"),
         (vec!["--rest-tls-cert", &cert], "--rest-tls-key"),
         (vec!["--trusted-proxy", "proxy"], "--trusted-proxy"),
-        (vec!["--rest-tls-cert", &cert, "--rest-tls-key", &other], "--rest-tls-cert"),
+        (vec!["--rest-tls-cert", &cert, "--rest-tls-key", &other], &other_key("--rest-tls-key")),
     ] {
         let (code, _, error) =
             run(&[&rest[..], &flags].concat(), &[("COLLECTIONS_DATABASE_URL", &url)]).await;
