@@ -83,7 +83,7 @@ impl Upstream {
             match self.send(address, call).await {
                 Ok(destroyed) => return Ok(destroyed),
                 Err(AttemptError::Unsent(cause)) => {
-                    self.balancer.eject(address);
+                    self.balancer.eject(address, &cause);
                     if is_last {
                         return Err(unavailable(format_args!("{address}: {cause}")));
                     }
@@ -112,6 +112,9 @@ impl Upstream {
             .max_decoding_message_size(config::calls::MESSAGE_LIMIT)
             .destroy(request)
             .await;
+        if response.as_ref().err().is_none_or(|status| status.source().is_none()) {
+            self.balancer.record_answer(address);
+        }
         match response {
             Ok(response) if response.get_ref().destroyed => Ok(Destroyed::Now),
             Ok(_) => Err(AttemptError::Status(Status::internal("OK without `destroyed`"))),
