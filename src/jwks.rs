@@ -5,7 +5,7 @@ mod source;
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::{Mutex, Semaphore, watch};
 
 pub use self::source::{JwksError, JwksSource, SourceError};
@@ -93,7 +93,9 @@ impl Jwks {
             waiters: Semaphore::new(config::jwks::WAITER_LIMIT),
         }));
         match jwks.0.read().await {
-            Err(error) if jwks.0.source.is_file() => Err(error),
+            Err(error) if jwks.0.source.is_file() => {
+                Err(JwksError::Unusable(jwks.0.source.to_string(), error.into()))
+            }
             read => {
                 jwks.0.apply(read);
                 Ok(jwks)
@@ -208,13 +210,25 @@ impl Inner {
             Err(error) => {
                 let error = error.to_string();
                 if current.error.as_ref() != Some(&error) {
-                    let last_good = current.keys.is_some().then(|| current.read_at.to_rfc3339());
-                    tracing::error!(jwks = %self.source, error, last_good, "jwks unavailable; keeping the last loaded keys");
+                    self.log_failure(current, &error);
                     current.error = Some(error);
                 }
             }
         });
         succeeded
+    }
+
+    fn log_failure(&self, current: &Current, error: &str) {
+        if current.keys.is_some() {
+            let last_good = current.read_at.to_rfc3339_opts(SecondsFormat::Secs, true);
+            tracing::error!(jwks = %self.source, error, last_good, "jwks unavailable; keeping the last loaded keys");
+        } else {
+            tracing::error!(
+                jwks = %self.source,
+                error,
+                "jwks unavailable; no keys were loaded; bearer tokens are answered with UNAVAILABLE"
+            );
+        }
     }
 
     /// Logs which keys are in force, and which of them were published by mistake.

@@ -64,6 +64,9 @@ pub enum JwksError {
     TooLarge,
     #[error(transparent)]
     Keys(#[from] KeySetError),
+    /// A file with any of the other errors.
+    #[error("{0}: {1}")]
+    Unusable(String, Box<JwksError>),
 }
 
 impl JwksSource {

@@ -342,7 +342,7 @@ async fn serve_refuses_half_an_issuer() {
         ([&["--jwks", good.as_str(), "--jwt-audience", "a, b"], &issuer[..]].concat(), "--jwt-audience"),
         ([&["--jwks", good.as_str(), "--jwt-audience", "a b"], &issuer[..]].concat(), "--jwt-audience"),
         ([&["--jwks", good.as_str(), "--jwt-audience", "a\u{a0}"], &issuer[..]].concat(), "--jwt-audience"),
-        ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks"),
+        ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks: /nowhere: No such file"),
         ([&["--jwks", bad.as_str()], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", "http://issuer.example/"], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", good.as_str(), "--jwks-ca", &ca], &issuer[..], &audience].concat(), "--jwks-ca"),
@@ -442,5 +442,20 @@ async fn the_log_has_one_line_for_each_change_of_the_jwks() {
     assert_eq!(count("jwks unavailable; keeping the last loaded keys"), 1, "{log:#?}");
     assert_eq!(count("jwks available again"), 1, "{log:#?}");
     assert_eq!(count("private keys"), 0, "{log:#?}");
-    assert!(log.iter().any(|line| line.contains("\"ERROR\"") && line.contains("\"last_good\":\"20")));
+    let failed = log.iter().find(|line| line.contains("\"ERROR\"")).unwrap();
+    let failed: Value = serde_json::from_str(failed).unwrap();
+    let last_good = failed["last_good"].as_str().unwrap();
+    assert!(last_good.len() == "2026-01-01T00:00:00Z".len() && last_good.ends_with('Z'), "{last_good}");
+}
+
+#[tokio::test]
+async fn a_first_load_that_fails_is_logged_as_such() {
+    let ground = Ground::new(Backend::Sqlite).await;
+    let more = ["--jwks", "http://127.0.0.1:1/keys", "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
+    let program = Program::serve(&ground, &more).await;
+    program.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, log) = program.ended(Duration::from_secs(10)).await;
+    let expected = "jwks unavailable; no keys were loaded; bearer tokens are answered with UNAVAILABLE";
+    let lines: Vec<_> = log.iter().filter(|line| line.contains("jwks unavailable")).collect();
+    assert!(matches!(lines[..], [line] if line.contains(expected)), "{log:#?}");
 }
