@@ -39,6 +39,8 @@ pub struct KeyRing {
 struct Keys {
     /// The id of the first key, which seals.
     current: String,
+    /// All ids, in the order of the file.
+    ids: Vec<String>,
     /// Boxed, because a map that grows would leave copies behind that nobody wipes.
     by_id: HashMap<String, Box<Aes256Gcm>>,
     /// The file itself, to tell whether it has changed: Kubernetes swaps a mounted file behind a symbolic link, so its times
@@ -94,6 +96,7 @@ impl KeyRing {
             return Ok(false);
         }
         let keys = Keys::parse(text)?;
+        tracing::info!(key_ids = keys.ids.join(", "), sealing = keys.current, "key file loaded");
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
         Ok(true)
     }
@@ -158,19 +161,20 @@ impl KeyRing {
 
 impl Keys {
     fn parse(text: Zeroizing<String>) -> Result<Self, KeyRingError> {
-        let mut current = None;
+        let mut ids = Vec::new();
         let mut by_id = HashMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             let (id, key) = parse_key(line).ok_or(KeyRingError::Malformed(number))?;
-            current.get_or_insert_with(|| id.to_owned());
+            ids.push(id.to_owned());
             if by_id.insert(id.to_owned(), key).is_some() {
                 return Err(KeyRingError::Repeated(number));
             }
         }
-        Ok(Self { current: current.ok_or(KeyRingError::Empty)?, by_id, text })
+        let current = ids.first().ok_or(KeyRingError::Empty)?.clone();
+        Ok(Self { current, ids, by_id, text })
     }
 }
 

@@ -292,6 +292,11 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
     assert_eq!(status.code(), Some(0));
     let with = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!((with("\"reloaded\""), with("not reloaded")), (3, 1));
+    let order: Vec<_> = log.iter().filter(|line| line.contains("\"key file loaded\"")).collect();
+    let ids = ["\"test, second\"", "\"second, test\"", "\"second\""];
+    assert_eq!(order.len(), ids.len(), "{log:?}");
+    assert!(order.iter().zip(ids).all(|(line, ids)| line.contains(ids)), "{order:?}");
+    assert!(order[0].contains("\"sealing\":\"test\"") && order[1].contains("\"sealing\":\"second\""));
     let broken = log.iter().find(|line| line.contains("not reloaded")).unwrap();
     assert!(broken.contains("--credentials-key-file") && broken.contains("line 1: expected"), "{broken}");
     secrets.extend([old, new].iter().map(|line| line.trim().split_once(':').unwrap().1.to_owned()));
