@@ -180,7 +180,6 @@ impl Running {
             Err(error) if !error.is_transient() => return Err(StartError::NotReady(error)),
             checked => checked,
         };
-        let resources = Resources::of_process();
         let mut loader = Loader {
             clock: settings.clock,
             entropy: settings.entropy.clone(),
@@ -210,6 +209,7 @@ impl Running {
 
         // After all that can still fail.
         readiness.log_change(checked);
+        let resources = Resources::of_process(store.connections());
         let lifecycle = Lifecycle::new(settings.entropy);
         let running = Self {
             grpc: grpc.as_ref().map(|bound| bound.listener.address),

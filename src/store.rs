@@ -70,6 +70,7 @@ pub struct Store {
     status: StoreStatus,
     /// Whether this process destroys at all.
     destroys: bool,
+    connections: u32,
 }
 
 /// How much may be in flight.
@@ -157,7 +158,25 @@ impl Store {
         let (batcher, driver) = Batcher::new(&database, capacity, &Arc::new(shared));
         let db = database.pool.clone();
         let destroys = capacity.batches_in_flight > 0;
-        Ok((Self { database, db, clock, entropy, batcher, status, destroys }, driver))
+        Ok((
+            Self {
+                connections: capacity.connections,
+                database,
+                db,
+                clock,
+                entropy,
+                batcher,
+                status,
+                destroys,
+            },
+            driver,
+        ))
+    }
+
+    /// The most connections to the database, with one group of nodes.
+    #[must_use]
+    pub const fn connections(&self) -> u32 {
+        self.connections
     }
 
     /// Opens the database for commands that destroy nothing, over one connection.

@@ -38,6 +38,8 @@ pub const CONNECTION_LIMIT: usize = 4096;
 pub const MIN_CONNECTION_LIMIT: usize = 64;
 /// Open connections on the admin listener. They are counted apart, so that a probe always has a place.
 pub const ADMIN_CONNECTION_LIMIT: usize = 64;
+/// The part of the open files, as a divisor, that bounds [`MIN_CONNECTION_LIMIT`] and [`ADMIN_CONNECTION_LIMIT`].
+pub const MIN_CONNECTION_FILE_SHARE: u64 = 8;
 /// Bytes that an open connection uses. Measured: HTTP/1.1 after a call 35 KiB, HTTP/2 46 KiB, and with an unfinished header
 /// block of 15 kB 73 KiB; few connections are in the last state at one time.
 pub const CONNECTION_BYTES: u64 = 64 * 1024;

@@ -19,6 +19,18 @@ pub struct Resources {
     admin: ListenerResources,
 }
 
+/// How the limits of the process are divided.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    /// Of the listeners of callers together, evicted connections not counted.
+    connections: usize,
+    admin_connections: usize,
+    /// Files that are left for other uses than connections of listeners.
+    reserved_files: u64,
+    /// Of the listeners of callers together, in bytes.
+    request_memory: usize,
+}
+
 /// What one listener uses of them.
 #[derive(Clone, Debug)]
 pub struct ListenerResources {
@@ -28,16 +40,16 @@ pub struct ListenerResources {
 }
 
 impl Resources {
-    /// Raises the limit of open files, and divides what this process may use.
+    /// Raises the limit of open files, and divides what this process may use. Each connection to the database needs a file in
+    /// addition to [`net::RESERVED_FILES`].
     #[must_use]
-    pub fn of_process() -> Self {
-        let limits = ProcessLimits::read();
-        let (connections, request_memory) = (connections(limits), request_memory(limits));
-        tracing::debug!(limits.memory, limits.files, connections, request_memory, "limits of connections");
-        Self::new(connections, request_memory)
+    pub fn of_process(database_connections: u32) -> Self {
+        let shares = Shares::of(ProcessLimits::read(), database_connections);
+        tracing::debug!(?shares, "limits of connections");
+        Self::new(shares)
     }
 
-    fn new(connections: usize, request_memory: usize) -> Self {
+    fn new(shares: Shares) -> Self {
         let events = ConnectionEvents::new();
         let resources = |connections, request_memory| ListenerResources {
             table: ConnectionTable::new(TableLimits::of(connections)),
@@ -45,8 +57,8 @@ impl Resources {
             events: events.clone(),
         };
         Self {
-            public: resources(connections, request_memory),
-            admin: resources(net::ADMIN_CONNECTION_LIMIT, net::ADMIN_REQUEST_MEMORY),
+            public: resources(shares.connections, shares.request_memory),
+            admin: resources(shares.admin_connections, net::ADMIN_REQUEST_MEMORY),
         }
     }
 
@@ -63,16 +75,31 @@ impl Resources {
     }
 }
 
-/// How many connections the listeners of callers may have together, evicted ones not counted.
-fn connections(limits: ProcessLimits) -> usize {
-    let by_memory = limits.memory / net::CONNECTION_MEMORY_SHARE / net::CONNECTION_BYTES;
-    let admin = TableLimits::of(net::ADMIN_CONNECTION_LIMIT);
-    let reserved = (admin.connections + admin.evicted) as u64 + net::RESERVED_FILES;
-    let by_files = limits.files.saturating_sub(reserved);
-    let open = usize::try_from(by_memory.min(by_files)).unwrap_or(usize::MAX);
-    // Evicted connections are open in addition to the limit.
-    let connections = open - open.div_ceil(net::EVICTED_CONNECTION_SHARE + 1);
-    connections.clamp(net::MIN_CONNECTION_LIMIT, net::CONNECTION_LIMIT)
+impl Shares {
+    fn of(limits: ProcessLimits, database_connections: u32) -> Self {
+        let file_share = usize::try_from(limits.files / net::MIN_CONNECTION_FILE_SHARE).unwrap_or(usize::MAX);
+        let admin_connections = net::ADMIN_CONNECTION_LIMIT.min(file_share);
+        let reserved_files = net::RESERVED_FILES + u64::from(database_connections);
+        let by_memory = limits.memory / net::CONNECTION_MEMORY_SHARE / net::CONNECTION_BYTES;
+        let admin_files = open(admin_connections);
+        let by_files = limits.files.saturating_sub(reserved_files + admin_files);
+        let all = usize::try_from(by_memory.min(by_files)).unwrap_or(usize::MAX);
+        // Evicted connections are open in addition to the limit.
+        let connections = all - all.div_ceil(net::EVICTED_CONNECTION_SHARE + 1);
+        let least = net::MIN_CONNECTION_LIMIT.min(file_share);
+        Self {
+            connections: connections.clamp(least, net::CONNECTION_LIMIT),
+            admin_connections,
+            reserved_files,
+            request_memory: request_memory(limits),
+        }
+    }
+}
+
+/// How many connections a table with this limit may have open at one time, evicted ones included.
+const fn open(connections: usize) -> u64 {
+    let limits = TableLimits::of(connections);
+    (limits.connections + limits.evicted) as u64
 }
 
 fn request_memory(limits: ProcessLimits) -> usize {
@@ -84,14 +111,16 @@ fn request_memory(limits: ProcessLimits) -> usize {
 mod tests {
     use http::Request;
 
-    use super::{ProcessLimits, Resources, TableLimits, connections, net, request_memory};
+    use super::{ProcessLimits, Resources, Shares, net, open};
 
     const MIB: u64 = 1024 * 1024;
 
     /// The events are logged by a task.
     #[tokio::test]
     async fn requests_to_other_listeners_leave_memory_for_the_admin_listener() {
-        let resources = Resources::new(64, net::REQUEST_OVERHEAD);
+        let limits = ProcessLimits { memory: 64 * MIB, files: 1024 };
+        let shares = Shares { request_memory: net::REQUEST_OVERHEAD, ..Shares::of(limits, 8) };
+        let resources = Resources::new(shares);
         let request = Request::new(());
         let client = |requests: &std::sync::Arc<super::RequestBudget>| requests.client([127, 0, 0, 1].into());
         assert!(client(&resources.public().requests).charge(&request).is_none());
@@ -101,15 +130,23 @@ mod tests {
     #[test]
     fn connections_fit_into_memory_and_files() {
         for memory in [64 * MIB, 256 * MIB, 1024 * MIB, u64::MAX] {
-            for files in [256, 1024, 20_000, u64::MAX] {
-                let limits = ProcessLimits { memory, files };
-                let TableLimits { connections, evicted, .. } = TableLimits::of(connections(limits));
-                let open = (connections + evicted) as u64;
-                assert!(connections == net::MIN_CONNECTION_LIMIT || open + net::RESERVED_FILES < files);
-                assert!(open * net::CONNECTION_BYTES < memory / 2, "{limits:?}");
-                assert!(request_memory(limits) as u64 <= memory / 4, "{limits:?}");
+            for files in [64, 256, 1024, 20_000, u64::MAX] {
+                for database_connections in [1, 8, 1000] {
+                    let limits = ProcessLimits { memory, files };
+                    let shares = Shares::of(limits, database_connections);
+                    let public = open(shares.connections);
+                    let all = public + open(shares.admin_connections);
+                    assert!(shares.connections > 0 && shares.admin_connections > 0, "{limits:?}");
+                    assert!(
+                        all <= files / 2 || all + 128 + u64::from(database_connections) <= files,
+                        "{limits:?}"
+                    );
+                    assert!(public * net::CONNECTION_BYTES < memory / 2, "{limits:?}");
+                    assert!(shares.request_memory as u64 <= memory / 4, "{limits:?}");
+                }
             }
         }
+        let connections = |limits| Shares::of(limits, 8).connections;
         let pod = ProcessLimits { memory: 256 * MIB, files: 1 << 20 };
         assert!(connections(pod) > 1024, "{}", connections(pod));
         let few_files = ProcessLimits { memory: u64::MAX, files: 1024 };
