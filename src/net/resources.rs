@@ -44,8 +44,18 @@ impl Resources {
     /// addition to [`net::RESERVED_FILES`].
     #[must_use]
     pub fn of_process(database_connections: u32) -> Self {
-        let shares = Shares::of(ProcessLimits::read(), database_connections);
-        tracing::debug!(?shares, "limits of connections");
+        let limits = ProcessLimits::read();
+        let shares = Shares::of(limits, database_connections);
+        tracing::info!(
+            memory_limit = limits.memory,
+            file_limit = (limits.files < u64::MAX).then_some(limits.files),
+            reserved_files = shares.reserved_files,
+            connections = shares.connections,
+            admin_connections = shares.admin_connections,
+            request_memory = shares.request_memory,
+            admin_request_memory = net::ADMIN_REQUEST_MEMORY,
+            "limits of this process"
+        );
         Self::new(shares)
     }
 
