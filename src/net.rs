@@ -16,6 +16,7 @@ mod metered_stream;
 mod process_limits;
 mod request_budget;
 mod resources;
+mod source;
 mod tls;
 
 pub use file_watch::FileWatch;

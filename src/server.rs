@@ -193,6 +193,8 @@ impl Running {
             loader.background.spawn(redis.run());
         }
 
+        let trusted_proxies =
+            settings.rest.as_ref().map(|rest| rest.transport.trusted_proxies.clone()).unwrap_or_default();
         let admin_listener = bind("--admin-addr", settings.admin).await?;
         let (api, grpc): (Arc<dyn DestroyApi>, _) = match settings.rpc {
             Rpc::Served(grpc) => {
@@ -234,7 +236,7 @@ impl Running {
         }
         if let Some(BoundListener { listener, service, tls }) = rest {
             let settings = ListenerSettings { protocol: Protocol::Http, tls, refuse: rest::refusal };
-            listener.serve(service, settings, resources.public(), &lifecycle);
+            listener.serve(service, settings, resources.public().behind(trusted_proxies), &lifecycle);
         }
         let admin = admin::service(grpc::admin_routes(&health), settings.metrics);
         let settings = ListenerSettings { protocol: Protocol::Http, tls: None, refuse: admin::refusal };

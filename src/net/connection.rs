@@ -157,8 +157,10 @@ mod tests {
         connection_table::{ConnectionTable, TableLimits},
         listener::Protocol,
         request_budget::RequestBudget,
+        source::Source,
     };
 
+    const CLIENT: Source = Source::Client(IpAddr::V4(Ipv4Addr::LOCALHOST));
     /// The preface, empty SETTINGS, and a GET of `/` over http, whose body does not end.
     const HALF_A_REQUEST: &[u8] =
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x04\0\0\0\x01\x82\x84\x86";
@@ -183,7 +185,7 @@ mod tests {
         let (mut client, server) = tokio::io::duplex(4096);
         let lifecycle = Lifecycle::default();
         let table = ConnectionTable::new(TableLimits::of(8));
-        let entry = table.admit(Ipv4Addr::LOCALHOST.into()).await;
+        let entry = table.admit(CLIENT).await;
         client.write_all(HALF_A_REQUEST).await.expect("a request");
         action(&lifecycle, &entry);
         let connection = Connection {
@@ -191,7 +193,7 @@ mod tests {
             address: Ipv4Addr::LOCALHOST.into(),
             service: tower::service_fn(|_request| future::pending::<Result<Response<Empty<Bytes>>, _>>()),
             refuse: || Response::new(Empty::new()),
-            budget: RequestBudget::new(usize::MAX).client(Ipv4Addr::LOCALHOST.into()),
+            budget: RequestBudget::new(usize::MAX).client(CLIENT),
             events: ConnectionEvents::new(),
             lifecycle,
             entry,
@@ -231,7 +233,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 let mut others = Vec::new();
                 for _ in 0..8 {
-                    let other = table.admit(Ipv4Addr::LOCALHOST.into()).await;
+                    let other = table.admit(CLIENT).await;
                     others.push((other.connection.begin_call(), other));
                 }
                 future::pending::<()>().await;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -13,7 +12,8 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config, identity::client_network};
+use super::source::{Group, Source};
+use crate::config;
 
 /// The open connections. At a limit, a connection of the client network that has the most connections is evicted for a new
 /// one, so that a flood from few addresses closes its own connections and not those of others.
@@ -42,13 +42,13 @@ struct Connections {
     /// All that are not removed yet, evicted ones included.
     open: usize,
     /// Those that are not evicted.
-    networks: HashMap<IpAddr, Network>,
+    networks: HashMap<Group, Network>,
     counts: Counts,
     /// Evicted, and not closed yet; in the order of their eviction.
     evicted: VecDeque<Arc<ConnectionState>>,
 }
 
-/// The connections of one client network that are not evicted.
+/// The connections of one group that are not evicted.
 #[derive(Debug, Default)]
 struct Network {
     connections: HashMap<u64, Arc<ConnectionState>>,
@@ -66,7 +66,7 @@ struct Counts {
 #[derive(Debug)]
 pub struct ConnectionState {
     number: u64,
-    network: IpAddr,
+    group: Group,
     pub(super) table: Arc<ConnectionTable>,
     calls: AtomicUsize,
     /// Calls completed since [`Self::take_completed`].
@@ -110,18 +110,18 @@ impl ConnectionTable {
         })
     }
 
-    /// Adds a connection from this address. Waits only until connections that are closed already have been removed.
-    pub async fn admit(self: &Arc<Self>, address: IpAddr) -> TableEntry {
+    /// Adds a connection. Waits only until connections that are closed already have been removed.
+    pub async fn admit(self: &Arc<Self>, source: Source) -> TableEntry {
         loop {
             let removed = self.removed.notified();
-            if let Some(connection) = self.try_admit(address) {
+            if let Some(connection) = self.try_admit(source) {
                 return TableEntry { connection };
             }
             removed.await;
         }
     }
 
-    fn try_admit(self: &Arc<Self>, address: IpAddr) -> Option<Arc<ConnectionState>> {
+    fn try_admit(self: &Arc<Self>, source: Source) -> Option<Arc<ConnectionState>> {
         let mut connections = self.lock();
         connections.make_room(self.limits);
         if connections.open >= self.limits.connections + self.limits.evicted {
@@ -131,7 +131,7 @@ impl ConnectionTable {
         connections.last_number += 1;
         let connection = Arc::new(ConnectionState {
             number: connections.last_number,
-            network: client_network(address),
+            group: source.group(connections.last_number),
             table: self.clone(),
             calls: AtomicUsize::new(0),
             completed: AtomicU32::new(0),
@@ -183,7 +183,7 @@ impl Connections {
     }
 
     fn insert(&mut self, connection: Arc<ConnectionState>) {
-        let network = self.networks.entry(connection.network).or_default();
+        let network = self.networks.entry(connection.group).or_default();
         for counts in [&mut network.counts, &mut self.counts] {
             counts.all += 1;
             counts.new += 1;
@@ -193,7 +193,7 @@ impl Connections {
 
     /// Returns whether the connection was there: it is not once it is evicted.
     fn remove(&mut self, connection: &ConnectionState) -> bool {
-        let Some(network) = self.networks.get_mut(&connection.network) else { return false };
+        let Some(network) = self.networks.get_mut(&connection.group) else { return false };
         if network.connections.remove(&connection.number).is_none() {
             return false;
         }
@@ -202,7 +202,7 @@ impl Connections {
             counts.new -= usize::from(connection.is_new());
         }
         if network.connections.is_empty() {
-            self.networks.remove(&connection.network);
+            self.networks.remove(&connection.group);
         }
         true
     }
@@ -211,7 +211,7 @@ impl Connections {
         if connection.served.swap(true, Ordering::Relaxed) {
             return;
         }
-        let network = self.networks.get_mut(&connection.network);
+        let network = self.networks.get_mut(&connection.group);
         if let Some(network) = network.filter(|it| it.connections.contains_key(&connection.number)) {
             network.counts.new -= 1;
             self.counts.new -= 1;
@@ -327,13 +327,17 @@ mod tests {
 
     use tokio::time::{advance, timeout};
 
-    use super::{ConnectionTable, TableEntry, TableLimits};
+    use super::{ConnectionTable, Source, TableEntry, TableLimits};
 
     const LIMITS: TableLimits = TableLimits { connections: 4, new: 3, evicted: 2 };
 
+    fn client(address: &str) -> Source {
+        Source::of(address.parse().expect("an address"), &[])
+    }
+
     async fn open(table: &std::sync::Arc<ConnectionTable>, address: &str) -> TableEntry {
         advance(Duration::from_millis(1)).await;
-        let admitted = table.admit(address.parse().expect("an address"));
+        let admitted = table.admit(client(address));
         timeout(Duration::from_secs(1), admitted).await.expect("a place")
     }
 
@@ -381,7 +385,7 @@ mod tests {
         for _ in 0..6 {
             entries.push(open(&table, "192.0.2.1").await);
         }
-        let waiting = table.admit("192.0.2.1".parse().expect("an address"));
+        let waiting = table.admit(client("192.0.2.1"));
         tokio::pin!(waiting);
         assert!(timeout(Duration::from_millis(10), waiting.as_mut()).await.is_err());
         let closing: Vec<_> = entries.iter().map(|it| it.connection.closing.is_cancelled()).collect();

@@ -13,6 +13,7 @@ use tower::{BoxError, Service};
 
 use super::{
     connection::Connection, handshake::TlsServer, lifecycle::Lifecycle, resources::ListenerResources,
+    source::Source,
 };
 use crate::config;
 
@@ -76,13 +77,14 @@ impl Listener {
             loop {
                 let (stream, address) = accept(&self.socket).await;
                 let address = address.ip().to_canonical();
+                let source = Source::of(address, &resources.proxies);
                 let connection = Connection {
-                    entry: resources.table.admit(address).await,
+                    entry: resources.table.admit(source).await,
                     builder: builder.clone(),
                     address,
                     service: service.clone(),
                     refuse,
-                    budget: resources.requests.client(address),
+                    budget: resources.requests.client(source),
                     events: resources.events.clone(),
                     lifecycle: shared.clone(),
                 };
@@ -145,5 +147,29 @@ pub(super) fn builder(protocol: Protocol) -> Builder<TokioExecutor> {
             builder.http2_only()
         }
         Protocol::Http => builder,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
+mod tests {
+    use std::time::Duration;
+
+    use super::Source;
+    use crate::net::connection_table::{ConnectionTable, TableLimits};
+
+    /// A client with two connections loses one, although the proxy has more, and had them longer.
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_is_not_the_client_with_the_most_connections() {
+        let table = ConnectionTable::new(TableLimits { connections: 5, new: 5, evicted: 2 });
+        let proxies = ["10.0.0.0/8".parse().expect("a network")];
+        let mut entries = Vec::new();
+        for address in ["10.0.0.1", "10.0.0.1", "10.0.0.1", "192.0.2.1", "192.0.2.1", "192.0.2.2"] {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            let source = Source::of(address.parse().expect("an address"), &proxies);
+            entries.push(table.admit(source).await);
+        }
+        let evicted: Vec<_> = entries.iter().map(|entry| entry.connection.is_evicted()).collect();
+        assert_eq!(evicted, [false, false, false, true, false, false]);
     }
 }

@@ -14,7 +14,8 @@ use std::{
 use http::Request;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::{config, identity::client_network};
+use super::source::Source;
+use crate::config;
 
 /// Limits the bytes of requests in flight: of all together, and of each client network. A compressed header block of a few
 /// bytes can stand for many kilobytes, so a limit on the number of requests does not limit memory.
@@ -25,10 +26,12 @@ pub struct RequestBudget {
     clients: Mutex<HashMap<IpAddr, Weak<ClientBudget>>>,
 }
 
-/// The share of one client network.
+/// The share of one client network, or of one connection of a proxy.
 #[derive(Debug)]
 pub struct ClientBudget {
-    network: IpAddr,
+    /// None for a proxy.
+    network: Option<IpAddr>,
+    limit: usize,
     used: AtomicUsize,
     budget: Arc<RequestBudget>,
 }
@@ -54,14 +57,17 @@ impl RequestBudget {
         Arc::new(Self { limit, used: AtomicUsize::new(0), clients: Mutex::default() })
     }
 
-    /// Returns the share of the network of this address.
-    pub fn client(self: &Arc<Self>, address: IpAddr) -> Arc<ClientBudget> {
-        let network = client_network(address);
+    /// Returns the share of a connection's source. A proxy may use the whole budget.
+    pub fn client(self: &Arc<Self>, source: Source) -> Arc<ClientBudget> {
+        let share = |network, limit| {
+            Arc::new(ClientBudget { network, limit, used: AtomicUsize::new(0), budget: self.clone() })
+        };
+        let Source::Client(network) = source else { return share(None, self.limit) };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&network).and_then(Weak::upgrade) {
             return client;
         }
-        let client = Arc::new(ClientBudget { network, used: AtomicUsize::new(0), budget: self.clone() });
+        let client = share(Some(network), self.limit / config::net::REQUEST_MEMORY_CLIENT_SHARE);
         clients.insert(network, Arc::downgrade(&client));
         client
     }
@@ -71,7 +77,7 @@ impl ClientBudget {
     /// Charges the request; none where it would exceed a limit.
     pub fn charge<B>(self: &Arc<Self>, request: &Request<B>) -> Option<RequestCharge> {
         let bytes = request_bytes(request);
-        if !take(&self.used, bytes, self.budget.limit / config::net::REQUEST_MEMORY_CLIENT_SHARE) {
+        if !take(&self.used, bytes, self.limit) {
             return None;
         }
         if !take(&self.budget.used, bytes, self.budget.limit) {
@@ -132,10 +138,11 @@ impl Drop for RequestCharge {
 
 impl Drop for ClientBudget {
     fn drop(&mut self) {
+        let Some(network) = &self.network else { return };
         let mut clients = self.budget.clients.lock().unwrap_or_else(PoisonError::into_inner);
         // A new connection of the network may have replaced it already.
-        if clients.get(&self.network).is_some_and(|client| client.strong_count() == 0) {
-            clients.remove(&self.network);
+        if clients.get(network).is_some_and(|client| client.strong_count() == 0) {
+            clients.remove(network);
         }
     }
 }
@@ -165,11 +172,11 @@ fn take(used: &AtomicUsize, bytes: usize, limit: usize) -> bool {
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test")]
 mod tests {
-    use std::{net::IpAddr, sync::atomic::Ordering};
+    use std::sync::atomic::Ordering;
 
     use http::Request;
 
-    use super::{ChargedBody, RequestBudget};
+    use super::{ChargedBody, RequestBudget, Source};
     use crate::config::net::{HEADER_OVERHEAD, REQUEST_MEMORY_CLIENT_SHARE, REQUEST_OVERHEAD};
 
     #[test]
@@ -177,7 +184,7 @@ mod tests {
         let request = Request::get("/a").header("x-a", "b").body(()).expect("a request");
         let bytes = REQUEST_OVERHEAD + "GET/a".len() + HEADER_OVERHEAD + "x-ab".len();
         let budget = RequestBudget::new(bytes * 2 * REQUEST_MEMORY_CLIENT_SHARE);
-        let client = |text: &str| budget.client(text.parse::<IpAddr>().expect("an address"));
+        let client = |text: &str| budget.client(Source::of(text.parse().expect("an address"), &[]));
         let (one, other) = (client("2001:db8::1"), client("2001:db8::2"));
         let first = one.charge(&request).expect("room");
         let second = other.charge(&request).expect("room");
@@ -195,7 +202,7 @@ mod tests {
         let charged = |method: &str, uri: &str| {
             let budget = RequestBudget::new(1 << 20);
             let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
-            let client = budget.client([192, 0, 2, 1].into());
+            let client = budget.client(Source::Client([192, 0, 2, 1].into()));
             client.charge(&request).expect("room").bytes
         };
         let plain = charged("GET", "/a");
@@ -207,7 +214,7 @@ mod tests {
     #[test]
     fn a_response_that_is_not_read_holds_no_headers() {
         let budget = RequestBudget::new(1 << 20);
-        let client = budget.client([192, 0, 2, 1].into());
+        let client = budget.client(Source::Client([192, 0, 2, 1].into()));
         let request = Request::get("/a?b=c").header("x-a", "b".repeat(8192)).body(()).expect("a request");
         let response = ChargedBody::new((), client.charge(&request));
         let used = [&client.used, &budget.used].map(|used| used.load(Ordering::Relaxed));
@@ -217,11 +224,23 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_may_use_the_whole_budget() {
+        let request = Request::get("/").body(()).expect("a request");
+        let budget = RequestBudget::new((REQUEST_OVERHEAD + "GET/".len()) * 3);
+        let (one, other) = (budget.client(Source::Proxy), budget.client(Source::Proxy));
+        let charges = [&one, &one, &other, &other].map(|connection| connection.charge(&request));
+        let charged: Vec<_> = charges.iter().map(Option::is_some).collect();
+        assert_eq!(charged, [true, true, true, false]);
+        assert!(budget.clients.lock().expect("no panic").is_empty());
+    }
+
+    #[test]
     fn all_clients_together_have_a_limit() {
         let request = Request::get("/").body(()).expect("a request");
         let budget = RequestBudget::new((REQUEST_OVERHEAD + "GET/".len()) * REQUEST_MEMORY_CLIENT_SHARE);
-        let charges: Vec<_> =
-            (1..=5_u8).map(|number| budget.client([192, 0, 2, number].into()).charge(&request)).collect();
+        let charges: Vec<_> = (1..=5_u8)
+            .map(|number| budget.client(Source::Client([192, 0, 2, number].into())).charge(&request))
+            .collect();
         let charged: Vec<_> = charges.iter().map(Option::is_some).collect();
         assert_eq!(charged, [true, true, true, true, false]);
     }

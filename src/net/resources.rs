@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{
     connection_table::{ConnectionTable, TableLimits},
     event_counter::ConnectionEvents,
@@ -37,6 +39,16 @@ pub struct ListenerResources {
     pub(super) table: Arc<ConnectionTable>,
     pub(super) requests: Arc<RequestBudget>,
     pub(super) events: Arc<ConnectionEvents>,
+    /// Proxies, which are not limited to the share of one client.
+    pub(super) proxies: Vec<IpNet>,
+}
+
+impl ListenerResources {
+    /// For a listener behind these proxies.
+    #[must_use]
+    pub fn behind(self, proxies: Vec<IpNet>) -> Self {
+        Self { proxies, ..self }
+    }
 }
 
 impl Resources {
@@ -65,6 +77,7 @@ impl Resources {
             table: ConnectionTable::new(TableLimits::of(connections)),
             requests: RequestBudget::new(request_memory),
             events: events.clone(),
+            proxies: Vec::new(),
         };
         Self {
             public: resources(shares.connections, shares.request_memory),
@@ -123,6 +136,8 @@ mod tests {
 
     use super::{ProcessLimits, Resources, Shares, net, open};
 
+    use crate::net::source::Source;
+
     const MIB: u64 = 1024 * 1024;
 
     /// The events are logged by a task.
@@ -132,7 +147,9 @@ mod tests {
         let shares = Shares { request_memory: net::REQUEST_OVERHEAD, ..Shares::of(limits, 8) };
         let resources = Resources::new(shares);
         let request = Request::new(());
-        let client = |requests: &std::sync::Arc<super::RequestBudget>| requests.client([127, 0, 0, 1].into());
+        let client = |requests: &std::sync::Arc<super::RequestBudget>| {
+            requests.client(Source::Client([127, 0, 0, 1].into()))
+        };
         assert!(client(&resources.public().requests).charge(&request).is_none());
         assert!(client(&resources.admin().requests).charge(&request).is_some());
     }
