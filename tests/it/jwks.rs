@@ -342,7 +342,7 @@ async fn serve_refuses_half_an_issuer() {
         ([&["--jwks", good.as_str(), "--jwt-audience", "a, b"], &issuer[..]].concat(), "--jwt-audience"),
         ([&["--jwks", good.as_str(), "--jwt-audience", "a b"], &issuer[..]].concat(), "--jwt-audience"),
         ([&["--jwks", good.as_str(), "--jwt-audience", "a\u{a0}"], &issuer[..]].concat(), "--jwt-audience"),
-        ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks: /nowhere: No such file"),
+        ([&["--jwks", "/nowhere"], &issuer[..], &audience].concat(), "--jwks: /nowhere"),
         ([&["--jwks", bad.as_str()], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", "http://issuer.example/"], &issuer[..], &audience].concat(), "--jwks"),
         ([&["--jwks", good.as_str(), "--jwks-ca", &ca], &issuer[..], &audience].concat(), "--jwks-ca"),
