@@ -115,7 +115,8 @@ where
                 return Ok(invalid_message(record, text));
             }
             Err(BodyError::Incomplete) => {
-                record.fields().outcome = Some("Cancelled");
+                // There was no call yet, and a flood of such requests must not fill the log.
+                record.fields().is_silent = true;
                 return Ok(Status::cancelled("message is incomplete").into_http());
             }
         };
@@ -179,7 +180,7 @@ pub(super) fn fields(parts: &Parts) -> CallFields {
 
 /// tonic itself refuses a message that does not decode, and an unknown encoding.
 fn respond(response: Response<Body>, record: &CallRecord) -> Response<Body> {
-    if record.fields().outcome.is_some() {
+    if record.fields().outcome.is_some() || record.fields().is_silent {
         return response;
     }
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
