@@ -219,3 +219,16 @@ fn parse_timeout(text: &str) -> Option<Duration> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_one_message;
+
+    #[test]
+    fn a_body_is_one_whole_message() {
+        assert!(is_one_message(&[0, 0, 0, 0, 0]) && is_one_message(&[1, 0, 0, 0, 2, 7, 7]));
+        for body in [&[][..], &[0, 0, 0, 0], &[0, 0, 0, 0, 2, 7], &[0, 0, 0, 0, 1, 7, 0, 0, 0, 0, 0]] {
+            assert!(!is_one_message(body), "{body:?}");
+        }
+    }
+}

@@ -178,3 +178,17 @@ impl fmt::Display for Cut<'_> {
         f.write_str(if rest.is_empty() { "" } else { "…" })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Cut;
+    use crate::config::telemetry::VALUE_LIMIT;
+
+    #[test]
+    fn a_logged_value_is_cut_and_escaped() {
+        assert_eq!(Cut("a\nb\u{202e}c").to_string(), "a\\nb\\u{202e}c");
+        let long = "x".repeat(5000);
+        assert_eq!(Cut(&long).to_string(), format!("{}…", "x".repeat(VALUE_LIMIT)));
+        assert_eq!(Cut(&long).copy().len(), 2 * VALUE_LIMIT);
+    }
+}

@@ -48,7 +48,7 @@ impl Balancer {
         let is_new = ejected.insert(address, now + config::upstream::EJECTION).is_none();
         drop(ejected);
         if is_new {
-            tracing::warn!(%address, %cause, "upstream address ejected");
+            tracing::warn!(%address, cause = format_args!("{cause:.128}"), "upstream address ejected");
         }
     }
 

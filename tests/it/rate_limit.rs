@@ -37,7 +37,7 @@ use super::{
 };
 
 /// The timeout of gateways whose counts are tested and not their speed: the machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn rule(text: &str) -> Rule {
     text.parse().unwrap()
@@ -225,7 +225,7 @@ fn counted_keys_are_bounded() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_was_ahead_leaves_the_present_window_its_limit() {
     let server = RedisServer::start().await;
-    let connection = connection(&server, PATIENCE, &Metrics::new());
+    let connection = connection(&server, TEST_TIMEOUT, &Metrics::new());
     connection.poll_once().await;
     for redis in [None, Some(connection)] {
         let (limit, clock) = three_in_ten(redis);
@@ -261,7 +261,7 @@ impl Pair {
         };
         let metrics = [Metrics::new(), Metrics::new()];
         let [first_redis, second_redis] =
-            metrics.each_ref().map(|metrics| Some(connection(redis, PATIENCE, metrics)));
+            metrics.each_ref().map(|metrics| Some(connection(redis, TEST_TIMEOUT, metrics)));
         let first = limited(ground, rule(limit), first_redis).await;
         let second = limited(second, rule(limit), second_redis).await;
         Self { apps: [first, second], metrics }
@@ -459,7 +459,7 @@ async fn replicas_share_the_limit_of_a_caller_through_redis() {
     let mut reasons = Vec::new();
     let mut apps = Vec::new();
     for _ in 0..3 {
-        let redis = connection(&server, PATIENCE, &Metrics::new());
+        let redis = connection(&server, TEST_TIMEOUT, &Metrics::new());
         apps.push(with_caller_limit(None, Some(redis)).await);
     }
     for app in &apps {
