@@ -26,11 +26,11 @@ on_both!(
     the_documented_statement_inserts_what_the_service_reads,
 );
 
-const README: &str = include_str!("../../../README.md");
+const DATABASE: &str = include_str!("../../../deploy/DATABASE.md");
 
-/// How other programs add an entry, as the README has it. The parameters are collection, post, place in the order.
+/// How other programs add an entry, as deploy/DATABASE.md has it. The parameters are collection, post, place in the order.
 fn documented_statement(backend: DbBackend) -> &'static str {
-    let (_, section) = README.split_once("\n## Data\n").unwrap();
+    let (_, section) = DATABASE.split_once("\n## Other writers\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let statements: Vec<_> =
         section.split("```sql\n").skip(1).map(|block| block.split_once("```").unwrap().0).collect();
