@@ -127,7 +127,7 @@ async fn serve(
         jwt: None,
         admin: listeners.admin,
         purge: Some(PurgeSettings { batch: config::purge::BATCH, pause: config::purge::PAUSE }),
-        max_in_flight: 1024,
+        max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(3),
         metrics: Metrics::new(),
         clock: Clock::System,
@@ -224,16 +224,17 @@ fn print_commands(running: &Running, demo: &Demo, entropy: &Entropy, folder: &Pa
     )
     .ok_or_else(|| Exit::failed("the demo request could not be signed"))?;
     let names: Vec<String> = demo.ids.iter().map(ToString::to_string).collect();
+    let request_id = || uuid::Builder::from_random_bytes(entropy.bytes()).into_uuid();
     print(format_args!(
         "User {user} owns {names}; user {OTHER_USER} owns custom-{OTHER_COLLECTION}.
 
-Destroy one over gRPC:
+Destroy one over gRPC (the same command again is a retry, because it has the same request_id):
 
-  grpcurl -plaintext -H 'x-user-id: {user}' -d '{{\"id\":\"{by_grpc}\"}}' {grpc} collections.v1.CollectionsService/Destroy
+  grpcurl -plaintext -H 'x-user-id: {user}' -d '{{\"id\":\"{by_grpc}\",\"request_id\":\"{grpc_request}\"}}' {grpc} collections.v1.CollectionsService/Destroy
 
-Destroy one over the 1.1 API (signed for the next five minutes):
+Destroy one over the 1.1 API (signed for the next five minutes; Idempotency-Key is the request_id of REST):
 
-  curl -sS '{origin}{path}' -H 'Authorization: {authorization}' -d '{form}'
+  curl -sS '{origin}{path}' -H 'Authorization: {authorization}' -H 'Idempotency-Key: {rest_request}' -d '{form}'
 
 For a 1.1 client of your own:
 
@@ -244,6 +245,8 @@ For a 1.1 client of your own:
 
 Health is on {admin}, the data in {folder}: delete that folder to start over. Ctrl-C stops.
 ready",
+        grpc_request = request_id(),
+        rest_request = request_id(),
         user = demo.user,
         names = names.join(", "),
         origin = origin.as_str(),
