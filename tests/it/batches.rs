@@ -14,7 +14,7 @@ use super::{
     faults::{Sent, front, relay},
     support::{
         BLOCKED, Backend, Ground, OTHER, OWNER, cluster::Cluster, connect, fresh_database, fresh_postgres,
-        user, wait_for,
+        user, wait_for, wait_until,
     },
 };
 
@@ -288,11 +288,23 @@ async fn a_batch_that_is_cut_is_run_again() {
     assert_eq!(tombstones(&ground).await, 20);
 }
 
+/// A store that is connected to this database through a relay, and the messages that it has sent.
+async fn behind_relay(url: &str) -> (Ground, Sent) {
+    let ((listener, through, server), sent) = (front(url).await, Sent::default());
+    tokio::spawn(relay(listener, server, sent.clone()));
+    (Ground::on(Some(through)).await, sent)
+}
+
+/// Waits until a statement was sent for execution.
+async fn wait_until_sent(sent: &Sent) {
+    wait_until("a statement was sent", async || sent.lock().unwrap().contains(&b'E')).await;
+}
+
 /// In the queue a destroy is unsent: it is dropped when its deadline passes or its caller disconnects.
 #[tokio::test]
 async fn a_destroy_without_a_caller_leaves_the_queue() {
     let mut cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
+    let (ground, sent) = behind_relay(&fresh_database(&cluster.url()).await).await;
     for id in 1..=5 {
         ground.put(id, OWNER).await;
     }
@@ -302,15 +314,15 @@ async fn a_destroy_without_a_caller_leaves_the_queue() {
         tokio::spawn(async move { outcome_of(&store, destroy).await })
     };
     cluster.freeze();
+    sent.lock().unwrap().clear();
     let first = call(asked(1));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    wait_until_sent(&sent).await;
     let late = call(Destroy { deadline: Instant::now() + Duration::from_millis(50), ..asked(2) });
     let (gone, kept) = (call(asked(3)), call(asked(4)));
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(late.await.unwrap(), Err(DestroyError::DeadlineExceeded));
     gone.abort();
     assert!(gone.await.unwrap_err().is_cancelled());
     cluster.thaw();
-    assert_eq!(late.await.unwrap(), Err(DestroyError::DeadlineExceeded));
     assert_eq!(kept.await.unwrap(), Ok(Destroyed::Now));
     assert_eq!(first.await.unwrap(), Ok(Destroyed::Now));
     assert_eq!(ground.owned_by(OWNER).await, [2, 3]);
@@ -321,17 +333,18 @@ async fn a_destroy_without_a_caller_leaves_the_queue() {
 #[tokio::test]
 async fn a_destroy_waits_for_the_database_until_its_deadline() {
     let mut cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
+    let (ground, sent) = behind_relay(&fresh_database(&cluster.url()).await).await;
     ground.put(1, OWNER).await;
     assert_eq!(outcome_of(&ground.store, asked(1)).await, Ok(Destroyed::Now));
     cluster.freeze();
+    sent.lock().unwrap().clear();
     let call = |destroy: Destroy| {
         let store = ground.store.clone();
         tokio::spawn(async move { outcome_of(&store, destroy).await })
     };
     let within = |limit: Duration| Instant::now() + limit;
     let (stuck, begun) = (call(Destroy { deadline: within(STATEMENT_BOUND), ..asked(2) }), Instant::now());
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    wait_until_sent(&sent).await;
     let queued = call(Destroy { deadline: within(Duration::from_secs(1)), ..asked(3) });
     let patient = call(Destroy { deadline: within(Duration::from_secs(20)), ..asked(3) });
     assert_eq!(queued.await.unwrap(), Err(DestroyError::DeadlineExceeded));

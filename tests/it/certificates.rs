@@ -19,7 +19,7 @@ use super::{
         App, Backend, Ground, NOW, OWNER, grpc_of,
         pki::{Authority, For, Leaf, TlsRpc, client_config, tls_rpc},
         program::{Program, path},
-        reason,
+        reason, wait_until,
     },
     tls::{SERVICE, destroy, server_tls},
 };
@@ -147,7 +147,7 @@ async fn a_call_is_refused_once_its_certificate_has_expired() {
         app.ground.set_clock(now);
         assert_eq!(answer(&mut rpc).await, expected, "{now}");
     }
-    until(&mut rpc, NO_CONNECTION).await;
+    wait_for_answer(&mut rpc, NO_CONNECTION).await;
 }
 
 /// On the connection that it was made over: the other authority's goes on.
@@ -160,7 +160,7 @@ async fn a_call_is_refused_once_its_authority_was_replaced() {
     let (mut old_rpc, mut kept_rpc) = (rpc(&old), rpc(&kept));
     assert_eq!((answer(&mut old_rpc).await, answer(&mut kept_rpc).await), (ACCEPTED.into(), ACCEPTED.into()));
     Authority::new("new").write(app.ground.folder.path(), "ca1.pem");
-    until(&mut old_rpc, NO_CONNECTION).await;
+    wait_for_answer(&mut old_rpc, NO_CONNECTION).await;
     assert_eq!(answer(&mut kept_rpc).await, ACCEPTED);
 }
 
@@ -192,15 +192,9 @@ fn a_certificate_is_described_by_its_names_and_why_they_do_not_count() {
     assert_eq!(described(&[&format!("spiffe://a/{}", "x".repeat(500))], &[], NOW, false).len(), 128);
 }
 
-/// Calls until they get this answer.
-async fn until(rpc: &mut TlsRpc, expected: &str) {
-    for _ in 0..200 {
-        if answer(rpc).await == expected {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never {expected:?}");
+/// Calls until the answer is this one.
+async fn wait_for_answer(rpc: &mut TlsRpc, expected: &str) {
+    wait_until(&format!("the answer is {expected:?}"), async || answer(rpc).await == expected).await;
 }
 
 /// Performs a handshake, and returns how it failed.

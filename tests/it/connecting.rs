@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use collections_service::domain::Destroyed;
-use collections_service::store::Capacity;
+use collections_service::{config::store::PING_AFTER_IDLE, domain::Destroyed, store::Capacity};
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 use tokio::{
     net::TcpListener,
+    sync::watch,
     time::{Instant, sleep},
 };
 
 use super::{
     batches::asked,
-    faults::{Sent, front, relay, relay_until},
+    faults::{Sent, fall_silent, front, relay, relay_until},
     support::{Backend, Ground, OWNER, cluster::Cluster, connect, fresh_database, program::run, wait_for},
 };
 
@@ -157,12 +157,13 @@ async fn a_dead_idle_connection_is_replaced_soon() {
     ground.put(1, OWNER).await;
     ground.put(2, OWNER).await;
     let (listener, through, server) = front(&ground.url).await;
-    let silent = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    tokio::spawn(relay_until(listener, server, silent.clone()));
+    let silence = watch::Sender::new(false);
+    tokio::spawn(relay_until(listener, server, silence.subscribe()));
     let store = connect(&through, Capacity::of(4), &ground.clock).await;
     assert_eq!(store.destroy(asked(1)).await, Ok(Destroyed::Now));
-    silent.store(true, std::sync::atomic::Ordering::SeqCst);
-    sleep(Duration::from_millis(1100)).await;
+    fall_silent(&silence).await;
+    // A connection that has been idle for so long is tested before it is used.
+    sleep(PING_AFTER_IDLE * 11 / 10).await;
     let begun = Instant::now();
     assert_eq!(store.destroy(asked(2)).await, Ok(Destroyed::Now));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());

@@ -1,10 +1,7 @@
 //! What PostgreSQL does to a destroy: conflicts, deadlocks, a stop, a freeze. And how little is asked of it.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -17,15 +14,16 @@ use sea_orm::{ConnectionTrait, Database, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
-    time::{Instant, timeout},
+    sync::watch,
+    time::Instant,
 };
 use tonic::Code;
 
 use super::{
-    batches::outcome_of,
+    batches::{asked, outcome_of},
     support::{
         App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, Rpc, cluster::Cluster, connect, destroy,
-        fresh_database, fresh_postgres, oauth::Signer, user, wait_for,
+        fresh_database, fresh_postgres, oauth::Signer, user, wait_for, wait_until,
     },
 };
 
@@ -70,8 +68,8 @@ async fn an_id_in_flight_does_not_return() {
 async fn silent_connections_are_replaced() {
     let url = fresh_postgres().await;
     let (listener, through, server) = front(&url).await;
-    let silent = Arc::new(AtomicBool::new(false));
-    tokio::spawn(relay_until(listener, server, silent.clone()));
+    let silence = watch::Sender::new(false);
+    tokio::spawn(relay_until(listener, server, silence.subscribe()));
     let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
     let calls = || -> Vec<_> {
         let call =
@@ -102,8 +100,7 @@ async fn silent_connections_are_replaced() {
         }
     };
     most_at_work().await;
-    silent.store(true, Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    fall_silent(&silence).await;
     for call in calls() {
         let _unavailable = call.await.unwrap();
     }
@@ -112,31 +109,41 @@ async fn silent_connections_are_replaced() {
         let _unavailable = call.await.unwrap();
     }
     lock.rollback().await.unwrap();
+    // The attempts to connect that were made meanwhile have to time out.
     tokio::time::sleep(ACQUIRE_TIMEOUT + Duration::from_secs(1)).await;
     most_at_work().await;
 }
 
-/// Passes everything on, but nothing more over connections that were there when `silent` was set.
-pub async fn relay_until(listener: TcpListener, server: String, silent: Arc<AtomicBool>) {
+/// Relays connections until `silence` is true. From then on the open ones stay open and relay nothing; new ones are relayed.
+pub async fn relay_until(listener: TcpListener, server: String, silence: watch::Receiver<bool>) {
     while let Ok((mut client, _)) = listener.accept().await {
-        let (server, silent) = (server.clone(), silent.clone());
+        let (server, mut silence) = (server.clone(), silence.clone());
         tokio::spawn(async move {
             let mut upstream = TcpStream::connect(server).await.unwrap();
-            let old = !silent.load(Ordering::SeqCst);
-            let falls_silent = async {
-                while !(old && silent.load(Ordering::SeqCst)) {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
+            let relayed = tokio::io::copy_bidirectional(&mut client, &mut upstream);
+            if *silence.borrow() {
+                drop(silence);
+                let _ended = relayed.await;
+                return;
+            }
+            let fell_silent = async move {
+                let _silent = silence.wait_for(|silent| *silent).await;
             };
             tokio::select! {
-                _ended = tokio::io::copy_bidirectional(&mut client, &mut upstream) => {}
-                () = falls_silent => {
-                    // Both ends stay open, and hear nothing.
-                    std::future::pending::<()>().await;
-                }
+                _ended = relayed => return,
+                () = fell_silent => {}
             }
+            // Keeps both ends open.
+            std::future::pending::<()>().await;
         });
     }
+}
+
+/// Silences the open connections of [`relay_until`]; returns once none of them relays anything.
+pub async fn fall_silent(silence: &watch::Sender<bool>) {
+    silence.send_replace(true);
+    // The last receiver is that of the loop which accepts connections.
+    wait_until("the open connections are silent", async || silence.receiver_count() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -212,21 +219,16 @@ async fn assert_unavailable(app: &App, request: &dyn Fn() -> http::Request<Strin
 async fn wait_for_health(app: &App, serving: bool) {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let service = "collections.v1.CollectionsService".to_owned();
-    let seen = async {
-        loop {
-            let http = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new());
-            let mut client = HealthClient::with_origin(
-                http.clone().http2_only(true).build_http::<tonic::body::Body>(),
-                app.grpc.parse().unwrap(),
-            );
-            let answer = client.check(HealthCheckRequest { service: service.clone() }).await.unwrap();
-            if (answer.get_ref().status == 1) == serving {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("health never said {serving}"));
+    wait_until(&format!("health is serving: {serving}"), async || {
+        let http = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new());
+        let mut client = HealthClient::with_origin(
+            http.clone().http2_only(true).build_http::<tonic::body::Body>(),
+            app.grpc.parse().unwrap(),
+        );
+        let answer = client.check(HealthCheckRequest { service: service.clone() }).await.unwrap();
+        (answer.get_ref().status == 1) == serving
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -242,12 +244,8 @@ async fn a_service_that_starts_first_waits_for_its_database() {
     let admin = program.admin.trim_start_matches("http://");
     assert_eq!(super::support::program::run(&["healthcheck", "--addr", admin], &[]).await.0, 4);
     cluster.start_again().await;
-    let served = async {
-        while destroy(&mut rpc, OWNER, "custom-1", "").await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(15), served).await.unwrap();
+    let is_served = async || destroy(&mut rpc, OWNER, "custom-1", "").await.is_ok();
+    wait_until("a destroy is served", is_served).await;
 }
 
 /// However many destroys wait for locked rows, others are served, and so is health.
@@ -288,50 +286,34 @@ async fn readiness_says_why_not() {
     let program = super::support::program::Program::serve(&ground, &[]).await;
     let sent = Sent::default();
     tokio::spawn(relay(listener, server, sent.clone()));
-    let asked_twice = async {
-        while sent.lock().unwrap().iter().filter(|kind| **kind == b'E').count() < 2 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(20), asked_twice).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    program.wait_for_log(2, "not ready").await;
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(25)).await;
     let why: Vec<_> = log.iter().filter(|line| line.contains("not ready")).collect();
     assert!(why[0].contains("did not answer") && why[1].contains("migrate up"), "{why:?}");
 }
 
-/// Nobody waits any more when the connection, or SQLite's write lock, comes at last.
+/// The deadline passes before there is a connection, or SQLite's write lock.
 #[tokio::test]
 async fn a_late_destroy_is_not_sent() {
-    let late = || Destroy {
-        id: CollectionId::new(1).unwrap(),
-        user: user(OWNER),
-        request_id: None,
-        caller: None,
-        deadline: Instant::now() + Duration::from_millis(100),
-    };
-    let passed = || tokio::time::sleep(Duration::from_millis(200));
-
+    let late = |id| Destroy { deadline: Instant::now() + Duration::from_millis(100), ..asked(id) };
     let ground = Ground::new(Backend::Postgres).await;
     ground.put(1, OWNER).await;
     let (listener, through, server) = front(&ground.url).await;
     let store = connect(&through, Capacity::of(1), &ground.clock).await;
-    let call = tokio::spawn(async move { outcome_of(&store, late()).await });
-    passed().await;
+    assert_eq!(outcome_of(&store, late(1)).await, Err(DestroyError::DeadlineExceeded));
     tokio::spawn(relay(listener, server, Sent::default()));
-    assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    // The same connection executes what is still in the queue, in order.
+    assert_eq!(outcome_of(&store, asked(2)).await, Err(DestroyError::NotFound));
     assert_eq!(ground.owned_by(OWNER).await, [1]);
 
     let ground = Ground::new(Backend::Sqlite).await;
     ground.put(1, OWNER).await;
     let rival = ground.connection().await.begin().await.unwrap();
     rival.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
-    let store = ground.store.clone();
-    let call = tokio::spawn(async move { outcome_of(&store, late()).await });
-    passed().await;
+    assert_eq!(outcome_of(&ground.store, late(1)).await, Err(DestroyError::DeadlineExceeded));
     rival.rollback().await.unwrap();
-    assert_eq!(call.await.unwrap(), Err(DestroyError::DeadlineExceeded));
+    assert_eq!(outcome_of(&ground.store, asked(2)).await, Err(DestroyError::NotFound));
     assert_eq!(ground.owned_by(OWNER).await, [1]);
 }
 

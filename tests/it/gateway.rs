@@ -32,7 +32,7 @@ use super::{
         oauth::Signer,
         pki::{Authority, For},
         program::{Program, path, run},
-        send,
+        send, wait_until,
     },
 };
 
@@ -69,12 +69,8 @@ async fn it_speaks_for_its_users_as_a_trusted_peer() {
 
     // A new certificate, which is used for the next connection.
     authority.issue(&["spiffe://example.org/other"], For::Client).write(folder, "gateway");
-    let refused = async {
-        while send(&gateway.rest, form_now(&gateway.rest, "custom-9")).await.0 != 500 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(4), refused).await.unwrap();
+    let is_refused = async || send(&gateway.rest, form_now(&gateway.rest, "custom-9")).await.0 == 500;
+    wait_until("the service refuses the new certificate", is_refused).await;
 
     service.signal(Signal::SIGTERM);
     assert_eq!(service.ended(Duration::from_secs(9)).await.0.code(), Some(0));
@@ -218,6 +214,7 @@ async fn it_forwards_the_user_and_the_time_that_is_left() {
     );
     let mut stream = TcpStream::connect(app.rest.trim_start_matches("http://")).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
+    // What the body takes to arrive is missing from the time that is left for the RPC.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     stream.write_all(b"custom-1").await.unwrap();
     let mut answer = String::new();

@@ -22,7 +22,7 @@ use super::{
         destroy, form_now,
         pki::Authority,
         program::{Program, path, run},
-        reason, rpc, send,
+        reason, rpc, send, wait_until,
     },
     tls,
 };
@@ -178,11 +178,10 @@ async fn streams_without_a_user_have_a_limit() {
         // One client never has more places than are free.
         let limit = collections_service::config::calls::AUXILIARY_CALLS / 2;
         assert_eq!((held.len(), refused), (limit, 360 - limit), "{origin}");
-        // The places come back.
         drop(held);
-        tokio::time::sleep(Duration::from_millis(300)).await;
         let http = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<tonic::body::Body>();
-        HealthClient::with_origin(http, origin.parse().unwrap()).watch(ask()).await.unwrap();
+        let mut health = HealthClient::with_origin(http, origin.parse().unwrap());
+        wait_until("the places are free again", async || health.watch(ask()).await.is_ok()).await;
     }
 }
 
@@ -201,6 +200,7 @@ async fn slow_bodies_hold_no_places() {
         head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    // A body that arrived with its head would never be without a place.
     tokio::time::sleep(Duration::from_millis(150)).await;
     stream.write_all(request.body().as_bytes()).await.unwrap();
     let mut answer = [0; 12];
@@ -315,7 +315,7 @@ async fn calls_that_time_out_together_do_not_end_their_connection() {
     let healthy: Vec<_> = (0..10).map(|_| tokio::spawn(call())).collect();
     let given_up = (0..40).map(|_| tokio::time::timeout(Duration::from_millis(300), call()));
     assert!(futures_util::future::join_all(given_up).await.iter().all(Result::is_err));
-    // Until the resets, which the client's connection sends in a task of its own, have arrived.
+    // The client sends its resets in a task of its own, and the stopped process does not show that they have arrived.
     tokio::time::sleep(Duration::from_millis(300)).await;
     program.signal(Signal::SIGCONT);
     for call in healthy {
@@ -336,11 +336,7 @@ async fn a_malformed_authority_is_logged() {
     while !received.windows(4).any(|bytes| bytes == [0, 0, 4, 3]) {
         assert!(stream.read_buf(&mut received).await.unwrap() > 0);
     }
-    // The line follows within a second.
-    tokio::time::sleep(collections_service::config::net::EVENT_LOG_INTERVAL * 3 / 2).await;
-    program.signal(Signal::SIGTERM);
-    let (_, log) = program.ended(Duration::from_secs(20)).await;
-    assert!(log.iter().any(|line| line.contains("malformed HTTP/2")), "{log:?}");
+    program.wait_for_log(1, "malformed HTTP/2").await;
 }
 
 /// HTTP/1.1 bodies within the limit, in chunks of one byte: six bytes for each of content.

@@ -25,7 +25,7 @@ use super::support::{
     App, Backend, Ground, NOW, OWNER,
     jwt::{AUDIENCE, Endpoint, ISSUER, Key, believing, claims, claims_with, file, jwks},
     program::{Program, command, path, run},
-    write_private,
+    wait_until, write_private,
 };
 
 use DestroyError::{StoreUnavailable, TokenInvalid};
@@ -232,7 +232,7 @@ async fn a_service_refreshes_its_keys() {
     };
     assert_eq!(send(&app, &old).await, 503);
     endpoint.change(|reply| reply.status = 200);
-    until(async || send(&app, &old).await == 404).await;
+    wait_until("the old key is accepted", async || send(&app, &old).await == 404).await;
     // A drain ends the loop, which would else try again every few seconds.
     endpoint.change(|reply| reply.status = 503);
     let mut failing = start(endpoint.source()).await;
@@ -253,24 +253,16 @@ async fn a_service_refreshes_its_keys() {
     assert_eq!((send(&app, &old).await, send(&app, &new).await), (404, 401));
     mount("second", &jwks(&[&new]));
     let begun = Instant::now();
-    until(async || send(&app, &new).await == 404).await;
+    wait_until("the new key is accepted", async || send(&app, &new).await == 404).await;
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert_eq!(send(&app, &old).await, 401);
     mount("third", "{");
+    // The file is read meanwhile; a failure changes nothing that a test in the same process can see.
     tokio::time::sleep(config::jwks::FILE_INTERVAL * 3 / 2).await;
     assert_eq!(send(&app, &new).await, 404);
     mount("fourth", &jwks(&[&old]));
-    until(async || send(&app, &old).await == 404).await;
+    wait_until("the old key is accepted again", async || send(&app, &old).await == 404).await;
     assert_eq!(endpoint.fetches(), fetches);
-}
-
-async fn until(mut seen: impl AsyncFnMut() -> bool) {
-    let seen = async {
-        while !seen().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), seen).await.expect("the condition was never met");
 }
 
 #[tokio::test]
@@ -400,7 +392,7 @@ async fn the_log_names_the_keys_in_force_and_private_ones() {
     let token = new.token(&now);
     let token = || format!("Bearer {token}");
     let client = program.rest.clone();
-    until(async || {
+    wait_until("the new key is accepted", async || {
         let form = super::errors::form(super::support::PATH, &token(), "id=custom-9");
         super::support::send(&client, form).await.0 != 401
     })
@@ -429,12 +421,12 @@ async fn the_log_has_one_line_for_each_change_of_the_jwks() {
     let keys = ground.folder.path().join("jwks.json");
     let more = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
     let program = Program::serve(&ground, &more).await;
-    let write = async |text: &str| {
-        write_private(&keys, text);
-        tokio::time::sleep(config::jwks::FILE_INTERVAL * 7 / 2).await;
-    };
-    write("{").await;
-    write(&jwks(&[&key])).await;
+    write_private(&keys, "{");
+    program.wait_for_log(1, "jwks unavailable").await;
+    // The file is read again, several times.
+    tokio::time::sleep(config::jwks::FILE_INTERVAL * 7 / 2).await;
+    write_private(&keys, &jwks(&[&key]));
+    program.wait_for_log(1, "jwks available again").await;
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(10)).await;
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();

@@ -14,11 +14,11 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use collections_service::domain::Entropy;
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     purge::count,
-    support::{program::run, rpc},
+    support::{program::run, rpc, wait_until},
 };
 use book::{Answer, Entry, Rows};
 use load::{Load, attempt};
@@ -105,6 +105,7 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     let load = Load::start(scene.origin.subscribe(), ids.clone());
     load.wait_for_acknowledged(100, Instant::now()).await;
     let mut work = scene.start_work(*ids.start() / COLLECTIONS);
+    // The fault is injected at a random moment of the work.
     sleep(Duration::from_millis(random_below(500))).await;
 
     let (is_importing, is_purging) = work.in_flight();
@@ -113,15 +114,10 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     let begun = Instant::now();
     let Injected { down_at, right_at, killed } = scene.inject(&mut work).await;
     load.wait_for_acknowledged(1, right_at).await;
-    let serving = async {
-        while !scene.is_serving().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(Duration::from_secs(30), serving).await.expect("the service does not get ready");
+    wait_until("the service is serving", async || scene.is_serving().await).await;
     let ready_at = Instant::now();
     summary.ready.push(ready_at - right_at);
-    sleep(Duration::from_millis(300)).await;
+    load.wait_for_acknowledged(100, ready_at).await;
     let (entries, acknowledged) = load.stop().await;
 
     let connection = scene.connect().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use collections_service::{
-    config::store::LOCKED_CAPACITY,
+    config::store::{BATCH_LOCK_TIMEOUT, LOCKED_CAPACITY},
     domain::{DestroyError, Destroyed},
     store::{Capacity, Destroy},
 };
@@ -68,8 +68,13 @@ async fn a_locked_row_delays_one_batch() {
         tokio::spawn(async move { outcome_of(&store, until(limit, asked(13))).await })
     };
     let first = again(Duration::from_secs(20));
-    wait_for(&ground.connection().await, BLOCKED).await;
-    sleep(Duration::from_millis(100)).await;
+    // In a batch it would have given up before it has waited for so long.
+    let waits = format!(
+        "SELECT 1 FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted
+         AND datname = current_database() AND waitstart < clock_timestamp() - interval '{} ms'",
+        2 * BATCH_LOCK_TIMEOUT.as_millis()
+    );
+    wait_for(&ground.connection().await, &waits).await;
     // PostgreSQL counts waits that ended in lock_timeout in its log alone, so that the time has to tell.
     let begun = Instant::now();
     let mut later = Vec::new();
@@ -101,6 +106,7 @@ async fn a_locked_table_is_waited_for(table: &str) {
     let store = connect(&through, Capacity::of(4), &ground.clock).await;
     let release = async {
         wait_for(&ground.connection().await, BLOCKED).await;
+        // Longer than a batch would wait for a row.
         sleep(Duration::from_secs(2)).await;
         rival.rollback().await.unwrap();
     };

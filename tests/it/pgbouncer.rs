@@ -342,6 +342,7 @@ async fn a_pooler_that_no_longer_keeps_statements_is_refused() {
                 }
                 let (status, _, body) = send(&origin, unknown_token(&origin, id)).await;
                 assert!(matches!(status, 401 | 500 | 503), "{status}: {body}");
+                // The calls have to go on while the pooler reloads its settings.
                 sleep(Duration::from_millis(5)).await;
             }
             destroyed
@@ -351,8 +352,8 @@ async fn a_pooler_that_no_longer_keeps_statements_is_refused() {
     pooled.assert_counts(COLLECTIONS - destroyed, destroyed).await;
     program.wait_for_health(4).await;
     let direct = pooled.connect_directly().await;
+    // For four seconds, several checks of readiness are made in new sessions, where no other client's statement is in the way.
     for _ in 0..20 {
-        // In new sessions no statement is in the way, so that a check succeeds.
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle'";
         direct.execute_unprepared(end).await.unwrap();

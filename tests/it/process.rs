@@ -183,6 +183,7 @@ async fn a_drain_answers_what_was_accepted() {
     let mut slow = TcpStream::connect(program.rest.trim_start_matches("http://")).await.unwrap();
     let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n");
     slow.write_all(head.as_bytes()).await.unwrap();
+    // Longer than connections linger, which they do only once the calls have ended.
     tokio::time::sleep(collections_service::config::net::LINGER * 5 / 4).await;
     lock.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);

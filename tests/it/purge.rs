@@ -13,7 +13,7 @@ use super::{
     support::{
         Backend, CONNECTIONS, Ground, OWNER, connect, destroy,
         program::{Program, command, run},
-        rpc, user, wait_for,
+        rpc, user, wait_for, wait_until,
     },
 };
 
@@ -43,6 +43,11 @@ pub async fn count(connection: &DatabaseConnection, from: &str) -> i64 {
     let query = format!("SELECT count(*) AS number FROM {from}");
     let query = Statement::from_string(connection.get_database_backend(), query);
     connection.query_one_raw(query).await.unwrap().unwrap().try_get("", "number").unwrap()
+}
+
+/// Waits until a service has purged everything that was destroyed.
+pub async fn wait_until_purged(connection: &DatabaseConnection) {
+    wait_until("the purge queue is empty", async || count(connection, "purge_queue").await == 0).await;
 }
 
 /// Steps until the end of the queue.
@@ -205,14 +210,7 @@ mod cases {
         for id in 2..=10 {
             destroy(&mut rpc(&program.grpc), OWNER, &format!("custom-{id}"), "").await.unwrap();
         }
-        let purged = async {
-            while count(&connection, "purge_queue").await > 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(std::time::Duration::from_secs(20), purged)
-            .await
-            .expect("the queue is not emptied");
+        wait_until_purged(&connection).await;
         assert_eq!(count(&connection, "collection_entries").await, 30);
         program.signal(Signal::SIGTERM);
         let (status, log) = program.ended(std::time::Duration::from_secs(25)).await;

@@ -31,7 +31,7 @@ use super::{
         program::{Program, path, run},
         reason,
         redis::RedisServer,
-        send, user,
+        send, user, wait_until,
     },
     tls::{self, SERVICE, server_tls},
 };
@@ -291,13 +291,9 @@ impl Pair {
 
     /// Waits until both gateways use Redis (0), or both their own counters (1).
     async fn until_fallback_is(&self, fallback: i64) {
-        for _ in 0..100 {
-            if self.metrics.iter().all(|metrics| metrics.rate_limit_fallback.get() == fallback) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("rate_limit_fallback does not become {fallback}");
+        let is_reached =
+            async || self.metrics.iter().all(|metrics| metrics.rate_limit_fallback.get() == fallback);
+        wait_until(&format!("rate_limit_fallback is {fallback}"), is_reached).await;
     }
 }
 
@@ -378,8 +374,7 @@ async fn outages_of_redis_are_logged_and_measured() {
     assert!(metrics("collections_rate_limit_fallback 1").await);
     assert!(metrics("collections_rate_limit_fallbacks_total 1").await);
     redis.start_again().await;
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    assert!(metrics("collections_rate_limit_fallback 0").await);
+    wait_until("Redis is used again", async || metrics("collections_rate_limit_fallback 0").await).await;
     assert_eq!((ask().await, ask().await), (404, 429));
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(9)).await;

@@ -12,7 +12,7 @@ use super::support::{
     cluster::Cluster,
     destroy, fresh_database, fresh_postgres,
     program::{Program, command, run},
-    rpc, wait_for,
+    rpc, wait_for, wait_until,
 };
 
 /// The longest that readiness may take to follow the database, either way.
@@ -20,23 +20,25 @@ const SOON: Duration = Duration::from_secs(5);
 const NOT_SERVING: i32 = 4;
 const SERVING: i32 = 0;
 
-/// Callers that destroy one collection after the other, until told to stop.
+/// Callers that destroy one collection after the other, until they are stopped.
 struct Load {
     stop: watch::Sender<bool>,
+    count: watch::Sender<usize>,
     callers: Vec<JoinHandle<Vec<i64>>>,
 }
 
 impl Load {
+    /// Returns once collections are being destroyed.
     async fn on(ground: &Ground, program: &Program) -> Self {
         let fill = format!(
             "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
              SELECT id, {OWNER}, '', '', now() FROM generate_series(1000, 200000) AS id"
         );
         ground.connection().await.execute_unprepared(&fill).await.unwrap();
-        let stop = watch::Sender::new(false);
+        let (stop, count) = (watch::Sender::new(false), watch::Sender::new(0));
         let callers = (0..8_i64)
             .map(|caller| {
-                let (mut rpc, stop) = (rpc(&program.grpc), stop.subscribe());
+                let (mut rpc, stop, count) = (rpc(&program.grpc), stop.subscribe(), count.clone());
                 tokio::spawn(async move {
                     let mut destroyed = Vec::new();
                     for id in (1000 + caller..200_000).step_by(8) {
@@ -44,7 +46,11 @@ impl Load {
                             break;
                         }
                         match destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await {
-                            Ok(_) => destroyed.push(id),
+                            Ok(_) => {
+                                destroyed.push(id);
+                                count.send_modify(|count| *count += 1);
+                            }
+                            // A pause, so that the collections last.
                             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                         }
                     }
@@ -52,7 +58,9 @@ impl Load {
                 })
             })
             .collect();
-        Self { stop, callers }
+        let load = Self { stop, count, callers };
+        wait_until("the load has begun", async || *load.count.borrow() >= 100).await;
+        load
     }
 
     /// The ids that were acknowledged.
@@ -158,7 +166,6 @@ async fn a_server_without_fsync_is_not_ready() {
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
     let program = Program::serve(&ground, &[]).await;
     let load = Load::on(&ground, &program).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let admin = ground.connection().await;
     execute(&admin, "ALTER SYSTEM SET fsync = off").await;
     execute(&admin, "SELECT pg_reload_conf()").await;
@@ -206,11 +213,11 @@ async fn commits_that_hang_do_not_use_up_connections() {
     let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
     let program = Program::serve(&ground, &[]).await;
     let load = Load::on(&ground, &program).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let admin = ground.connection().await;
     execute(&admin, "ALTER SYSTEM SET synchronous_standby_names = 'away'").await;
     execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, NOT_SERVING).await;
+    // The sessions are counted for fifteen seconds, in which several checks are given up.
     let mut most = 0;
     for _ in 0..30 {
         let count =

@@ -14,7 +14,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use super::{
     batches::{repeatable, together},
-    purge::{count, put_with_entries},
+    purge::{count, put_with_entries, wait_until_purged},
     support::{
         Backend, Ground, OWNER, destroy,
         program::{Program, run},
@@ -136,12 +136,7 @@ async fn a_service_leaves_nothing_in_the_files_of_sqlite() {
     let ground = Ground::new(Backend::Sqlite).await;
     let (program, destroyed, live) = destroy_half(&ground, &[]).await;
     let connection = ground.connection().await;
-    let purged = async {
-        while count(&connection, "purge_queue").await > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), purged).await.expect("the queue is not emptied");
+    wait_until_purged(&connection).await;
     connection.close().await.unwrap();
     assert_erased(&ground, program, &destroyed, &live).await;
 }

@@ -17,7 +17,7 @@ use super::support::{
     BLOCKED, Backend, CONSUMER, OWNER, TOKEN,
     operator::{Operator, count, signal},
     program::run,
-    user, wait_for, write_private,
+    user, wait_for, wait_until, write_private,
 };
 
 async fn the_new_key_alone_opens_everything(backend: Backend) {
@@ -86,6 +86,13 @@ async fn hold(operator: &Operator, rotating: &mut Option<Child>) -> DatabaseTran
     tokio::time::timeout(Duration::from_secs(20), caught).await.unwrap()
 }
 
+/// Whether this signal has been sent to the process and not been delivered yet.
+fn is_pending(child: &Child, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(pending.trim(), 16).unwrap() & 1 << (signal as u32 - 1) != 0
+}
+
 /// Enough for a rotation to be caught in its middle, however busy the machine is.
 const TOKENS: usize = 1500;
 
@@ -96,8 +103,7 @@ async fn an_interrupted_rotation_is_run_again(backend: Backend, with: Signal) {
     let rotating = rotating.unwrap();
     signal(&rotating, with);
     if with == Signal::SIGTERM {
-        // It hears of it while it waits.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        wait_until("the signal was delivered", async || !is_pending(&rotating, with)).await;
     }
     held.rollback().await.unwrap();
     let output = rotating.wait_with_output().await.unwrap();

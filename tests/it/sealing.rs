@@ -9,7 +9,7 @@ use std::{
 };
 
 use collections_service::{
-    config::DatabaseUrl,
+    config::{DatabaseUrl, net::RELOAD_INTERVAL},
     domain::{Clock, CredentialDirectory, Entropy, Secret},
     rest::TransportPolicy,
     server::Rest,
@@ -23,7 +23,7 @@ use super::{
         Backend, CONSUMER, Ground, OWNER, PATH, TOKEN, form_now,
         oauth::Signer,
         program::{Program, path, run},
-        send, user, write_private,
+        send, user, wait_until, write_private,
     },
 };
 
@@ -219,14 +219,11 @@ impl Client<'_> {
 
     /// Asks with new pairs, which no cache holds, until the answer is this one.
     async fn until(&mut self, key_file: &Path, status: u16) {
-        for _ in 0..100 {
+        wait_until(&format!("the status is {status} under {}", key_file.display()), async || {
             let pair = self.pair(key_file).await;
-            if self.ask(&pair, "custom-999").await == status {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("never {status} under {}", key_file.display());
+            self.ask(&pair, "custom-999").await == status
+        })
+        .await;
     }
 }
 
@@ -264,11 +261,12 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
     assert_eq!(client.ask(&unknown, "custom-999").await, 404);
     assert_eq!(client.ask(&pairs[1], "custom-2").await, 200);
 
-    // Broken, and still broken in the same way: said once.
-    for _ in 0..2 {
-        mount.put("second:half a k");
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-    }
+    // Broken, and still broken in the same way: logged once.
+    mount.put("second:half a k");
+    program.wait_for_log(1, "not reloaded").await;
+    mount.put("second:half a k");
+    // The file is read again, which leaves no trace.
+    tokio::time::sleep(RELOAD_INTERVAL * 3).await;
     let sealed = client.pair(&new_first).await;
     assert_eq!(client.ask(&sealed, "custom-999").await, 404);
     assert_eq!(client.ask(&pairs[2], "custom-3").await, 200);
@@ -279,7 +277,7 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
     assert!(code == 0 && said.contains("no stored secret needs a key other than second"), "{said}{traced}");
     // Whether it has the new order yet or not.
     assert_eq!(client.ask(&pairs[3], "custom-4").await, 200);
-    tokio::time::sleep(Duration::from_millis(1300)).await;
+    program.wait_for_log(2, "\"key file loaded\"").await;
 
     mount.put(&new);
     client.until(&old_alone, 500).await;
@@ -366,11 +364,5 @@ async fn no_secret_is_left_in_memory() {
     let (head, tail) = text.split_at(24);
     assert_eq!((seen(head), seen(tail)), (1, 1));
     write_private(&ground.folder.path().join("key"), &line("second"));
-    for _ in 0..50 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        if seen(text) == 0 {
-            return;
-        }
-    }
-    panic!("a key that is gone from the file is still in memory");
+    wait_until("no key of the old file is in memory", async || seen(text) == 0).await;
 }

@@ -53,6 +53,9 @@ pub const OWNER: i64 = 119_476_949;
 pub const OTHER: i64 = 783_214;
 /// Where the services' clocks stand.
 pub const NOW: i64 = 1_795_461_500;
+/// The longest that a test waits for a condition. It is far longer than needed, because the machine may be busy.
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Of a store to PostgreSQL.
 pub const CONNECTIONS: u32 = 8;
 pub const PATH: &str = "/1.1/collections/destroy.json";
@@ -269,19 +272,26 @@ pub async fn destroy(
     rpc.destroy(request).await
 }
 
-/// The sessions of a PostgreSQL database that wait for somebody's lock.
+/// The sessions of a PostgreSQL database that wait for a lock.
 pub const BLOCKED: &str =
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
-/// Until the query has a row. Not in a transaction: there pg_stat_activity stands still.
+/// Polls until the query returns a row. The connection must not be in a transaction, in which pg_stat_activity does not change.
 pub async fn wait_for(connection: &DatabaseConnection, query: &str) {
-    let query = Statement::from_string(DbBackend::Postgres, query);
-    let seen = async {
-        while connection.query_one_raw(query.clone()).await.unwrap().is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    let statement = Statement::from_string(DbBackend::Postgres, query);
+    let has_row = async || connection.query_one_raw(statement.clone()).await.unwrap().is_some();
+    wait_until(query, has_row).await;
+}
+
+/// Polls until the condition holds; panics when it does not within [`WAIT_TIMEOUT`].
+pub async fn wait_until(description: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let polling = async {
+        while !holds().await {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), seen).await.unwrap_or_else(|_| panic!("never: {query}"));
+    let polled = tokio::time::timeout(WAIT_TIMEOUT, polling).await;
+    polled.unwrap_or_else(|_elapsed| panic!("after {WAIT_TIMEOUT:?} still not: {description}"));
 }
 
 /// A database of its own in the cluster that `tests/run` started.

@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use collections_service::{
+    config::net::RELOAD_INTERVAL,
     net::{ClientAuth, ClientAuthority, KeyPair, ServerTls},
     proto::DestroyRequest,
     rest::TransportPolicy,
@@ -11,7 +12,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
@@ -21,7 +22,7 @@ use super::{
         oauth::Signer,
         pki::{Authority, For, Leaf, TlsRpc, client_config, https, tls_rpc},
         program::{Program, path, run},
-        reason, wait_for,
+        reason, wait_for, wait_until,
     },
 };
 
@@ -150,14 +151,9 @@ pub async fn shown(origin: &str, authority: &Authority) -> Vec<u8> {
 }
 
 /// Waits until the listener shows another certificate than this.
-async fn changed(origin: &str, authority: &Authority, before: &[u8]) -> bool {
-    for _ in 0..40 {
-        if shown(origin, authority).await != before {
-            return true;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    false
+async fn wait_for_change(origin: &str, authority: &Authority, before: &[u8]) {
+    let is_changed = async || shown(origin, authority).await != before;
+    wait_until("the listener shows another certificate", is_changed).await;
 }
 
 /// With a call in flight, which waits for a lock, over the connection that the old certificate made.
@@ -186,7 +182,9 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     wait_for(&ground.connection().await, BLOCKED).await;
 
     authority.server().write(&folder, "server");
-    assert!(changed(&program.grpc, &authority, &before).await, "the new certificate is not served");
+    let begun = Instant::now();
+    wait_for_change(&program.grpc, &authority, &before).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     lock.rollback().await.unwrap();
     call.await.unwrap().unwrap();
     let now = shown(&program.grpc, &authority).await;
@@ -194,26 +192,28 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     // Certificates that cannot be used: no PEM, another's key, expired.
     let other = authority.server();
     let expired = authority.issue(&["127.0.0.1"], For::ExpiredServer);
-    for broken in [
+    let broken = [
         Leaf { certificate: "no certificate".to_owned(), key: other.key.clone() },
         Leaf { certificate: other.certificate.clone(), key: authority.server().key },
         expired,
-    ] {
-        broken.write(&folder, "server");
-        tokio::time::sleep(Duration::from_millis(1600)).await;
+    ];
+    for (rejected, leaf) in (1..).zip(broken) {
+        leaf.write(&folder, "server");
+        program.wait_for_log(rejected, "\"not reloaded").await;
         assert_eq!(shown(&program.grpc, &authority).await, now);
     }
     std::fs::remove_file(&certificate).unwrap();
-    tokio::time::sleep(Duration::from_millis(1600)).await;
+    program.wait_for_log(4, "\"not reloaded").await;
     assert_eq!(shown(&program.grpc, &authority).await, now);
 
     // One file after the other: what stands there in between is not used.
-    for _ in 0..3 {
+    for reloaded in 2..=4 {
         let next = authority.server();
         std::fs::write(&certificate, &next.certificate).unwrap();
-        tokio::time::sleep(Duration::from_millis(450)).await;
+        // The files are polled in between, and must be the same at two polls.
+        tokio::time::sleep(RELOAD_INTERVAL * 9 / 10).await;
         std::fs::write(&key, &next.key).unwrap();
-        tokio::time::sleep(Duration::from_millis(1600)).await;
+        program.wait_for_log(reloaded, "\"reloaded\"").await;
     }
     let now = shown(&program.grpc, &authority).await;
 
@@ -221,7 +221,7 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     let theirs = Authority::new("theirs");
     other.write(&folder, "server");
     theirs.write(&folder, "ca.pem");
-    assert!(changed(&program.grpc, &authority, &now).await);
+    wait_for_change(&program.grpc, &authority, &now).await;
     destroy(&mut rpc, OWNER, "custom-1").await.unwrap_err();
     let newcomer = theirs.issue(&[SERVICE], For::Client);
     let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&newcomer)), OWNER, "custom-1").await;

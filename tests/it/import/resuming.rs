@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
 use nix::sys::signal::Signal;
@@ -17,7 +16,10 @@ use super::{
     super::{
         destroy::on_both,
         faults::front,
-        support::{Backend, Ground, cluster::Cluster, fresh_database, operator::signal, relay::lose_answers},
+        support::{
+            Backend, Ground, cluster::Cluster, fresh_database, operator::signal, relay::lose_answers,
+            wait_until,
+        },
     },
     Scene, ended, line, summary,
 };
@@ -39,12 +41,8 @@ async fn imported_until(scene: &Scene, input: &str, count: i64) -> Child {
         scene.command(&["-", "--name", "pipe", "--resume"]).stdin(Stdio::piped()).spawn().unwrap();
     let stdin = child.stdin.as_mut().unwrap();
     stdin.write_all(input.as_bytes()).await.unwrap();
-    let committed = async {
-        while scene.unfinished().await != [("pipe".to_owned(), count)] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), committed).await.unwrap();
+    let expected = [("pipe".to_owned(), count)];
+    wait_until("the lines are committed", async || scene.unfinished().await == expected).await;
     child
 }
 

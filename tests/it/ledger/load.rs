@@ -21,7 +21,7 @@ use uuid::{Builder, Uuid};
 use collections_service::domain::Entropy;
 
 use super::book::{Answer, Attempt, Entry, TRANSPORT};
-use crate::support::{OWNER, Rpc, destroy, rpc};
+use crate::support::{OWNER, Rpc, destroy, rpc, wait_until};
 
 const CALLERS: i64 = 16;
 /// Of so many calls the last two are for the same collection.
@@ -60,15 +60,13 @@ impl Load {
         Self { shared, callers }
     }
 
-    /// Until so many calls are acknowledged after this moment.
+    /// Waits until so many calls were acknowledged after this moment.
     pub async fn wait_for_acknowledged(&self, count: usize, after: Instant) {
         let is_after = |at: &&Instant| **at > after;
-        let enough = async {
-            while self.shared.acknowledged.lock().unwrap().iter().rev().take_while(is_after).count() < count {
-                sleep(Duration::from_millis(2)).await;
-            }
+        let are_acknowledged = async || {
+            self.shared.acknowledged.lock().unwrap().iter().rev().take_while(is_after).count() >= count
         };
-        timeout(Duration::from_secs(30), enough).await.expect("no call is acknowledged");
+        wait_until(&format!("{count} calls are acknowledged"), are_acknowledged).await;
     }
 
     /// Lets the callers finish what they have begun. Returns what they were told, and when calls were acknowledged.

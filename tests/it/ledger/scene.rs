@@ -219,9 +219,9 @@ impl Servers {
         if is_unacknowledged {
             // The next commit is on its way to the standby when the primary dies, and not acknowledged.
             standby.signal_receiver(Signal::SIGSTOP);
-            let waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
-            wait_for(&self.primary.admin().await, waiting).await;
-            sleep(Duration::from_millis(50)).await;
+            let sent = "SELECT 1 FROM pg_stat_activity, pg_stat_replication
+                WHERE wait_event = 'SyncRep' AND sent_lsn > write_lsn";
+            wait_for(&self.primary.admin().await, sent).await;
         }
         block_in_place(|| self.primary.crash());
         let down_at = Clock::System.now();

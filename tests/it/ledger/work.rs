@@ -80,6 +80,7 @@ impl Work {
     pub async fn finish(mut self, connection: &DatabaseConnection) -> Vec<String> {
         let begun = Instant::now();
         timeout(IMPORT_BOUND, self.import.wait()).await.expect("the import does not end").unwrap();
+        // Not with `wait_until`, because one attempt may take longer than that waits.
         loop {
             let mut again = start(&self.url, &import_arguments(&self.file, &self.name));
             let status = timeout(IMPORT_BOUND, again.wait()).await.expect("the import does not end").unwrap();

@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::chown,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use nix::{
@@ -19,7 +18,7 @@ use sea_orm::{
 };
 use tempfile::TempDir;
 
-use super::wait_for;
+use super::{wait_for, wait_until};
 
 pub struct Cluster {
     folder: TempDir,
@@ -150,18 +149,17 @@ impl Cluster {
         children.split_whitespace().map(|child| Pid::from_raw(child.parse().unwrap())).collect()
     }
 
-    /// Until it accepts a connection.
+    /// Waits until it accepts a connection.
     async fn wait(&self) {
         let url = format!("{}/postgres", self.url());
-        let accepted = async {
-            loop {
-                match PgConnection::connect(&url).await {
-                    Ok(connection) => return connection.close().await.unwrap(),
-                    Err(_starting) => tokio::time::sleep(Duration::from_millis(10)).await,
-                }
+        wait_until("the cluster accepts a connection", async || match PgConnection::connect(&url).await {
+            Ok(connection) => {
+                connection.close().await.unwrap();
+                true
             }
-        };
-        tokio::time::timeout(Duration::from_secs(20), accepted).await.expect("the cluster did not come up");
+            Err(_starting) => false,
+        })
+        .await;
     }
 }
 

@@ -219,6 +219,7 @@ impl Endpoint {
                         counted.fetch_add(1, Ordering::SeqCst);
                         let reply = answered.lock().unwrap().clone();
                         async move {
+                            // As the test asked for.
                             tokio::time::sleep(reply.after).await;
                             let mut response = http::Response::builder().status(reply.status);
                             if let Some(location) = reply.location {

@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::chown,
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use nix::{
@@ -14,6 +13,9 @@ use nix::{
     unistd::{Pid, User, geteuid},
 };
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use super::wait_until;
 
 pub struct PgBouncer {
     folder: TempDir,
@@ -66,14 +68,10 @@ impl PgBouncer {
     }
 
     async fn wait(&self) {
-        for _ in 0..100 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let log = fs::read_to_string(self.folder.path().join("log"));
-        panic!("PgBouncer did not start: {log:?}");
+        let description =
+            format!("PgBouncer, whose log is in {}, accepts a connection", self.folder.path().display());
+        let address = ("127.0.0.1", self.port);
+        wait_until(&description, async || TcpStream::connect(address).await.is_ok()).await;
     }
 }
 

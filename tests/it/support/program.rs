@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     process::{ExitStatus, Output, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -19,11 +19,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::Ground;
+use super::{Ground, wait_until};
 
 pub struct Program {
     child: Child,
-    log: JoinHandle<Vec<String>>,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
     stall: Arc<Notify>,
     pub grpc: String,
     pub rest: String,
@@ -90,11 +91,11 @@ impl Program {
         command.env("COLLECTIONS_DATABASE_URL", &ground.url).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut log = Vec::new();
+        let mut first = Vec::new();
         let serving = loop {
-            let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("serve ended: {log:?}"));
+            let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("serve ended: {first:?}"));
             let event: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
-            log.push(line);
+            first.push(line);
             if event["message"] == "serving" {
                 break event;
             }
@@ -103,34 +104,41 @@ impl Program {
         let (grpc, rest, admin) = (address("grpc"), address("rest"), address("admin"));
         let stall = Arc::new(Notify::new());
         let stalled = stall.clone();
-        let log = tokio::spawn(async move {
+        let log = Arc::new(Mutex::new(first));
+        let read = log.clone();
+        let reader = tokio::spawn(async move {
             loop {
                 tokio::select! {
                     line = lines.next_line() => match line {
-                        Ok(Some(line)) => log.push(line),
-                        _ => return log,
+                        Ok(Some(line)) => read.lock().unwrap().push(line),
+                        _ => return,
                     },
                     () = stalled.notified() => std::future::pending().await,
                 }
             }
         });
-        Self { child, log, stall, grpc, rest, admin }
+        Self { child, log, reader, stall, grpc, rest, admin }
     }
 
-    /// Until health says that it serves.
+    /// Waits until its health is SERVING.
     pub async fn wait_until_ready(&self) {
         self.wait_for_health(0).await;
     }
 
-    /// Until the health probe exits with this code.
+    /// Waits until the health probe exits with this code.
     pub async fn wait_for_health(&self, code: i32) {
         let admin = self.admin.trim_start_matches("http://");
-        let seen = async {
-            while run(&["healthcheck", "--addr", admin], &[]).await.0 != code {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+        let probe = async || run(&["healthcheck", "--addr", admin], &[]).await.0 == code;
+        wait_until(&format!("the health probe exits with {code}"), probe).await;
+    }
+
+    /// Waits until its log has so many lines that contain this text.
+    pub async fn wait_for_log(&self, count: usize, text: &str) {
+        let is_logged = async || {
+            let lines = self.log.lock().unwrap();
+            lines.iter().filter(|line| line.contains(text)).count() >= count
         };
-        tokio::time::timeout(Duration::from_secs(20), seen).await.unwrap_or_else(|_| panic!("never {code}"));
+        wait_until(&format!("{count} log lines contain {text:?}"), is_logged).await;
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -153,15 +161,16 @@ impl Program {
 
     /// Reads its log no more: what it writes now fails.
     pub async fn ignore_log(&mut self) {
-        self.log.abort();
-        let _cancelled = (&mut self.log).await;
-        self.log = tokio::spawn(async { Vec::new() });
+        self.reader.abort();
+        let _cancelled = (&mut self.reader).await;
+        self.reader = tokio::spawn(async {});
     }
 
     /// Waits until the process has ended.
     pub async fn ended(mut self, bound: Duration) -> (ExitStatus, Vec<String>) {
         let status = tokio::time::timeout(bound, self.child.wait()).await.expect("it does not end").unwrap();
-        (status, self.log.await.unwrap())
+        self.reader.await.unwrap();
+        (status, std::mem::take(&mut *self.log.lock().unwrap()))
     }
 }
 

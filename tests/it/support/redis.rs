@@ -3,13 +3,15 @@
 use std::{
     net::TcpListener,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use tokio::net::TcpStream;
+
+use super::wait_until;
 
 pub struct RedisServer {
     port: u16,
@@ -53,13 +55,8 @@ impl RedisServer {
     }
 
     async fn wait(&self) {
-        for _ in 0..100 {
-            if tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("Redis did not come up");
+        let address = ("127.0.0.1", self.port);
+        wait_until("Redis accepts a connection", async || TcpStream::connect(address).await.is_ok()).await;
     }
 }
 

@@ -83,6 +83,7 @@ impl Progress {
             while !self.has_ended() {
                 let purged = purger.step().await.unwrap();
                 self.purged_entries.fetch_add(purged.entries, Ordering::AcqRel);
+                // As between the batches of a service.
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
