@@ -4,9 +4,11 @@
 mod ambient;
 mod credential;
 mod error;
+mod grpc_code;
 mod id;
 
 pub use ambient::{Clock, Entropy};
 pub use credential::{AccessToken, Application, CredentialDirectory, DirectoryError, Found, Secret};
-pub use error::{DestroyError, DestroyFailure, Destroyed, EdgeError, ErrorRow, GrpcCode};
+pub use error::{DestroyError, DestroyFailure, Destroyed, EdgeError, ErrorRow};
+pub use grpc_code::GrpcCode;
 pub use id::{CollectionId, ParseCollectionIdError, ParseUserIdError, RequestId, UserId};

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use super::grpc_code::GrpcCode;
+
 /// Every way in which a destroy can fail, on both protocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestroyError {
@@ -46,19 +48,6 @@ pub struct DestroyFailure {
     pub error: DestroyError,
     /// What an operator can act on. Never shown to a client; holds no secret.
     pub cause: Option<Arc<str>>,
-}
-
-/// The gRPC status code of a failure, with the names of the gRPC specification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GrpcCode {
-    InvalidArgument,
-    DeadlineExceeded,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    Internal,
-    Unavailable,
-    Unauthenticated,
 }
 
 /// Failures that only the REST edge knows, which never reach the RPC.
@@ -212,6 +201,9 @@ impl From<DestroyError> for DestroyFailure {
 }
 
 impl EdgeError {
+    /// All of them, in the table's order.
+    pub const ALL: [Self; 4] = [Self::WrongMethod, Self::UnknownPath, Self::TlsRequired, Self::BodyTooLarge];
+
     /// HTTP status, 1.1 code and message: these failures have no gRPC side.
     #[must_use]
     pub const fn row(self) -> (u16, u16, &'static str) {
@@ -220,6 +212,17 @@ impl EdgeError {
             Self::UnknownPath => (404, 34, NO_PAGE),
             Self::TlsRequired => (403, 92, "SSL is required"),
             Self::BodyTooLarge => (413, 44, "Request body is too large."),
+        }
+    }
+
+    /// The name in the log and in metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WrongMethod => "WRONG_METHOD",
+            Self::UnknownPath => "UNKNOWN_PATH",
+            Self::TlsRequired => "TLS_REQUIRED",
+            Self::BodyTooLarge => "BODY_TOO_LARGE",
         }
     }
 }

@@ -62,15 +62,6 @@ fn headers(error: DestroyError) -> HeaderMap {
     status_of(error).into_http::<Body>().into_parts().0.headers
 }
 
-const fn code_of(code: GrpcCode) -> Code {
-    match code {
-        GrpcCode::InvalidArgument => Code::InvalidArgument,
-        GrpcCode::DeadlineExceeded => Code::DeadlineExceeded,
-        GrpcCode::NotFound => Code::NotFound,
-        GrpcCode::PermissionDenied => Code::PermissionDenied,
-        GrpcCode::ResourceExhausted => Code::ResourceExhausted,
-        GrpcCode::Internal => Code::Internal,
-        GrpcCode::Unavailable => Code::Unavailable,
-        GrpcCode::Unauthenticated => Code::Unauthenticated,
-    }
+fn code_of(code: GrpcCode) -> Code {
+    Code::from_i32(code.number())
 }
