@@ -20,6 +20,7 @@ use collections_service::{
     grpc::status_of,
     identity::oauth1::{Parameters, Request, Verifier, parse_header},
     rest::{Edge, Outcome, ReplyContext, TransportPolicy, router},
+    telemetry::Metrics,
 };
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
@@ -150,7 +151,7 @@ fn errors(criterion: &mut Criterion) {
     }
     let failed = [DestroyError::NotFound, DestroyError::CredentialsInvalid].map(Outcome::Failed);
     for outcome in [Outcome::Destroyed].into_iter().chain(failed) {
-        group.bench_function(format!("rest/{}", outcome.name()), |bencher| {
+        group.bench_function(format!("rest/{}", outcome.recorded().reason()), |bencher| {
             bencher.iter(|| black_box(outcome).into_response(&ReplyContext::default(), Duration::ZERO));
         });
     }
@@ -173,7 +174,8 @@ fn gateway(criterion: &mut Criterion) {
     };
     for (name, failure) in [("destroyed", None), ("not found", Some(DestroyError::NotFound))] {
         let (oauth1, transport, entropy) = (verifier(), TransportPolicy::default(), Entropy::default());
-        let edge = Edge { oauth1, jwt: None, transport, rate_limit: None, entropy };
+        let metrics = Metrics::new();
+        let edge = Edge { oauth1, jwt: None, transport, rate_limit: None, entropy, metrics };
         let admission = Admission::new(1);
         admission.open();
         let router = router(Arc::new(Answer(failure)), admission, edge);

@@ -8,8 +8,7 @@ mod status;
 
 use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
-use http::Response;
-
+use http::{Request, Response};
 use tonic::{body::Body, codec::CompressionEncoding};
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -20,9 +19,11 @@ use tower::util::BoxCloneSyncService;
 use crate::{
     collections::{Admission, Local},
     config::calls,
+    domain::DestroyError,
     identity::Callers,
     proto::collections_service_server::{CollectionsServiceServer, SERVICE_NAME},
     rate_limit::RateLimit,
+    telemetry::Metrics,
 };
 
 use auxiliary::{Auxiliary, Kind};
@@ -30,7 +31,8 @@ use pipeline::Pipeline;
 use routes::Services;
 pub use routes::{AdminRoutes, PublicRoutes};
 use service::Collections;
-pub use status::{refusal, status_of};
+use status::refusal;
+pub use status::status_of;
 
 /// The response to a gRPC call.
 type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -52,6 +54,7 @@ pub fn public_routes(
     health: &Health,
     callers: &Callers,
     caller_rate_limit: Option<RateLimit>,
+    metrics: &Metrics,
 ) -> Result<PublicRoutes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -63,23 +66,32 @@ pub fn public_routes(
     let v1 = reflection().build_v1()?.max_decoding_message_size(calls::MESSAGE_LIMIT);
     let v1alpha = reflection().build_v1alpha()?.max_decoding_message_size(calls::MESSAGE_LIMIT);
     // Reflection streams must not take the places of health.
-    let [health_limits, reflection_limits] = [(); 2].map(|()| Auxiliary::new(callers.clone()));
+    let [health_limits, reflection_limits] =
+        [(); 2].map(|()| Auxiliary::new(callers.clone(), metrics.clone()));
     let server = CollectionsServiceServer::new(Collections::new(local))
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(calls::MESSAGE_LIMIT);
     Ok(PublicRoutes(Arc::new(Services {
-        rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit),
+        rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit, metrics.clone()),
         health: health_limits.wrap(Kind::Health, health.service.clone()),
         reflection: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
         reflection_v1alpha: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),
+        metrics: metrics.clone(),
     })))
 }
 
 /// Serves health alone, without credentials, for probes.
 #[must_use]
-pub fn admin_routes(health: &Health) -> AdminRoutes {
-    let auxiliary = Auxiliary::new(Callers::default());
+pub fn admin_routes(health: &Health, metrics: &Metrics) -> AdminRoutes {
+    let auxiliary = Auxiliary::new(Callers::default(), metrics.clone());
     AdminRoutes { health: auxiliary.wrap(Kind::Health, health.service.clone()) }
+}
+
+/// Refuses a call for which there is no memory, and counts it.
+#[must_use]
+pub fn refuse_call<B>(request: &Request<B>, metrics: &Metrics) -> Response<Body> {
+    pipeline::record_refusal(request, DestroyError::Overloaded, metrics);
+    refusal(DestroyError::Overloaded)
 }
 
 impl Health {

@@ -110,6 +110,19 @@ impl Jwks {
         self.0.apply(read)
     }
 
+    /// When the JWKS was last read without an error.
+    #[must_use]
+    pub fn last_success(&self) -> Option<DateTime<Utc>> {
+        let current = self.0.current.borrow();
+        current.keys.is_some().then_some(current.read_at)
+    }
+
+    /// Why the last refresh failed, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.0.current.borrow().error.clone()
+    }
+
     /// Refreshes the keys in a loop, with a backoff after errors.
     pub async fn run(self) {
         let mut retry = config::jwks::RETRY_BACKOFF;

@@ -19,7 +19,8 @@ mod resources;
 mod source;
 mod tls;
 
-pub use file_watch::FileWatch;
+pub use connection::Refuse;
+pub use file_watch::{FileWatch, ReloadStatus};
 pub use handshake::{HandshakeThreads, ServerTlsReceiver, TlsServer};
 pub use lifecycle::Lifecycle;
 pub use listener::{Listener, ListenerSettings, Protocol};

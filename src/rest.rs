@@ -8,12 +8,14 @@ mod transport;
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, response::Response, routing::post};
+use http::Request;
 
 use crate::{
     collections::{Admission, DestroyApi},
     domain::{DestroyError, Entropy},
     identity::{jwt, oauth1},
     rate_limit::RateLimit,
+    telemetry::Metrics,
 };
 
 use handler::Gateway;
@@ -32,11 +34,13 @@ pub struct Edge {
     pub transport: TransportPolicy,
     pub rate_limit: Option<RateLimit>,
     pub entropy: Entropy,
+    pub metrics: Metrics,
 }
 
-/// The response where there is no memory for a request.
+/// Refuses a request for which there is no memory, and counts it.
 #[must_use]
-pub fn refusal() -> Response<Body> {
+pub fn refuse_request<B>(request: &Request<B>, metrics: &Metrics) -> Response<Body> {
+    handler::record_refusal(request, metrics);
     Outcome::Failed(DestroyError::Overloaded).into_response(&ReplyContext::default(), Duration::ZERO)
 }
 

@@ -1,10 +1,13 @@
 //! The composition root: load, bind, serve, drain.
 
 mod admin;
+mod checks;
+mod observed;
 mod readiness;
+mod settings;
 mod tls_flags;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -14,129 +17,32 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::readiness::NotReady;
 use self::{
+    checks::Checks,
+    observed::{Observed, optional_checks},
     readiness::Readiness,
     tls_flags::{GRPC_TLS, REST_TLS, TlsFlags, UPSTREAM_TLS},
 };
+pub use self::{
+    readiness::NotReady,
+    settings::{Grpc, Rest, Rpc, Settings, StartError},
+};
 use crate::{
     collections::{Admission, DestroyApi, Local},
-    domain::{Clock, DestroyError, Entropy},
+    domain::{Clock, Entropy},
     grpc::{self, Health, PublicRoutes},
-    identity::{
-        Callers, TrustedPeers,
-        jwt::Verifier,
-        oauth1::{self, Origin},
-    },
-    jobs::purge::{self, PurgeSettings},
-    jwks::{JwksError, Jwt},
+    identity::{Callers, jwt::Verifier, oauth1},
+    jobs::{backlog, purge},
+    jwks::{Jwks, Jwt},
     net::{
-        ClientTls, FileWatch, HandshakeThreads, Lifecycle, Listener, ListenerSettings, Protocol, Resources,
-        ServerTls, TlsError, TlsServer,
+        ClientTls, FileWatch, HandshakeThreads, Lifecycle, Listener, ListenerSettings, Protocol, Refuse,
+        ReloadStatus, Resources, ServerTls, TlsServer,
     },
-    rate_limit::{RateLimit, Redis},
-    rest::{self, Edge, TransportPolicy},
-    store::{CredentialCache, Credentials, KeyRing, KeyRingError, PurgeLimits, Store},
+    rest::{self, Edge},
+    store::{CredentialCache, Credentials, PurgeLimits, Store},
     telemetry::Metrics,
     upstream::{Upstream, UpstreamUrl},
 };
-
-/// What to serve, and where. Port 0 takes a free one.
-#[derive(Debug)]
-pub struct Settings {
-    pub rpc: Rpc,
-    /// The REST gateway, with the keys that open its credentials.
-    pub rest: Option<Rest>,
-    /// The issuer whose bearer tokens are accepted, on either side.
-    pub jwt: Option<Jwt>,
-    pub admin: SocketAddr,
-    /// Whether this process erases the entries of destroyed collections, and how fast.
-    pub purge: Option<PurgeSettings>,
-    /// Calls in flight; more are refused at once.
-    pub max_in_flight: usize,
-    /// The longest wait for accepted calls after a signal to stop.
-    pub drain: Duration,
-    pub metrics: Metrics,
-    pub clock: Clock,
-    pub entropy: Entropy,
-}
-
-impl Settings {
-    /// The Redis that the rate limits share.
-    fn redis(&self) -> Option<Redis> {
-        let caller_limit = match &self.rpc {
-            Rpc::Served(grpc) => grpc.caller_rate_limit.as_ref(),
-            Rpc::Upstream(..) => None,
-        };
-        let user_limit = self.rest.as_ref().and_then(|rest| rest.rate_limit.as_ref());
-        user_limit.or(caller_limit).and_then(RateLimit::redis).cloned()
-    }
-
-    /// Whether a listener on another than a loopback address has no TLS.
-    #[must_use]
-    pub fn is_in_clear(&self) -> bool {
-        let open =
-            |address: SocketAddr, tls: &Option<ServerTls>| !address.ip().is_loopback() && tls.is_none();
-        let grpc = match &self.rpc {
-            Rpc::Served(grpc) => open(grpc.address, &grpc.tls),
-            Rpc::Upstream(..) => false,
-        };
-        grpc || self.rest.as_ref().is_some_and(|rest| open(rest.address, &rest.tls))
-    }
-}
-
-/// Where destroys are carried out.
-#[derive(Debug)]
-pub enum Rpc {
-    /// In this process, for gRPC callers and for the gateway.
-    Served(Grpc),
-    /// By servers elsewhere: this process is a gateway alone.
-    Upstream(UpstreamUrl, ClientTls),
-}
-
-/// The gRPC side.
-#[derive(Debug)]
-pub struct Grpc {
-    pub address: SocketAddr,
-    /// The admin listener never has TLS: a probe carries no certificate.
-    pub tls: Option<ServerTls>,
-    /// Services whose `x-user-id` is accepted, once their certificates are verified.
-    pub trusted_peers: TrustedPeers,
-    /// Accept `x-user-id` from every caller. The command line allows it on a loopback address alone.
-    pub insecure_identity: bool,
-    /// Limits the calls of each calling service. Uses the same Redis as the limit of REST users.
-    pub caller_rate_limit: Option<RateLimit>,
-}
-
-/// The REST side.
-#[derive(Debug)]
-pub struct Rest {
-    pub address: SocketAddr,
-    pub tls: Option<ServerTls>,
-    pub transport: TransportPolicy,
-    pub public_origins: Vec<Origin>,
-    pub rate_limit: Option<RateLimit>,
-    pub keys: Arc<KeyRing>,
-}
-
-/// Why a server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("{flag} {address}: {error}")]
-    Bind { flag: &'static str, address: SocketAddr, error: io::Error },
-    #[error("{flag} {error}")]
-    Tls { flag: &'static str, error: TlsError },
-    #[error("the threads of TLS handshakes could not be started: {0}")]
-    Threads(io::Error),
-    #[error(transparent)]
-    NotReady(NotReady),
-    #[error("--credentials-key-file: {0}")]
-    Keys(#[from] KeyRingError),
-    #[error("--jwks: {0}")]
-    Jwks(#[from] JwksError),
-    #[error("the reflection service could not be built: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
-}
 
 /// A server that is up.
 #[derive(Debug)]
@@ -147,6 +53,7 @@ pub struct Running {
     pub admin: SocketAddr,
     store: Store,
     health: Health,
+    checks: Checks,
     admission: Admission,
     readiness: JoinHandle<()>,
     purge: Option<AbortOnDropHandle<()>>,
@@ -165,7 +72,7 @@ impl Running {
     /// The database cannot be served and waiting would not help, or an address cannot be bound; the error names its flag.
     pub async fn start(store: Store, settings: Settings) -> Result<Self, StartError> {
         let redis = settings.redis();
-        let admission = Admission::new(settings.max_in_flight);
+        let (admission, metrics) = (Admission::new(settings.max_in_flight), settings.metrics);
         let health = Health::new().await;
         let credentials =
             settings.rest.as_ref().map(|rest| Credentials::new(store.clone(), rest.keys.clone()));
@@ -174,6 +81,7 @@ impl Running {
             credentials: credentials.clone(),
             health: health.clone(),
             admission: admission.clone(),
+            checks: Checks::new(credentials.is_some()),
             logged: None,
         };
         let checked = match readiness.check().await {
@@ -183,11 +91,15 @@ impl Running {
         let mut loader = Loader {
             clock: settings.clock,
             entropy: settings.entropy.clone(),
+            metrics: metrics.clone(),
             jwt: None,
+            jwks: None,
             background: JoinSet::new(),
+            reloads: Vec::new(),
             handshakes: None,
         };
         loader.open_jwks(settings.jwt).await?;
+        let has_redis = redis.is_some();
         if let Some(redis) = redis {
             redis.poll_once().await;
             loader.background.spawn(redis.run());
@@ -198,6 +110,7 @@ impl Running {
         let admin_listener = bind("--admin-addr", settings.admin).await?;
         let (api, grpc): (Arc<dyn DestroyApi>, _) = match settings.rpc {
             Rpc::Served(grpc) => {
+                loader.background.spawn(backlog::run(store.clone(), metrics.clone()));
                 let local = Local::new(store.clone());
                 let bound = loader.grpc(grpc, local.clone(), &admission, &health).await?;
                 (Arc::new(local), Some(bound))
@@ -211,6 +124,15 @@ impl Running {
 
         // After all that can still fail.
         readiness.log_change(checked);
+        let checks = readiness.checks.clone();
+        let observed = Observed {
+            optional: optional_checks(loader.jwks.as_ref(), loader.reloads, has_redis, &metrics),
+            metrics: metrics.clone(),
+            checks: checks.clone(),
+            admission: admission.clone(),
+            store: store.clone(),
+            jwks: loader.jwks,
+        };
         let resources = Resources::of_process(store.connections());
         let lifecycle = Lifecycle::new(settings.entropy);
         let running = Self {
@@ -218,28 +140,34 @@ impl Running {
             rest: rest.as_ref().map(|bound| bound.listener.address),
             admin: admin_listener.address,
             health: health.clone(),
+            checks,
             admission,
             _background: loader.background,
             readiness: tokio::spawn(readiness.run()),
             purge: settings.purge.map(|settings| {
                 let purger = store.purger(PurgeLimits::background(settings.batch));
-                AbortOnDropHandle::new(tokio::spawn(purge::run(purger, settings)))
+                AbortOnDropHandle::new(tokio::spawn(purge::run(purger, settings, metrics.clone())))
             }),
             store,
             lifecycle: lifecycle.clone(),
             drain: settings.drain,
         };
         if let Some(BoundListener { listener, service, tls }) = grpc {
-            let refuse = || grpc::refusal(DestroyError::Overloaded);
-            let settings = ListenerSettings { protocol: Protocol::Grpc, tls, refuse };
+            let (of_listener, metrics) = (metrics.listeners.of("grpc"), metrics.clone());
+            let refuse: Refuse<_> = Arc::new(move |request| grpc::refuse_call(request, &metrics));
+            let settings = ListenerSettings { protocol: Protocol::Grpc, tls, refuse, metrics: of_listener };
             listener.serve(service, settings, resources.public(), &lifecycle);
         }
         if let Some(BoundListener { listener, service, tls }) = rest {
-            let settings = ListenerSettings { protocol: Protocol::Http, tls, refuse: rest::refusal };
+            let (of_listener, metrics) = (metrics.listeners.of("rest"), metrics.clone());
+            let refuse: Refuse<_> = Arc::new(move |request| rest::refuse_request(request, &metrics));
+            let settings = ListenerSettings { protocol: Protocol::Http, tls, refuse, metrics: of_listener };
             listener.serve(service, settings, resources.public().behind(trusted_proxies), &lifecycle);
         }
-        let admin = admin::service(grpc::admin_routes(&health), settings.metrics);
-        let settings = ListenerSettings { protocol: Protocol::Http, tls: None, refuse: admin::refusal };
+        let admin = admin::service(grpc::admin_routes(&health, &metrics), observed);
+        let refuse: Refuse<_> = Arc::new(|_request| admin::refusal());
+        let metrics = metrics.listeners.of("admin");
+        let settings = ListenerSettings { protocol: Protocol::Http, tls: None, refuse, metrics };
         admin_listener.serve(admin, settings, resources.admin(), &lifecycle);
         Ok(running)
     }
@@ -254,6 +182,7 @@ impl Running {
         self.readiness.abort();
         let _aborted = self.readiness.await;
         self.lifecycle.stop();
+        self.checks.set_draining();
         self.admission.close();
         self.health.set_draining().await;
         let is_finished = self.lifecycle.drain(deadline).await;
@@ -273,8 +202,12 @@ struct BoundListener<S> {
 struct Loader {
     clock: Clock,
     entropy: Entropy,
+    metrics: Metrics,
     jwt: Option<Verifier>,
+    jwks: Option<Jwks>,
     background: JoinSet<()>,
+    /// The files that are watched, by their flag.
+    reloads: Vec<(&'static str, ReloadStatus)>,
     /// The threads of handshakes, once a listener has TLS: as many as serve.
     handshakes: Option<Arc<HandshakeThreads>>,
 }
@@ -284,9 +217,16 @@ impl Loader {
         if let Some(jwt) = jwt {
             let (verifier, jwks) = jwt.open(self.clock.clone()).await?;
             self.jwt = Some(verifier);
+            self.jwks = Some(jwks.clone());
             self.background.spawn(jwks.run());
         }
         Ok(())
+    }
+
+    fn watch(&mut self, watch: FileWatch) {
+        self.reloads.push((watch.flag(), watch.status()));
+        let metrics = self.metrics.reloads.of_flag(watch.flag(), self.clock.clone());
+        self.background.spawn(watch.observed(metrics).run());
     }
 
     async fn grpc(
@@ -296,15 +236,21 @@ impl Loader {
         admission: &Admission,
         health: &Health,
     ) -> Result<BoundListener<PublicRoutes>, StartError> {
-        let tls = self.server_tls(GRPC_TLS, grpc.tls)?;
+        let tls = self.server_tls(GRPC_TLS, grpc.tls, "grpc")?;
         let listener = bind("--grpc-addr", grpc.address).await?;
         let callers = Callers {
             insecure: grpc.insecure_identity,
             trusted_peers: grpc.trusted_peers,
             jwt: self.jwt.clone(),
         };
-        let service =
-            grpc::public_routes(local, admission.clone(), health, &callers, grpc.caller_rate_limit)?;
+        let service = grpc::public_routes(
+            local,
+            admission.clone(),
+            health,
+            &callers,
+            grpc.caller_rate_limit,
+            &self.metrics,
+        )?;
         Ok(BoundListener { listener, service, tls })
     }
 
@@ -317,8 +263,8 @@ impl Loader {
     ) -> Result<BoundListener<axum::Router>, StartError> {
         let (files, keys) = (vec![rest.keys.path().to_owned()], rest.keys);
         let (watch, _reloaded) = FileWatch::load("--credentials-key-file", files, move || keys.reload())?;
-        self.background.spawn(watch.run());
-        let tls = self.server_tls(REST_TLS, rest.tls)?;
+        self.watch(watch);
+        let tls = self.server_tls(REST_TLS, rest.tls, "rest")?;
         let listener = bind("--rest-addr", rest.address).await?;
         let directory = Arc::new(CredentialCache::new(credentials));
         let edge = Edge {
@@ -327,15 +273,16 @@ impl Loader {
             transport: rest.transport,
             rate_limit: rest.rate_limit,
             entropy: self.entropy.clone(),
+            metrics: self.metrics.clone(),
         };
         Ok(BoundListener { listener, service: rest::router(api, admission.clone(), edge), tls })
     }
 
     async fn upstream(&mut self, url: UpstreamUrl, tls: ClientTls) -> Result<Upstream, StartError> {
-        let made = Upstream::new(url, tls, self.clock.clone());
+        let made = Upstream::new(url, tls, self.clock.clone(), self.metrics.clone());
         let (upstream, watch, mut resolver) = made.map_err(|error| UPSTREAM_TLS.error_for_flag(error))?;
         resolver.poll_once().await;
-        self.background.spawn(watch.run());
+        self.watch(watch);
         self.background.spawn(resolver.run());
         Ok(upstream)
     }
@@ -344,12 +291,18 @@ impl Loader {
         &mut self,
         flags: TlsFlags,
         tls: Option<ServerTls>,
+        listener: &'static str,
     ) -> Result<Option<TlsServer>, StartError> {
         let Some(tls) = tls else { return Ok(None) };
         let (files, clock) = (tls.files(), self.clock.clone());
-        let load = move || tls.load(&clock).map_err(|error| flags.error_for_flag(error));
+        let metrics = self.metrics.clone();
+        let load = move || {
+            let loaded = tls.load(&clock).map_err(|error| flags.error_for_flag(error))?;
+            metrics.reloads.set_certificate_expiry(flags.certificate, loaded.not_after.timestamp());
+            Ok::<_, StartError>(loaded)
+        };
         let (watch, current) = FileWatch::load(flags.certificate, files, load)?;
-        self.background.spawn(watch.run());
+        self.watch(watch);
         let threads = match &self.handshakes {
             Some(threads) => threads.clone(),
             None => {
@@ -358,7 +311,7 @@ impl Loader {
                 self.handshakes.insert(threads).clone()
             }
         };
-        Ok(Some(TlsServer::new(current, threads)))
+        Ok(Some(TlsServer::new(current, threads, self.metrics.listeners.of(listener))))
     }
 }
 

@@ -30,6 +30,7 @@ use sea_orm::{DatabaseConnection, DbBackend};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, Entropy},
+    telemetry::Metrics,
 };
 use connect::{Database, Engine};
 use destroy::{Batcher, Shared};
@@ -50,7 +51,7 @@ pub use import::{
 };
 pub use inspect::{InspectError, Inspected, LiveView, TombstoneView};
 pub use migrations::MigrationState;
-pub use purge::{PurgeBacklog, PurgeError, PurgeLimits, PurgeWait, Purged, Purger};
+pub use purge::{PurgeBacklog, PurgeError, PurgeLimits, PurgeQueue, PurgeWait, Purged, Purger};
 pub use rotation::{Place, Rotated, RotationError, UnopenedSecret};
 pub use sealing::{KeyRing, KeyRingError, Unopened};
 pub use seed::{NewCollection, SeedError};
@@ -136,7 +137,21 @@ impl Store {
         clock: Clock,
         entropy: Entropy,
     ) -> Result<(Self, BatchDriver), ConnectError> {
-        Self::with(url, capacity, capacity.batches_in_flight > 0, clock, entropy).await
+        Self::connect_observed(url, capacity, clock, entropy, Metrics::new()).await
+    }
+
+    /// The same, observed by the metrics of a process.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_observed(
+        url: &DatabaseUrl,
+        capacity: Capacity,
+        clock: Clock,
+        entropy: Entropy,
+        metrics: Metrics,
+    ) -> Result<(Self, BatchDriver), ConnectError> {
+        Self::with(url, capacity, capacity.batches_in_flight > 0, clock, entropy, metrics).await
     }
 
     async fn with(
@@ -145,14 +160,16 @@ impl Store {
         must_write: bool,
         clock: Clock,
         entropy: Entropy,
+        metrics: Metrics,
     ) -> Result<(Self, BatchDriver), ConnectError> {
         let capacity = if url.is_sqlite() { capacity.on_sqlite() } else { capacity };
-        let database = connect::open(url, capacity.pooled(), must_write).await?;
+        let database = connect::open(url, capacity.pooled(), must_write, metrics).await?;
         let status = StoreStatus::default();
         let shared = Shared {
             clock: clock.clone(),
             entropy: entropy.clone(),
             status: status.clone(),
+            metrics: database.metrics.clone(),
             publish: capacity.publish,
         };
         let (batcher, driver) = Batcher::new(&database, capacity, &Arc::new(shared));
@@ -179,12 +196,25 @@ impl Store {
         self.connections
     }
 
+    /// The metrics that statements are observed by.
+    #[must_use]
+    pub const fn metrics(&self) -> &Metrics {
+        self.database.metrics.metrics()
+    }
+
+    /// How many destroys wait for a batch.
+    #[must_use]
+    pub fn queue_depth(&self) -> usize {
+        self.batcher.queue_depth()
+    }
+
     /// Opens the database for commands that destroy nothing, over one connection.
     ///
     /// # Errors
     /// As [`Self::connect`].
     pub async fn open(url: &DatabaseUrl, clock: Clock, entropy: Entropy) -> Result<Self, ConnectError> {
-        let (store, _idle) = Self::with(url, Capacity::without_destroys(1), true, clock, entropy).await?;
+        let capacity = Capacity::without_destroys(1);
+        let (store, _idle) = Self::with(url, capacity, true, clock, entropy, Metrics::new()).await?;
         if let Engine::Postgres(connector) = &store.database.engine {
             // The pool then uses the address that answers. Where none does, the first statement reports it.
             let _unavailable = connector.connect(store.db.get_postgres_connection_pool()).await;

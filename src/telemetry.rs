@@ -2,9 +2,11 @@
 
 mod call;
 mod metrics;
+mod outcome;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Stderr, Write},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -14,7 +16,11 @@ use tracing_subscriber::{EnvFilter, prelude::*};
 use crate::config;
 
 pub use call::{CallFields, CallRecord, Cut};
-pub use metrics::Metrics;
+pub use metrics::{
+    CallerMetrics, DatabaseMetrics, DatabaseOperation, DatabaseTimer, HttpRequest, ListenerMetrics, Metrics,
+    MetricsFormat, Observed, OpenConnection, ReloadMetrics, known_rpc_method,
+};
+pub use outcome::CallOutcome;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -52,6 +58,14 @@ impl Log {
             }
         }
     }
+}
+
+/// The lines that the installed log has dropped. The log is the process's, and so is this.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// How many log lines were dropped because the reader of standard error stalled.
+fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// Standard error, written at intervals. Without the pause after each write, every line would wake the writer's thread, which
@@ -100,6 +114,8 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
         }
     };
     // A second installation can only come from a test; the first one stays in effect.
-    drop(installed);
+    if installed.is_ok() {
+        let _first = DROPPED.set(log.dropped.clone());
+    }
     Ok(log)
 }

@@ -25,7 +25,6 @@ use crate::{
     rest::{self, TransportPolicy},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
     store::{Capacity, CredentialError, Credentials, KeyRing, NewCollection, Store},
-    telemetry::Metrics,
 };
 
 #[derive(Debug, clap::Args)]
@@ -129,7 +128,7 @@ async fn serve(
         purge: Some(PurgeSettings { batch: config::purge::BATCH, pause: config::purge::PAUSE }),
         max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(3),
-        metrics: Metrics::new(),
+        metrics: store.metrics().clone(),
         clock: Clock::System,
         entropy: entropy.clone(),
     };

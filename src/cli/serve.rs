@@ -128,8 +128,8 @@ pub async fn run_settings(
     serving: impl FnOnce(),
 ) -> Result<(), Exit> {
     let stop = Stop::listen()?;
-    let entropy = settings.entropy.clone();
-    let connected = Store::connect(database, capacity, Clock::System, entropy).await;
+    let (entropy, metrics) = (settings.entropy.clone(), settings.metrics.clone());
+    let connected = Store::connect_observed(database, capacity, Clock::System, entropy, metrics).await;
     let (store, driver) = connected.map_err(Exit::database_url)?;
     let serve = serve(store, settings, stop, serving);
     if threads == 1 {

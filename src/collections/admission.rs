@@ -70,6 +70,18 @@ impl Admission {
         }))
     }
 
+    /// How many calls have a place.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.places().taken
+    }
+
+    /// How many calls can have a place at one time.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
     /// Admits calls.
     pub fn open(&self) {
         self.0.is_open.store(true, Ordering::Relaxed);

@@ -30,3 +30,7 @@ pub const VACUUM_PAUSE_FACTOR: u32 = 100;
 pub const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(50);
 /// The same for `purge --once`.
 pub const LONG_CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the queue is counted for metrics.
+pub const BACKLOG_INTERVAL: Duration = Duration::from_secs(15);
+/// Rows of the queue that are counted for metrics: counting as many takes some ten milliseconds.
+pub const BACKLOG_LIMIT: i64 = 100_000;

@@ -7,22 +7,25 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, request::Parts};
 use http_body_util::Full;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::Service;
 
-use super::{pipeline::fields, refusal, status_of};
+use super::{
+    pipeline::{fields, silent_fields},
+    refusal, status_of,
+};
 use crate::{
     collections::{Admission, Permit},
     config::calls,
-    domain::DestroyError,
+    domain::{DestroyError, GrpcCode},
     identity::{Callers, Peer},
     net::body::{self, BodyError},
-    telemetry::CallRecord,
+    telemetry::{CallOutcome, CallRecord, Metrics},
 };
 
 /// Which of the two a service is.
@@ -42,6 +45,7 @@ pub struct Auxiliary {
     streams: Admission,
     /// Refuses peers whose certificate has no name on the allow-list.
     callers: Callers,
+    metrics: Metrics,
 }
 
 /// A service within these limits.
@@ -53,11 +57,11 @@ pub struct AuxiliaryService<S> {
 
 impl Auxiliary {
     /// Limits that both kinds of one listener share.
-    pub fn new(callers: Callers) -> Self {
+    pub fn new(callers: Callers, metrics: Metrics) -> Self {
         let [calls, streams] = [(); 2].map(|()| Admission::new(calls::AUXILIARY_CALLS));
         calls.open();
         streams.open();
-        Self { kind: Kind::Health, calls, streams, callers }
+        Self { kind: Kind::Health, calls, streams, callers, metrics }
     }
 
     /// Puts a service within these limits.
@@ -68,18 +72,32 @@ impl Auxiliary {
 
 impl<S> AuxiliaryService<S> {
     /// Serves one call, or refuses it.
-    pub async fn serve(mut self, request: Request<Incoming>) -> Response<Body>
+    pub async fn serve(self, request: Request<Incoming>) -> Response<Body>
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     {
-        let (parts, mut body) = request.into_parts();
-        let peer = parts.extensions.get::<Peer>();
-        if let Err(failure) = self.limits.callers.service(peer) {
+        let (parts, body) = request.into_parts();
+        if let Err(failure) = self.limits.callers.service(parts.extensions.get::<Peer>()) {
             let error = failure.error;
-            CallRecord::new(fields(&parts)).finish(&Err(failure));
+            CallRecord::new(fields(&parts), &self.limits.metrics).finish(&Err(failure));
             return status_of(error).into_http();
         }
-        let client = peer.map(Peer::client);
+        let record = CallRecord::new(silent_fields(parts.uri.path()), &self.limits.metrics);
+        let response = self.serve_admitted(parts, body, &record).await;
+        // Without a status in its headers the response has a body, and a stream records how that ends.
+        let mut fields = record.fields();
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            fields.outcome = Some(outcome(status.code()));
+        }
+        drop(fields);
+        response
+    }
+
+    async fn serve_admitted(mut self, parts: Parts, mut body: Incoming, record: &CallRecord) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
+        let client = parts.extensions.get::<Peer>().map(Peer::client);
         let is_stream = self.limits.kind == Kind::Reflection || parts.uri.path().ends_with("/Watch");
         let deadline = match self.limits.kind {
             Kind::Reflection => Some(Instant::now() + calls::REFLECTION_TIMEOUT),
@@ -117,13 +135,21 @@ impl<S> AuxiliaryService<S> {
         };
         if !is_stream {
             // The one message is made. A peer that does not read it holds its own connection's memory alone.
+            record.fields().outcome = Some(CallOutcome::Ok);
             return response;
         }
         let ended = CancellationToken::new();
         tokio::spawn(hold(place, deadline, ended.clone()));
-        response.map(|body| {
-            Body::new(Bounded { ended: Some(ended.drop_guard()), ..Bounded::new(body, deadline) })
-        })
+        let end = StreamEnd { record: record.clone(), _ended: ended.drop_guard() };
+        response.map(|body| Body::new(Bounded { end: Some(end), ..Bounded::new(body, deadline) }))
+    }
+}
+
+/// The outcome of a call that ended with this status.
+fn outcome(code: Code) -> CallOutcome {
+    match GrpcCode::of_number(code.into()) {
+        GrpcCode::Ok => CallOutcome::Ok,
+        code => CallOutcome::Status(code),
     }
 }
 
@@ -143,14 +169,20 @@ struct Bounded<B> {
     inner: B,
     deadline: Option<Pin<Box<Sleep>>>,
     is_ended: bool,
-    /// Of a response: reports its end.
-    ended: Option<DropGuard>,
+    /// Of a response: what ends with it.
+    end: Option<StreamEnd>,
+}
+
+/// Records how a stream ends, and releases its place. Dropped before the end of the stream, the peer has given it up.
+struct StreamEnd {
+    record: CallRecord,
+    _ended: DropGuard,
 }
 
 impl<B> Bounded<B> {
     fn new(inner: B, deadline: Option<Instant>) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-        Self { inner, deadline, is_ended: false, ended: None }
+        Self { inner, deadline, is_ended: false, end: None }
     }
 }
 
@@ -166,12 +198,19 @@ impl<B: HttpBody + Unpin> HttpBody for Bounded<B> {
             return Poll::Ready(None);
         }
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) {
+            if let (Some(end), Some(Ok(frame))) = (&self.end, &frame) {
+                let status = frame.trailers_ref().and_then(Status::from_header_map);
+                end.record.fields().outcome = status.map(|status| outcome(status.code()));
+            }
             return Poll::Ready(frame);
         }
         let Some(deadline) = &mut self.deadline else { return Poll::Pending };
         ready!(deadline.as_mut().poll(context));
         self.is_ended = true;
-        let trailers = self.ended.take().map(|_ended| deadline_exceeded());
+        let trailers = self.end.take().map(|end| {
+            end.record.fields().outcome = Some(CallOutcome::Status(GrpcCode::DeadlineExceeded));
+            deadline_exceeded()
+        });
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 

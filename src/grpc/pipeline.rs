@@ -19,15 +19,12 @@ use super::{
 use crate::{
     collections::Admission,
     config::calls,
-    domain::{DestroyError, DestroyFailure},
+    domain::{DestroyError, DestroyFailure, GrpcCode},
     identity::{Callers, Peer},
     net::body::{self, BodyError},
     rate_limit::{Key, RateLimit},
-    telemetry::{CallFields, CallRecord, Cut},
+    telemetry::{CallFields, CallOutcome, CallRecord, Cut, Metrics, known_rpc_method},
 };
-
-/// The method that nearly every call is for, as the log names it.
-const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// A service behind the pipeline. It gets requests with their whole body and an [`AuthenticatedCall`] in their extensions.
 /// Cheap to clone.
@@ -43,6 +40,7 @@ struct Checks {
     admission: Admission,
     callers: Callers,
     caller_rate_limit: Option<RateLimit>,
+    metrics: Metrics,
 }
 
 impl<S> Pipeline<S>
@@ -55,8 +53,10 @@ where
         admission: Admission,
         callers: Callers,
         caller_rate_limit: Option<RateLimit>,
+        metrics: Metrics,
     ) -> Self {
-        Self { inner, checks: Arc::new(Checks { admission, callers, caller_rate_limit }) }
+        metrics.calls.expect_grpc();
+        Self { inner, checks: Arc::new(Checks { admission, callers, caller_rate_limit, metrics }) }
     }
 
     /// Serves a call, or refuses it.
@@ -64,6 +64,7 @@ where
         // Before anything is spent on the call: refused calls must not starve those that are served.
         if let Err(error) = self.checks.admission.check() {
             self.checks.admission.count_refusal(error);
+            record_refusal(&request, error, &self.checks.metrics);
             return Box::pin(future::ready(Ok(refusal(error))));
         }
         let pipeline = self.clone();
@@ -77,7 +78,7 @@ where
 {
     async fn serve(self, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        let record = CallRecord::new(fields(&parts));
+        let record = CallRecord::new(fields(&parts), &self.checks.metrics);
         let deadline = record.started() + timeout(&parts.headers);
         let checks = self.checks.clone();
         // Pinned here, because a future of this size is expensive to move.
@@ -86,9 +87,10 @@ where
         match processed.unwrap_or_else(|_elapsed| Err(DestroyError::DeadlineExceeded.into())) {
             Ok(response) => respond(response, &record),
             Err(failure) if failure.error == DestroyError::Overloaded => {
+                record.finish(&Err(failure));
                 record.fields().is_silent = true;
-                checks.admission.count_refusal(failure.error);
-                refusal(failure.error)
+                checks.admission.count_refusal(DestroyError::Overloaded);
+                refusal(DestroyError::Overloaded)
             }
             Err(failure) => {
                 let error = failure.error;
@@ -125,6 +127,7 @@ where
         }
         let peer = parts.extensions.get::<Peer>();
         let mut permit = self.checks.admission.enter(peer.map(Peer::client))?;
+        record.fields().is_admitted = true;
         let user = self.checks.callers.identify(&parts.headers, peer).await?;
         {
             let mut fields = record.fields();
@@ -164,18 +167,33 @@ pub(super) fn fields(parts: &Parts) -> CallFields {
         let text = parts.headers.get(name).and_then(|value| value.to_str().ok());
         text.map(|text| Cut(text).copy())
     };
-    let method = parts.uri.path().trim_start_matches('/');
     CallFields {
-        rpc_method: Some(if method == DESTROY {
-            Cow::Borrowed(DESTROY)
-        } else {
-            Cut(method).copy().into_string().into()
-        }),
+        rpc_method: Some(method(parts.uri.path())),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: header("x-request-id"),
         traceparent: header("traceparent"),
         ..CallFields::default()
     }
+}
+
+/// The method that a path names, as the log has it.
+fn method(path: &str) -> Cow<'static, str> {
+    let method = path.trim_start_matches('/');
+    match known_rpc_method(method) {
+        Some(known) => Cow::Borrowed(known),
+        None => Cut(method).copy().into_string().into(),
+    }
+}
+
+/// The fields of a call that is counted and has no log line of its own.
+pub(super) fn silent_fields(path: &str) -> CallFields {
+    CallFields { rpc_method: Some(method(path)), is_silent: true, ..CallFields::default() }
+}
+
+/// Counts a call that is refused before anything is known of it but its method.
+pub(super) fn record_refusal<B>(request: &Request<B>, error: DestroyError, metrics: &Metrics) {
+    let record = CallRecord::new(silent_fields(request.uri().path()), metrics);
+    record.finish(&Err(error.into()));
 }
 
 /// tonic itself refuses a message that does not decode, and an unknown encoding.
@@ -188,7 +206,7 @@ fn respond(response: Response<Body>, record: &CallRecord) -> Response<Body> {
         // It has no details that a program could read.
         return invalid_message(record, "message does not decode".to_owned());
     }
-    record.fields().outcome = Some(if code == Code::Unimplemented { "UNIMPLEMENTED" } else { "UNKNOWN" });
+    record.fields().outcome = Some(CallOutcome::Status(GrpcCode::of_number(code.into())));
     response
 }
 

@@ -14,8 +14,19 @@ use tonic::{Status, body::Body, server::NamedService};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use tower::{Service, util::BoxCloneSyncService};
 
-use super::{ResponseFuture, auxiliary::AuxiliaryService, pipeline::Pipeline, service::Collections};
-use crate::{config::calls, net::body::discard, proto::collections_service_server::CollectionsServiceServer};
+use super::{
+    ResponseFuture,
+    auxiliary::AuxiliaryService,
+    pipeline::{Pipeline, silent_fields},
+    service::Collections,
+};
+use crate::{
+    config::calls,
+    domain::GrpcCode,
+    net::body::discard,
+    proto::collections_service_server::CollectionsServiceServer,
+    telemetry::{CallOutcome, CallRecord, Metrics},
+};
 
 type Rpc = CollectionsServiceServer<Collections>;
 pub type Health = AuxiliaryService<HealthServer<HealthService>>;
@@ -31,6 +42,7 @@ pub struct Services {
     pub(super) health: Health,
     pub(super) reflection: Reflection,
     pub(super) reflection_v1alpha: Reflection,
+    pub(super) metrics: Metrics,
 }
 
 /// The admin listener's gRPC service.
@@ -69,11 +81,11 @@ impl Service<Request<Incoming>> for PublicRoutes {
         let services = &*self.0;
         match service_of(&request) {
             Some(Rpc::NAME) if request.uri().path() == DESTROY => services.rpc.call(request),
-            Some(Rpc::NAME) => unimplemented("unknown method"),
+            Some(Rpc::NAME) => services.unimplemented(&request, "unknown method"),
             Some(HEALTH) => serve(&services.health, request),
             Some(REFLECTION) => serve(&services.reflection, request),
             Some(REFLECTION_V1ALPHA) => serve(&services.reflection_v1alpha, request),
-            _ => unimplemented("unknown service"),
+            _ => services.unimplemented(&request, "unknown service"),
         }
     }
 }
@@ -103,8 +115,12 @@ where
     Box::pin(async move { Ok(service.serve(request).await) })
 }
 
-fn unimplemented(message: &str) -> ResponseFuture {
-    Box::pin(future::ready(Ok(Status::unimplemented(message).into_http())))
+impl Services {
+    fn unimplemented<B>(&self, request: &Request<B>, message: &str) -> ResponseFuture {
+        let record = CallRecord::new(silent_fields(request.uri().path()), &self.metrics);
+        record.fields().outcome = Some(CallOutcome::Status(GrpcCode::Unimplemented));
+        Box::pin(future::ready(Ok(Status::unimplemented(message).into_http())))
+    }
 }
 
 /// The service that a path names: `/<service>/<method>`.

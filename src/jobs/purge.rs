@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     config,
     store::{PurgeError, PurgeWait, Purged, Purger},
+    telemetry::Metrics,
 };
 
 /// How much a purge does.
@@ -28,12 +29,16 @@ impl PurgeSettings {
 }
 
 /// Purges for ever.
-pub async fn run(mut purger: Purger, settings: PurgeSettings) {
+pub async fn run(mut purger: Purger, settings: PurgeSettings, metrics: Metrics) {
     let mut log = StateLog::default();
     loop {
         let begun = Instant::now();
         let purged = purger.step().await;
         log.record(&purged);
+        match &purged {
+            Ok(purged) => metrics.purge.entries.inc_by(purged.entries),
+            Err(_) => metrics.purge.failures.inc(),
+        };
         let pause = match purged {
             Ok(Purged { is_pass_complete: false, .. }) => settings.pause_after(begun.elapsed()),
             Ok(_) | Err(_) => config::purge::IDLE_INTERVAL.max(settings.pause),

@@ -28,13 +28,15 @@ use crate::{
     identity::{Peer, Transport},
 };
 
+/// Makes the response to a request for which there is no memory.
+pub type Refuse<B> = Arc<dyn Fn(&Request<Incoming>) -> Response<B> + Send + Sync>;
+
 /// An accepted connection with what it is served by.
 pub struct Connection<S, B> {
     pub builder: Builder<TokioExecutor>,
     pub address: IpAddr,
     pub service: S,
-    /// Makes the response to a request for which there is no memory.
-    pub refuse: fn() -> Response<B>,
+    pub refuse: Refuse<B>,
     pub budget: Arc<ClientBudget>,
     pub events: Arc<ConnectionEvents>,
     pub lifecycle: Lifecycle,
@@ -82,8 +84,9 @@ where
                 Some(charge) => Ok((charge, service.clone().call(request))),
                 None => {
                     events.refused.record();
+                    let refused = refuse(&request);
                     // Without its headers, which are what there is no memory for.
-                    Err(request.into_body())
+                    Err((request.into_body(), refused))
                 }
             };
             async move {
@@ -91,12 +94,12 @@ where
                     Ok((charge, response)) => {
                         response.await?.map(|body| ChargedBody::new(body, Some(charge)))
                     }
-                    Err(mut body) => {
+                    Err((mut body, refused)) => {
                         // Some clients lose a response that is sent before they have sent their body.
                         let discarded = body::discard(&mut body, config::net::REFUSED_BODY_LIMIT);
                         let _elapsed =
                             tokio::time::timeout(config::net::REFUSED_BODY_TIMEOUT, discarded).await;
-                        refuse().map(|body| ChargedBody::new(body, None))
+                        refused.map(|body| ChargedBody::new(body, None))
                     }
                 };
                 call.complete();
@@ -192,7 +195,7 @@ mod tests {
             builder: crate::net::listener::builder(Protocol::Grpc),
             address: Ipv4Addr::LOCALHOST.into(),
             service: tower::service_fn(|_request| future::pending::<Result<Response<Empty<Bytes>>, _>>()),
-            refuse: || Response::new(Empty::new()),
+            refuse: Arc::new(|_request| Response::new(Empty::new())),
             budget: RequestBudget::new(usize::MAX).client(CLIENT),
             events: ConnectionEvents::new(),
             lifecycle,

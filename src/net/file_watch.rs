@@ -7,12 +7,13 @@ use std::{
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-use crate::config;
+use crate::{config, telemetry::ReloadMetrics};
 
 /// A file, or several that are loaded together. Their contents are compared, because Kubernetes replaces a mounted Secret by
 /// changing a symbolic link. Files that are written one after the other are loaded once both are complete.
@@ -26,7 +27,25 @@ pub struct FileWatch {
     polled: Fingerprint,
     /// The files at the last load, and its error, if it failed.
     failed: Option<(Fingerprint, String)>,
+    status: ReloadStatus,
+    metrics: Option<ReloadMetrics>,
     reload: Box<dyn FnMut() -> Result<(), String> + Send>,
+}
+
+/// Why a watch's files could not be reloaded, if so. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct ReloadStatus(Arc<Mutex<Option<String>>>);
+
+impl ReloadStatus {
+    /// The error of the last load, if it failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, failure: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
 }
 
 /// A hash of each file and its mode; `None` where it cannot be read.
@@ -52,7 +71,27 @@ impl FileWatch {
             }
             Err(error) => Err(error.to_string()),
         });
-        Ok((Self { flag, files, polled: loaded.clone(), loaded, failed: None, reload }, receiver))
+        let (status, metrics) = (ReloadStatus::default(), None);
+        let polled = loaded.clone();
+        Ok((Self { flag, files, polled, loaded, failed: None, status, metrics, reload }, receiver))
+    }
+
+    /// The flag that names the files.
+    #[must_use]
+    pub const fn flag(&self) -> &'static str {
+        self.flag
+    }
+
+    /// The result of reloads.
+    #[must_use]
+    pub fn status(&self) -> ReloadStatus {
+        self.status.clone()
+    }
+
+    /// With metrics of its reloads.
+    #[must_use]
+    pub fn observed(self, metrics: ReloadMetrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     /// Polls the files once. A change is loaded when two polls in succession find the files the same. Where that fails the
@@ -69,10 +108,17 @@ impl FileWatch {
                 tracing::info!(flag = self.flag, file = self.changed(&current), "reloaded");
                 self.failed = None;
                 self.loaded = current;
+                self.status.set(None);
+                self.metrics.iter().for_each(ReloadMetrics::succeed);
             }
             Err(error) => {
                 if self.failed.as_ref().is_none_or(|(_, logged)| *logged != error) {
                     self.log_failure(&current, &error);
+                }
+                // Not each time that it is tried again.
+                if self.failed.as_ref().is_none_or(|failed| *failed != (current.clone(), error.clone())) {
+                    self.metrics.iter().for_each(ReloadMetrics::fail);
+                    self.status.set(Some(error.clone()));
                 }
                 self.failed = Some((current, error));
             }

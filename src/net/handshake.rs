@@ -27,6 +27,7 @@ use crate::{
     config,
     domain::Clock,
     identity::{PeerCertificate, Transport},
+    telemetry::ListenerMetrics,
 };
 
 /// A listener's TLS configuration, which is replaced when its files change.
@@ -47,6 +48,7 @@ pub struct TlsServer {
     config: ServerTlsReceiver,
     peers: Arc<OpenPeers>,
     threads: Arc<HandshakeThreads>,
+    metrics: ListenerMetrics,
 }
 
 /// The client certificates of a listener's open connections.
@@ -126,13 +128,13 @@ impl Drop for HandshakeThreads {
 impl TlsServer {
     /// Serves with this configuration. When it is replaced, the certificates of open connections are verified again.
     #[must_use]
-    pub fn new(config: ServerTlsReceiver, threads: Arc<HandshakeThreads>) -> Self {
+    pub fn new(config: ServerTlsReceiver, threads: Arc<HandshakeThreads>, metrics: ListenerMetrics) -> Self {
         let peers = Arc::<OpenPeers>::default();
         // It ends with the sender of the configuration, or with the threads.
         if let Some(runtime) = &threads.runtime {
             drop(runtime.spawn(reverify_on_reload(config.clone(), peers.clone())));
         }
-        Self { config, peers, threads }
+        Self { config, peers, threads, metrics }
     }
 
     /// Performs the handshake of an accepted connection. Returns nothing where it fails or takes too long; the log has the
@@ -155,6 +157,7 @@ impl TlsServer {
                 tracing::debug!(client.address = %address, "client closed the connection during the TLS handshake");
             }
             Failure::Failed(reason) => {
+                self.metrics.fail_handshake();
                 self.threads.failures.record(FailedHandshake { reason, client: address, listener });
             }
         }

@@ -12,19 +12,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::{BoxError, Service};
 
 use super::{
-    connection::Connection, handshake::TlsServer, lifecycle::Lifecycle, resources::ListenerResources,
+    connection::{Connection, Refuse},
+    handshake::TlsServer,
+    lifecycle::Lifecycle,
+    resources::ListenerResources,
     source::Source,
 };
-use crate::config;
+use crate::{config, telemetry::ListenerMetrics};
 
 /// How a listener serves its connections.
-#[derive(Clone, Debug)]
 pub struct ListenerSettings<B> {
     pub protocol: Protocol,
     /// With TLS, no connection is served without. A new connection gets the configuration that is current then.
     pub tls: Option<TlsServer>,
-    /// Makes the response to a request for which there is no memory.
-    pub refuse: fn() -> Response<B>,
+    pub refuse: Refuse<B>,
+    pub metrics: ListenerMetrics,
 }
 
 /// The protocol of a listener.
@@ -69,7 +71,7 @@ impl Listener {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let ListenerSettings { protocol, tls, refuse } = settings;
+        let ListenerSettings { protocol, tls, refuse, metrics } = settings;
         let builder = builder(protocol);
         let shared = lifecycle.clone();
         let close = lifecycle.close.clone();
@@ -83,12 +85,17 @@ impl Listener {
                     builder: builder.clone(),
                     address,
                     service: service.clone(),
-                    refuse,
+                    refuse: refuse.clone(),
                     budget: resources.requests.client(source),
                     events: resources.events.clone(),
                     lifecycle: shared.clone(),
                 };
-                shared.connections.spawn(connection.serve(stream, tls.clone()));
+                let open = metrics.open();
+                let served = connection.serve(stream, tls.clone());
+                shared.connections.spawn(async move {
+                    served.await;
+                    drop(open);
+                });
             }
         };
         lifecycle.connections.spawn(async move {

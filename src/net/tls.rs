@@ -74,6 +74,8 @@ pub struct ServerTlsConfig {
     anonymous: Arc<ServerConfig>,
     clients: Option<Arc<ClientVerifier>>,
     clock: Clock,
+    /// When the listener's certificate expires.
+    pub not_after: DateTime<Utc>,
 }
 
 /// Why a certificate, a key or an authority cannot be used. Its text names the file, and holds nothing of its contents.
@@ -143,7 +145,8 @@ impl ServerTls {
                 clients.add(certificate, authority.scope.clone()).map_err(source.unusable())?;
             }
         }
-        let certificate = Arc::new(SingleCertAndKey::from(self.key_pair.load(clock, &provider)?));
+        let (certificate, not_after) = self.key_pair.load(clock, &provider)?;
+        let certificate = Arc::new(SingleCertAndKey::from(certificate));
         let mut anonymous = ServerConfig::builder().with_no_client_auth().with_cert_resolver(certificate);
         anonymous.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         anonymous.time_provider = Arc::new(ClockTime(clock.clone()));
@@ -152,6 +155,7 @@ impl ServerTls {
             anonymous: Arc::new(anonymous),
             clients: has_clients.then(|| Arc::new(clients)),
             clock: clock.clone(),
+            not_after,
         }))
     }
 
@@ -197,11 +201,11 @@ impl ClientTls {
         key_pair.chain(self.authorities.clone()).collect()
     }
 
-    /// Loads the files, and logs which certificate is in force.
+    /// Loads the files, and logs which certificate is in force. Returns when the certificate expires, if there is one.
     ///
     /// # Errors
     /// As [`ServerTls::load`].
-    pub fn load(&self, clock: &Clock) -> Result<ClientConfig, TlsError> {
+    pub fn load(&self, clock: &Clock) -> Result<(ClientConfig, Option<DateTime<Utc>>), TlsError> {
         let roots = match &self.authorities {
             Some(path) => {
                 let source = Source(TlsInput::Authorities, path);
@@ -214,14 +218,20 @@ impl ClientTls {
             None => webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect(),
         };
         let builder = ClientConfig::builder().with_root_certificates(roots);
-        let Some(key_pair) = &self.key_pair else { return Ok(builder.with_no_client_auth()) };
-        let certified = SingleCertAndKey::from(key_pair.load(clock, &default_provider())?);
-        Ok(builder.with_client_cert_resolver(Arc::new(certified)))
+        let Some(key_pair) = &self.key_pair else { return Ok((builder.with_no_client_auth(), None)) };
+        let (certified, not_after) = key_pair.load(clock, &default_provider())?;
+        let config = builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        Ok((config, Some(not_after)))
     }
 }
 
 impl KeyPair {
-    fn load(&self, clock: &Clock, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    /// The certificate with its key, and when it expires.
+    fn load(
+        &self,
+        clock: &Clock,
+        provider: &CryptoProvider,
+    ) -> Result<(CertifiedKey, DateTime<Utc>), TlsError> {
         let source = Source(TlsInput::Certificate, &self.certificate);
         let chain = source.certificates()?;
         let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
@@ -249,7 +259,7 @@ impl KeyPair {
         }
         let (file, names) = (self.certificate.display(), names.join(","));
         tracing::info!(%file, subject, names, serial, %not_after, "certificate in force");
-        Ok(certified)
+        Ok((certified, not_after))
     }
 }
 

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use tokio::time::Instant;
 
 use super::{
-    Edge,
+    Edge, PATH,
     body::RequestBody,
     reply::{Outcome, ReplyContext},
 };
@@ -20,7 +20,7 @@ use crate::{
         oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
     rate_limit,
-    telemetry::{CallFields, CallRecord, Cut},
+    telemetry::{CallFields, CallRecord, Cut, Metrics},
 };
 
 /// The gateway's parts.
@@ -48,6 +48,7 @@ pub async fn unknown_path(State(gateway): State<Arc<Gateway>>, request: Request<
 
 impl Gateway {
     pub fn new(api: Arc<dyn DestroyApi>, admission: Admission, edge: Edge) -> Self {
+        edge.metrics.calls.expect_rest();
         let large_bodies = Admission::new(calls::LARGE_BODIES);
         large_bodies.open();
         Self { api, admission, edge, large_bodies }
@@ -67,7 +68,8 @@ impl Gateway {
             realm: realm.to_owned(),
             ..ReplyContext::default()
         };
-        let record = CallRecord::new(fields(&parts, &context.transaction));
+        let fields = CallFields { is_secure, ..fields(&parts, &context.transaction) };
+        let record = CallRecord::new(fields, &self.edge.metrics);
         let refused =
             if transport.require_tls && !is_secure { Some(EdgeError::TlsRequired) } else { refused };
         let mut body = RequestBody::new(&parts, body);
@@ -79,7 +81,7 @@ impl Gateway {
         body.discard().await;
         let response = outcome.into_response(&context, record.started().elapsed());
         let mut fields = record.fields();
-        fields.outcome = Some(outcome.name());
+        fields.outcome = Some(outcome.recorded());
         fields.http_status = Some(response.status().as_u16());
         if outcome == Outcome::Failed(DestroyError::Overloaded) {
             fields.is_silent = true;
@@ -129,6 +131,7 @@ impl Gateway {
     ) -> Result<Destroyed, DestroyFailure> {
         let Parsed { parts, query, form, .. } = request;
         let mut permit = self.admission.enter(self.client(parts))?;
+        record.fields().is_admitted = true;
         let user = self.authenticate(request).await;
         context.access = match &user {
             Ok(_) => "read-write",
@@ -236,10 +239,29 @@ struct Parsed<'a> {
     origin: Option<&'a Origin>,
 }
 
+/// The path, if it is one that is served.
+fn route(path: &str) -> Option<&'static str> {
+    (path == PATH).then_some(PATH)
+}
+
+/// Counts a request that is refused before it is read.
+pub fn record_refusal<B>(request: &Request<B>, metrics: &Metrics) {
+    let fields = CallFields {
+        http_method: Some(request.method().clone()),
+        http_route: route(request.uri().path()),
+        http_status: Some(DestroyError::Overloaded.row().http),
+        is_secure: request.extensions().get::<Peer>().is_some_and(Peer::is_secure),
+        is_silent: true,
+        ..CallFields::default()
+    };
+    CallRecord::new(fields, metrics).finish(&Err(DestroyError::Overloaded.into()));
+}
+
 fn fields(parts: &Parts, transaction: &str) -> CallFields {
     let host = authority(parts).and_then(|authority| authority.rsplit('@').next());
     CallFields {
         http_method: Some(parts.method.clone()),
+        http_route: route(parts.uri.path()),
         path: Some(Cut(parts.uri.path()).copy()),
         host: host.map(|host| Cut(host).copy()),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),

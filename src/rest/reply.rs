@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     domain::{DestroyError, EdgeError},
     rate_limit::Allowance,
+    telemetry::CallOutcome,
 };
 
 /// The outcome of a request.
@@ -86,16 +87,13 @@ impl Outcome {
         (http, serde_json::to_string(&body).unwrap_or_default().into())
     }
 
-    /// The log's name for it.
-    pub const fn name(self) -> &'static str {
+    /// As it is recorded in the log and in metrics.
+    pub const fn recorded(self) -> CallOutcome {
         match self {
-            Self::Destroyed => "Ok",
-            Self::Cancelled => "Cancelled",
-            Self::Failed(error) => error.row().reason,
-            Self::Refused(EdgeError::WrongMethod) => "WRONG_METHOD",
-            Self::Refused(EdgeError::UnknownPath) => "UNKNOWN_PATH",
-            Self::Refused(EdgeError::TlsRequired) => "TLS_REQUIRED",
-            Self::Refused(EdgeError::BodyTooLarge) => "BODY_TOO_LARGE",
+            Self::Destroyed => CallOutcome::Ok,
+            Self::Failed(error) => CallOutcome::Failed(error),
+            Self::Refused(error) => CallOutcome::Refused(error),
+            Self::Cancelled => CallOutcome::Cancelled,
         }
     }
 

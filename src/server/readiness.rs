@@ -1,5 +1,6 @@
 //! Whether calls can be served: the database can, and the gateway's keys open what is stored in it.
 
+use super::checks::Checks;
 use crate::{
     collections::Admission,
     config,
@@ -14,6 +15,7 @@ pub struct Readiness {
     pub credentials: Option<Credentials>,
     pub health: Health,
     pub admission: Admission,
+    pub checks: Checks,
     /// What was logged last.
     pub logged: Option<Result<(), String>>,
 }
@@ -64,6 +66,7 @@ impl Readiness {
             Err(error) if error.is_outage() => {}
             Err(_) => self.admission.refuse(),
         }
+        self.checks.record(&checked);
         self.health.set_ready(checked.is_ok()).await;
         checked
     }

@@ -11,11 +11,11 @@ use super::{
     Store,
     connect::Engine,
     destroy::{BatchConnection, Kind, Placement},
-    failure::{sqlstate, sqlx_error},
+    failure::{error_type, sqlstate, sqlx_error},
     pooler,
     state_error::StateError,
 };
-use crate::config::store;
+use crate::{config::store, telemetry::DatabaseOperation};
 
 /// Checks the database again and again, over connections of its own.
 pub struct StoreCheck {
@@ -163,7 +163,10 @@ impl StoreCheck {
                 let pool = self.store.db.get_postgres_connection_pool();
                 drop(connector.connect(pool).await.map_err(sqlx_error)?);
             }
-            self.store.db.ping().await?;
+            let timer = self.store.database.metrics.start(DatabaseOperation::Check);
+            let answered = self.store.db.ping().await;
+            timer.finish(error_type(&answered));
+            answered?;
         } else {
             self.check_destroys(is_postgres).await?;
         }
@@ -271,8 +274,12 @@ impl StoreCheck {
 
 /// Checks that the node of this id could run a destroy; with a negative id, one is rehearsed.
 async fn check_group(connection: &mut BatchConnection, id: i64, now: DateTime<Utc>) -> Result<(), DbErr> {
+    let metrics = connection.metrics().clone();
     let ready = connection.ready().await?;
-    if id < 0 { ready.rehearse(id, now).await } else { ready.probe(id, now).await }
+    let timer = metrics.start(DatabaseOperation::Check);
+    let checked = if id < 0 { ready.rehearse(id, now).await } else { ready.probe(id, now).await };
+    timer.finish(error_type(&checked));
+    checked
 }
 
 /// Whether the nodes that answer keep what they acknowledge; `false` where one does not answer in time, which then cannot

@@ -23,7 +23,10 @@ use sea_orm::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::sqlite_file::SqliteFile;
-use crate::config::{DatabaseUrl, store};
+use crate::{
+    config::{DatabaseUrl, store},
+    telemetry::{DatabaseMetrics, Metrics},
+};
 
 /// Why the database could not be opened. The text may be shown to an operator, never to a client.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,7 @@ const PARAMETERS: [&str; 18] = [
 pub struct Database {
     pub pool: DatabaseConnection,
     pub engine: Engine,
+    pub metrics: DatabaseMetrics,
 }
 
 #[derive(Clone)]
@@ -92,9 +96,14 @@ pub struct Connector {
 
 /// Opens a pool of this many connections. PostgreSQL's are made when they are first used; with `must_write`, of several
 /// servers one is used that takes writes.
-pub async fn open(url: &DatabaseUrl, connections: u32, must_write: bool) -> Result<Database, ConnectError> {
+pub async fn open(
+    url: &DatabaseUrl,
+    connections: u32,
+    must_write: bool,
+    metrics: Metrics,
+) -> Result<Database, ConnectError> {
     if url.is_sqlite() {
-        return open_sqlite(url, connections).await;
+        return open_sqlite(url, connections, metrics).await;
     }
     if !url.is_postgres() {
         return Err(ConnectError::Unknown);
@@ -112,12 +121,17 @@ pub async fn open(url: &DatabaseUrl, connections: u32, must_write: bool) -> Resu
     let hosts = parsed.map_err(failed)?.into_iter().map(adjust).collect();
     let options = postgres_options(urls.first().ok_or(ConnectError::Unknown)?, connections);
     let pool = Connect::connect(options).await.map_err(ConnectError::Postgres)?;
-    Ok(Database { pool, engine: Engine::Postgres(Arc::new(Connector { hosts, must_write })) })
+    let engine = Engine::Postgres(Arc::new(Connector { hosts, must_write }));
+    Ok(Database { pool, engine, metrics: DatabaseMetrics::new(metrics, "postgresql") })
 }
 
 /// One SQLite connection, because SQLite has one writer: a second would wait in SQLite's busy loop instead of a fair
 /// queue. Full durability: an acknowledged destroy survives a power cut.
-async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, ConnectError> {
+async fn open_sqlite(
+    url: &DatabaseUrl,
+    connections: u32,
+    metrics: Metrics,
+) -> Result<Database, ConnectError> {
     if is_in_memory(url.expose()) {
         return Err(ConnectError::Memory);
     }
@@ -155,7 +169,7 @@ async fn open_sqlite(url: &DatabaseUrl, connections: u32) -> Result<Database, Co
     let connections = pool.get_sqlite_connection_pool();
     let existing = connections.connect_options().as_ref().clone().create_if_missing(false);
     connections.set_connect_options(existing);
-    Ok(Database { pool, engine: Engine::Sqlite(file) })
+    Ok(Database { pool, engine: Engine::Sqlite(file), metrics: DatabaseMetrics::new(metrics, "sqlite") })
 }
 
 fn is_in_memory(url: &str) -> bool {

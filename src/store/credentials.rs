@@ -12,11 +12,12 @@ use sea_orm::{
 use super::{
     KeyRing, Store,
     entities::{oauth_access_token as token, oauth_application as application},
-    failure::Failure,
+    failure::{Failure, error_type},
 };
 use crate::{
     config,
     domain::{AccessToken, Application, CredentialDirectory, DirectoryError, Found, Secret, UserId},
+    telemetry::DatabaseOperation,
 };
 
 /// The operator's side.
@@ -222,17 +223,15 @@ impl Credentials {
     }
 
     async fn application(&self, key: &str) -> Result<Option<Arc<Application>>, CredentialError> {
-        let Some(model) = application::Entity::find_by_id(key).one(&self.store.db).await? else {
-            return Ok(None);
-        };
+        let found = self.look_up(application::Entity::find_by_id(key).one(&self.store.db)).await?;
+        let Some(model) = found else { return Ok(None) };
         let secret = self.open(&model.key_id, &model.sealed_secret, &app_row(key))?;
         Ok(Some(Arc::new(Application { secret, suspended: model.suspended })))
     }
 
     async fn token(&self, token: &str) -> Result<Option<Arc<AccessToken>>, CredentialError> {
-        let Some(model) = token::Entity::find_by_id(token).one(&self.store.db).await? else {
-            return Ok(None);
-        };
+        let found = self.look_up(token::Entity::find_by_id(token).one(&self.store.db)).await?;
+        let Some(model) = found else { return Ok(None) };
         Ok(Some(Arc::new(AccessToken {
             revoked: is_over(&model, self.store.clock.now()),
             secret: self.open(&model.key_id, &model.sealed_secret, &token_row(token))?,
@@ -240,6 +239,14 @@ impl Credentials {
             user: model.user_id,
             write: model.write_access,
         })))
+    }
+
+    /// Runs a statement, and observes it.
+    async fn look_up<T>(&self, statement: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        let timer = self.store.database.metrics.start(DatabaseOperation::Credentials);
+        let found = statement.await;
+        timer.finish(error_type(&found));
+        found
     }
 
     fn open(&self, key_id: &str, sealed: &[u8], row: &str) -> Result<Secret, CredentialError> {

@@ -43,6 +43,27 @@ impl From<&DbErr> for Failure {
     }
 }
 
+impl Failure {
+    /// The kind of a failed statement in metrics.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Conflict => "CONFLICT",
+            Self::Locked => "LOCKED",
+            Self::Duplicate => "DUPLICATE",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unusable => "UNUSABLE",
+            Self::Unprepared => "UNPREPARED",
+            Self::Rejected => "REJECTED",
+            Self::Misread => "MISREAD",
+        }
+    }
+}
+
+/// The kind of a statement's error for metrics, if it failed.
+pub fn error_type<T>(result: &Result<T, DbErr>) -> Option<&'static str> {
+    result.as_ref().err().map(|error| Failure::from(error).name())
+}
+
 pub fn sqlx_error(error: sqlx::Error) -> DbErr {
     DbErr::Query(RuntimeErr::SqlxError(error.into()))
 }

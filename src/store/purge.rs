@@ -15,9 +15,9 @@ use super::{
     Store,
     connect::Database,
     destroy::{BatchConnection, Kind, Ready},
-    failure::{Failure, message},
+    failure::{Failure, error_type, message},
 };
-use crate::config::purge;
+use crate::{config::purge, telemetry::DatabaseOperation};
 
 /// Why a step failed. It can be repeated. The text may be shown to an operator, never to a client.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,21 @@ pub struct PurgeBacklog {
     pub newest: Option<DateTime<Utc>>,
 }
 
+/// The queue, counted to a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PurgeQueue {
+    /// No more than the limit.
+    pub rows: i64,
+    /// Seconds since the earliest destroy of them; 0 where there is none.
+    pub oldest_age: i64,
+}
+
+#[derive(Debug, Default, FromQueryResult)]
+struct CountedRows {
+    counted: i64,
+    oldest: Option<DateTime<Utc>>,
+}
+
 /// Erases step by step, over a connection of its own.
 pub struct Purger {
     database: Database,
@@ -133,6 +148,11 @@ SELECT count(*) FILTER (WHERE is_purgeable) AS purgeable, count(*) FILTER (WHERE
     AND NOT EXISTS (SELECT 1 FROM collections WHERE collections.id = purge_queue.id) AS is_purgeable
   FROM purge_queue WHERE since <= $1) AS queued";
 
+/// Reads one table: a service without further rights has SELECT on that. The rows have no index by age, so that all that are
+/// counted are read.
+const QUEUE: &str = "\
+SELECT count(*) AS counted, min(since) AS oldest FROM (SELECT since FROM purge_queue LIMIT $1) AS queued";
+
 impl PurgeLimits {
     /// Of a purge next to a service.
     #[must_use]
@@ -170,6 +190,21 @@ impl Store {
             erased: Vec::new(),
             rewriter: sqlite::Rewriter::new(limits),
         }
+    }
+
+    /// Counts the rows of the queue, to this limit, so that it takes no longer than that many.
+    ///
+    /// # Errors
+    /// The database failed, or the role may not read the queue.
+    pub async fn purge_queue(&self, limit: i64) -> Result<PurgeQueue, PurgeError> {
+        let query = Statement::from_sql_and_values(self.backend(), QUEUE, [limit.into()]);
+        let timer = self.database.metrics.start(DatabaseOperation::Purge);
+        let counted = CountedRows::find_by_statement(query).one(&self.db);
+        let counted = timeout(purge::STEP_BOUND, counted).await.map_err(|_elapsed| PurgeError::Timeout)?;
+        timer.finish(error_type(&counted));
+        let CountedRows { counted: rows, oldest } = counted?.unwrap_or_default();
+        let age = oldest.map_or(0, |oldest| (self.clock.now() - oldest).num_seconds().max(0));
+        Ok(PurgeQueue { rows, oldest_age: age })
     }
 
     /// Counts the rows of the queue, up to this time if there is one, which takes as long as the queue is.
@@ -246,12 +281,16 @@ impl Purger {
     }
 
     async fn erase_chunk(&mut self, candidates: &[Candidate]) -> Result<Chunk, DbErr> {
-        match self.connection.ready().await? {
+        let ready = self.connection.ready().await?;
+        let timer = self.database.metrics.start(DatabaseOperation::Purge);
+        let erased = match ready {
             Ready::Postgres(connection) => postgres::erase(connection, candidates, self.batch).await,
             Ready::Sqlite(transaction, file) => {
                 sqlite::erase(transaction, file, candidates, self.batch).await
             }
-        }
+        };
+        timer.finish(error_type(&erased));
+        erased
     }
 
     fn record(&mut self, chunk: Chunk) -> Purged {

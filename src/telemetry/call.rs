@@ -4,12 +4,13 @@ use std::{
     borrow::Cow,
     fmt::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::time::Instant;
 use tracing::field::{DisplayValue, display};
 
-use super::milliseconds;
+use super::{CallOutcome, HttpRequest, Metrics, Observed, milliseconds};
 use crate::{
     config,
     domain::{CollectionId, DestroyFailure, Destroyed, UserId},
@@ -23,6 +24,7 @@ pub struct CallRecord(Arc<Inner>);
 struct Inner {
     started: Instant,
     fields: Mutex<CallFields>,
+    metrics: Metrics,
 }
 
 /// What is known of a call. Fields that are `None` are left out of its line.
@@ -55,12 +57,20 @@ pub struct CallFields {
     pub replayed: Option<bool>,
     /// Why the call failed, for an operator.
     pub error: Option<Arc<str>>,
-    /// The error's reason, `Ok`, or another outcome. `None`: the caller disconnected, or the call was aborted.
-    pub outcome: Option<&'static str>,
+    /// `None`: the caller disconnected, or the call was aborted.
+    pub outcome: Option<CallOutcome>,
     /// Whether an operator has to act.
     pub is_fault: bool,
+    /// Whether the call had a place among those in flight.
+    pub is_admitted: bool,
     /// Whether no line is written: refused calls are logged together.
     pub is_silent: bool,
+    /// `http.route`, of a REST request for a path that is served.
+    pub http_route: Option<&'static str>,
+    /// Whether a REST request was sent over TLS.
+    pub is_secure: bool,
+    /// The trace id of a call whose trace is recorded: the exemplar of its duration.
+    pub sampled_trace_id: Option<Box<str>>,
 }
 
 /// A value from outside, of which no more than [`config::telemetry::VALUE_LIMIT`] bytes are shown.
@@ -86,7 +96,7 @@ macro_rules! log_call {
             collection.id = $fields.collection.map(display),
             replayed = *replayed,
             error = $fields.error.as_deref(),
-            outcome = $fields.outcome.unwrap_or("Cancelled"),
+            outcome = $fields.outcome.unwrap_or(CallOutcome::Cancelled).log_name(),
             duration_ms = $duration,
             "{}",
             if $fields.rpc_method.is_some() { "call" } else { "request" }
@@ -97,8 +107,12 @@ macro_rules! log_call {
 impl CallRecord {
     /// Starts the call's clock.
     #[must_use]
-    pub fn new(fields: CallFields) -> Self {
-        Self(Arc::new(Inner { started: Instant::now(), fields: Mutex::new(fields) }))
+    pub fn new(fields: CallFields, metrics: &Metrics) -> Self {
+        Self(Arc::new(Inner {
+            started: Instant::now(),
+            fields: Mutex::new(fields),
+            metrics: metrics.clone(),
+        }))
     }
 
     /// The fields, to fill in. Not to be held across an await.
@@ -111,11 +125,11 @@ impl CallRecord {
         let mut fields = self.fields();
         match result {
             Ok(destroyed) => {
-                fields.outcome = Some("Ok");
+                fields.outcome = Some(CallOutcome::Ok);
                 fields.replayed = (*destroyed == Destroyed::Before).then_some(true);
             }
             Err(failure) => {
-                fields.outcome = Some(failure.error.row().reason);
+                fields.outcome = Some(CallOutcome::Failed(failure.error));
                 fields.is_fault = failure.error.is_fault();
                 fields.error = failure.cause.clone();
             }
@@ -129,11 +143,13 @@ impl CallRecord {
     }
 }
 
-/// The line is written when the last clone is dropped: after the answer, or when the call is aborted.
+/// The call is counted, and its line is written, when the last clone is dropped: after the answer, or when the call is aborted.
 impl Drop for Inner {
     fn drop(&mut self) {
-        let duration_ms = milliseconds(self.started.elapsed());
+        let duration = self.started.elapsed();
+        let duration_ms = milliseconds(duration);
         let fields = self.fields.get_mut().unwrap_or_else(PoisonError::into_inner);
+        observe(&self.metrics, fields, duration);
         if fields.is_silent {
             return;
         }
@@ -142,6 +158,26 @@ impl Drop for Inner {
         } else {
             log_call!(info, fields, duration_ms);
         }
+    }
+}
+
+fn observe(metrics: &Metrics, fields: &mut CallFields, duration: Duration) {
+    let observed = Observed {
+        outcome: fields.outcome.unwrap_or(CallOutcome::Cancelled),
+        duration,
+        is_admitted: fields.is_admitted,
+        trace_id: fields.sampled_trace_id.take(),
+    };
+    if let Some(method) = fields.rpc_method.as_deref() {
+        metrics.calls.observe_rpc(method, observed);
+    } else if let Some(method) = &fields.http_method {
+        let request = HttpRequest {
+            method: method.as_str(),
+            route: fields.http_route,
+            status: fields.http_status,
+            is_secure: fields.is_secure,
+        };
+        metrics.calls.observe_http(request, observed);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     domain::{Clock, DestroyError, DestroyFailure, Destroyed},
     net::{ClientTls, FileWatch, TlsError},
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
+    telemetry::Metrics,
 };
 
 /// Sends a request over a connection of its pool to the request's address. Boxed, because the compiler cannot prove that the
@@ -60,9 +61,16 @@ impl Upstream {
         url: UpstreamUrl,
         tls: ClientTls,
         clock: Clock,
+        metrics: Metrics,
     ) -> Result<(Self, FileWatch, Resolver), TlsError> {
         let (files, name) = (tls.files(), url.name.clone());
-        let build = move || Ok(channel(tls.load(&clock)?, name.clone()));
+        let build = move || {
+            let (config, not_after) = tls.load(&clock)?;
+            if let Some(not_after) = not_after {
+                metrics.reloads.set_certificate_expiry("--upstream-cert", not_after.timestamp());
+            }
+            Ok(channel(config, name.clone()))
+        };
         let (reload, channel) = FileWatch::load("--upstream", files, build)?;
         let scheme = url.scheme;
         let (resolver, addresses) = Resolver::new(url);

@@ -28,9 +28,9 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("grpc", &["collections", "config", "domain", "identity", "net", "proto", "rate_limit", "telemetry"]),
     ("identity", &["config", "domain"]),
-    ("jobs", &["config", "store"]),
+    ("jobs", &["config", "store", "telemetry"]),
     ("jwks", &["config", "domain", "identity"]),
-    ("net", &["config", "domain", "identity"]),
+    ("net", &["config", "domain", "identity", "telemetry"]),
     ("proto", &["config"]),
     ("rate_limit", &["config", "domain", "telemetry"]),
     ("rest", &["collections", "config", "domain", "identity", "net", "rate_limit", "telemetry"]),
@@ -52,9 +52,9 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "upstream",
         ],
     ),
-    ("store", &["config", "domain"]),
+    ("store", &["config", "domain", "telemetry"]),
     ("telemetry", &["config", "domain"]),
-    ("upstream", &["collections", "config", "domain", "net", "proto"]),
+    ("upstream", &["collections", "config", "domain", "net", "proto", "telemetry"]),
 ];
 
 /// A word, and the rooms that may hold it.

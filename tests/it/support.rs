@@ -30,7 +30,6 @@ use collections_service::{
     rest::TransportPolicy,
     server::{self, Grpc, Rest, Running, Settings},
     store::{Capacity, Credentials, KeyRing, NewCollection, Store},
-    telemetry::Metrics,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -164,7 +163,7 @@ impl App {
             purge: None,
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
-            metrics: Metrics::new(),
+            metrics: ground.store.metrics().clone(),
             clock: ground.clock.clone(),
             entropy: Entropy::default(),
         };

@@ -103,6 +103,11 @@ impl Batcher {
         groups.placement = Arc::new(placement);
     }
 
+    /// How many destroys wait in all queues.
+    pub fn queue_depth(&self) -> usize {
+        self.groups().queues.iter().map(|queue| queue.depth()).sum()
+    }
+
     pub fn placement(&self) -> Arc<Placement> {
         self.groups().placement.clone()
     }

@@ -21,6 +21,7 @@ use crate::{
         sqlite_file::SqliteFile,
         transaction::begin_write,
     },
+    telemetry::DatabaseMetrics,
 };
 
 /// Which connection is taken.
@@ -57,6 +58,11 @@ pub enum Ready<'a> {
 impl BatchConnection {
     pub fn new(database: &Database, kind: Kind) -> Self {
         Self { database: database.clone(), kind, held: None, answered_at: Instant::now() }
+    }
+
+    /// What statements are observed by.
+    pub const fn metrics(&self) -> &DatabaseMetrics {
+        &self.database.metrics
     }
 
     /// Waits for a connection, on SQLite for the write lock too.

@@ -15,9 +15,10 @@ use crate::{
     config::store,
     domain::{Clock, DestroyError, DestroyFailure, Entropy, RequestId},
     store::{
-        failure::{Failure, sqlstate},
+        failure::{Failure, error_type, sqlstate},
         status::StoreStatus,
     },
+    telemetry::{CallerMetrics, DatabaseMetrics, DatabaseOperation},
 };
 
 /// Runs batches over one connection, one after the other.
@@ -31,6 +32,7 @@ pub struct Shared {
     pub clock: Clock,
     pub entropy: Entropy,
     pub status: StoreStatus,
+    pub metrics: DatabaseMetrics,
     /// Whether a destroy is also to be published.
     pub publish: bool,
 }
@@ -72,11 +74,11 @@ impl Executor {
         add_request_ids(&mut pending, &self.shared.entropy);
         let attempt = Attempt { publish: self.shared.publish, replays_first: false, lock_timeout };
         let mut batch = Batch::new(pending, attempt);
-        let sent = send(ready, &mut batch, &self.shared.clock).await;
+        let sent = send(ready, &mut batch, &self.shared).await;
         let (mut batches, mut locked) = self.settle(batch, sent).await;
         while let Some(mut batch) = batches.pop() {
             let ready = timeout(store::STATEMENT_BOUND, self.connection.ready()).await;
-            let sent = send(ready, &mut batch, &self.shared.clock).await;
+            let sent = send(ready, &mut batch, &self.shared).await;
             let (more, still_locked) = self.settle(batch, sent).await;
             batches.extend(more);
             locked.extend(still_locked);
@@ -92,7 +94,7 @@ impl Executor {
     ) -> (Vec<Batch>, Vec<Pending>) {
         let error = match sent {
             Ok(outcomes) => {
-                batch.pending = complete(batch.pending, outcomes);
+                batch.pending = complete(batch.pending, outcomes, &self.shared.metrics.metrics().callers);
                 // Other calls took their rows in between.
                 return (retry_conflict(batch, &"the destroys kept being overtaken").await, Vec::new());
             }
@@ -213,7 +215,7 @@ fn add_request_ids(pending: &mut [Pending], entropy: &Entropy) {
 async fn send(
     ready: Result<Result<Ready<'_>, DbErr>, Elapsed>,
     batch: &mut Batch,
-    clock: &Clock,
+    shared: &Shared,
 ) -> Result<Vec<RowOutcome>, DbErr> {
     let now = Instant::now();
     batch.pending =
@@ -222,10 +224,17 @@ async fn send(
         return Ok(Vec::new());
     }
     let ready = ready.map_err(|_elapsed| no_answer())??;
-    batch.pending.iter_mut().for_each(|pending| pending.is_sent = true);
+    let observed = &shared.metrics.metrics().database;
+    for wait in batch.pending.iter_mut().filter_map(|pending| pending.mark_sent(now)) {
+        observed.observe_queue_wait(wait);
+    }
+    observed.observe_batch(batch.pending.len());
     let destroys: Vec<&Destroy> = batch.pending.iter().map(|pending| &pending.destroy).collect();
-    let statement = ready.destroy(&destroys, batch.attempt, clock.now());
-    timeout(store::STATEMENT_BOUND, statement).await.map_err(|_elapsed| no_answer())?
+    let timer = shared.metrics.start(DatabaseOperation::Destroy);
+    let statement = ready.destroy(&destroys, batch.attempt, shared.clock.now());
+    let sent = timeout(store::STATEMENT_BOUND, statement).await.map_err(|_elapsed| no_answer())?;
+    timer.finish(error_type(&sent));
+    sent
 }
 
 /// Runs a batch again in a moment, a bounded number of times.
@@ -244,11 +253,16 @@ async fn retry_conflict(mut batch: Batch, cause: &impl fmt::Display) -> Vec<Batc
 }
 
 /// Completes each destroy; returns those that have to be run again.
-fn complete(batch: Vec<Pending>, outcomes: Vec<RowOutcome>) -> Vec<Pending> {
+fn complete(batch: Vec<Pending>, outcomes: Vec<RowOutcome>, callers: &CallerMetrics) -> Vec<Pending> {
     let overtaken =
         batch.into_iter().zip(outcomes).filter_map(|(pending, outcome)| match outcome.outcome() {
-            Some(outcome) => {
-                pending.complete(outcome);
+            Some(result) => {
+                // A replay of the service's own request is a destroy whose answer was lost.
+                let is_own = pending.has_own_request_id && outcome == RowOutcome::Replayed;
+                if is_own || outcome == RowOutcome::Destroyed {
+                    callers.count(pending.destroy.caller.as_deref());
+                }
+                pending.complete(result);
                 None
             }
             None => Some(pending),

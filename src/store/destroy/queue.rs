@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -25,6 +26,7 @@ pub struct Pending {
     pub has_own_request_id: bool,
     /// Whether a statement with it was sent: without an answer, its outcome is unknown.
     pub is_sent: bool,
+    submitted: Instant,
     reply: oneshot::Sender<Outcome>,
 }
 
@@ -45,7 +47,14 @@ impl Pending {
     /// The destroy, and where its outcome will be received.
     pub fn new(destroy: Destroy) -> (Self, oneshot::Receiver<Outcome>) {
         let (reply, outcome) = oneshot::channel();
-        (Self { destroy, has_own_request_id: false, is_sent: false, reply }, outcome)
+        let submitted = Instant::now();
+        (Self { destroy, has_own_request_id: false, is_sent: false, submitted, reply }, outcome)
+    }
+
+    /// Marks it as sent. Returns how long it has waited for that, the first time.
+    pub fn mark_sent(&mut self, now: Instant) -> Option<Duration> {
+        let is_first = !mem::replace(&mut self.is_sent, true);
+        is_first.then(|| now.saturating_duration_since(self.submitted))
     }
 
     /// Sends the outcome to the caller. Where the caller has disconnected, the outcome is logged.
@@ -146,6 +155,11 @@ impl Queue {
         state.pending = kept;
         drop(state);
         over.into_iter().for_each(|pending| drop(pending.in_time(now)));
+    }
+
+    /// How many destroys wait in it.
+    pub fn depth(&self) -> usize {
+        self.state().pending.len()
     }
 
     /// Accepts nothing more; what is queued is still served.
