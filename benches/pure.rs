@@ -20,7 +20,7 @@ use collections_service::{
     grpc::status_of,
     identity::oauth1::{Parameters, Request, Verifier, parse_header},
     rest::{Edge, Outcome, ReplyContext, TransportPolicy, router},
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
@@ -174,8 +174,8 @@ fn gateway(criterion: &mut Criterion) {
     };
     for (name, failure) in [("destroyed", None), ("not found", Some(DestroyError::NotFound))] {
         let (oauth1, transport, entropy) = (verifier(), TransportPolicy::default(), Entropy::default());
-        let metrics = Metrics::new();
-        let edge = Edge { oauth1, jwt: None, transport, rate_limit: None, entropy, metrics };
+        let (metrics, traces) = (Metrics::new(), Traces::default());
+        let edge = Edge { oauth1, jwt: None, transport, rate_limit: None, entropy, metrics, traces };
         let admission = Admission::new(1);
         admission.open();
         let router = router(Arc::new(Answer(failure)), admission, edge);

@@ -19,6 +19,7 @@ mod rate_limit;
 mod serve;
 mod signal;
 mod tombstones;
+mod traces;
 mod verify;
 
 use std::{

@@ -10,6 +10,7 @@ use crate::{
     domain::{CollectionId, DestroyFailure, Destroyed, RequestId},
     identity::AuthenticatedUser,
     store::{Destroy, Store},
+    telemetry::CallTrace,
 };
 
 pub use admission::{Admission, Holder, Permit};
@@ -26,12 +27,16 @@ pub struct DestroyCall {
     pub context: CallContext,
 }
 
-/// What relates a call to others in logs and traces. It is forwarded as it was received.
+/// What relates a call to others in logs and traces.
 #[derive(Clone, Debug, Default)]
 pub struct CallContext {
     /// The header `x-request-id`.
     pub request_id: Option<Box<str>>,
+    /// The call's place in its trace.
+    pub trace: CallTrace,
+    /// The header `traceparent` as it was received. It is forwarded where traces are off.
     pub traceparent: Option<Box<str>>,
+    /// The header `tracestate` as it was received.
     pub tracestate: Option<Box<str>>,
 }
 
@@ -64,9 +69,10 @@ impl Local {
     /// [`crate::domain::DestroyError::NotOwner`], [`crate::domain::DestroyError::NotFound`], or that the store could not do it
     /// in time.
     pub async fn destroy(&self, call: DestroyCall) -> Result<Destroyed, DestroyFailure> {
-        let DestroyCall { user, id, request_id, deadline, context: _ } = call;
+        let DestroyCall { user, id, request_id, deadline, context } = call;
         let caller = user.caller().map(|caller| caller.to_string());
-        self.store.destroy(Destroy { id, user: user.user(), request_id, caller, deadline }).await
+        let span = context.trace.recorded().cloned();
+        self.store.destroy(Destroy { id, user: user.user(), request_id, caller, deadline, span }).await
     }
 }
 

@@ -12,6 +12,7 @@ pub mod rate_limit;
 pub mod store;
 pub mod telemetry;
 pub mod tombstones;
+pub mod traces;
 pub mod upstream;
 pub mod verify;
 

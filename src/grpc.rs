@@ -23,7 +23,7 @@ use crate::{
     identity::Callers,
     proto::collections_service_server::{CollectionsServiceServer, SERVICE_NAME},
     rate_limit::RateLimit,
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 
 use auxiliary::{Auxiliary, Kind};
@@ -55,6 +55,7 @@ pub fn public_routes(
     callers: &Callers,
     caller_rate_limit: Option<RateLimit>,
     metrics: &Metrics,
+    traces: Traces,
 ) -> Result<PublicRoutes, tonic_reflection::server::Error> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -72,7 +73,7 @@ pub fn public_routes(
         .accept_compressed(CompressionEncoding::Gzip)
         .max_decoding_message_size(calls::MESSAGE_LIMIT);
     Ok(PublicRoutes(Arc::new(Services {
-        rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit, metrics.clone()),
+        rpc: Pipeline::new(server, admission, callers.clone(), caller_rate_limit, metrics.clone(), traces),
         health: health_limits.wrap(Kind::Health, health.service.clone()),
         reflection: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1)),
         reflection_v1alpha: reflection_limits.wrap(Kind::Reflection, BoxCloneSyncService::new(v1alpha)),

@@ -9,7 +9,7 @@
 //! Afterwards [`jobs`] erases the entries of what was destroyed.
 //!
 //! [`domain`] has the types that all modules share, [`config`] every limit by name, [`rate_limit`] the counters of users and
-//! callers, [`jwks`] the key sets of token issuers, [`telemetry`] log and metrics, [`proto`] the generated contract. [`server`]
+//! callers, [`jwks`] the key sets of token issuers, [`telemetry`] log, metrics and traces, [`proto`] the generated contract. [`server`]
 //! composes them, and [`cli`] has the commands.
 //!
 //! # Invariants

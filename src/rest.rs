@@ -15,7 +15,7 @@ use crate::{
     domain::{DestroyError, Entropy},
     identity::{jwt, oauth1},
     rate_limit::RateLimit,
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 
 use handler::Gateway;
@@ -35,6 +35,7 @@ pub struct Edge {
     pub rate_limit: Option<RateLimit>,
     pub entropy: Entropy,
     pub metrics: Metrics,
+    pub traces: Traces,
 }
 
 /// Refuses a request for which there is no memory, and counts it.

@@ -40,7 +40,7 @@ use crate::{
     },
     rest::{self, Edge},
     store::{CredentialCache, Credentials, PurgeLimits, Store},
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
     upstream::{Upstream, UpstreamUrl},
 };
 
@@ -61,6 +61,7 @@ pub struct Running {
     _background: JoinSet<()>,
     lifecycle: Lifecycle,
     drain: Duration,
+    traces: Traces,
 }
 
 impl Running {
@@ -92,6 +93,7 @@ impl Running {
             clock: settings.clock,
             entropy: settings.entropy.clone(),
             metrics: metrics.clone(),
+            traces: settings.traces.clone(),
             jwt: None,
             jwks: None,
             background: JoinSet::new(),
@@ -151,6 +153,7 @@ impl Running {
             store,
             lifecycle: lifecycle.clone(),
             drain: settings.drain,
+            traces: settings.traces,
         };
         if let Some(BoundListener { listener, service, tls }) = grpc {
             let (of_listener, metrics) = (metrics.listeners.of("grpc"), metrics.clone());
@@ -187,7 +190,10 @@ impl Running {
         self.health.set_draining().await;
         let is_finished = self.lifecycle.drain(deadline).await;
         self.admission.log_refusals();
-        is_finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok()
+        let is_finished = is_finished && tokio::time::timeout_at(deadline, self.store.close()).await.is_ok();
+        // Every call has ended, and so has its span.
+        self.traces.shut_down(deadline).await;
+        is_finished
     }
 }
 
@@ -203,6 +209,7 @@ struct Loader {
     clock: Clock,
     entropy: Entropy,
     metrics: Metrics,
+    traces: Traces,
     jwt: Option<Verifier>,
     jwks: Option<Jwks>,
     background: JoinSet<()>,
@@ -250,6 +257,7 @@ impl Loader {
             &callers,
             grpc.caller_rate_limit,
             &self.metrics,
+            self.traces.clone(),
         )?;
         Ok(BoundListener { listener, service, tls })
     }
@@ -274,6 +282,7 @@ impl Loader {
             rate_limit: rest.rate_limit,
             entropy: self.entropy.clone(),
             metrics: self.metrics.clone(),
+            traces: self.traces.clone(),
         };
         Ok(BoundListener { listener, service: rest::router(api, admission.clone(), edge), tls })
     }

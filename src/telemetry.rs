@@ -1,8 +1,9 @@
-//! The log (one line a call, on standard error, as JSON for machines or as text for people) and metrics for Prometheus.
+//! The log (one line a call, on standard error, as JSON for machines or as text for people), metrics for Prometheus, and traces.
 
 mod call;
 mod metrics;
 mod outcome;
+mod trace;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Stderr, Write},
@@ -21,6 +22,10 @@ pub use metrics::{
     MetricsFormat, Observed, OpenConnection, ReloadMetrics, known_rpc_method,
 };
 pub use outcome::CallOutcome;
+pub use trace::{
+    CallSpan, CallTrace, ClientSpan, CollectorTls, ExportLimits, OtlpEndpoint, OtlpEndpointError,
+    SampleRatio, SampleRatioError, Sampling, TraceError, TraceHeaders, TraceSettings, Traces,
+};
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -25,6 +25,7 @@ use crate::{
     rest::{self, TransportPolicy},
     server::{Grpc, Rest, Rpc, Running, Settings, StartError},
     store::{Capacity, CredentialError, Credentials, KeyRing, NewCollection, Store},
+    telemetry::Traces,
 };
 
 #[derive(Debug, clap::Args)]
@@ -129,6 +130,7 @@ async fn serve(
         max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(3),
         metrics: store.metrics().clone(),
+        traces: Traces::default(),
         clock: Clock::System,
         entropy: entropy.clone(),
     };

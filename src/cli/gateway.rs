@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::{
     Exit, address::Address, credentials::read_keys, edge::Edge, jwt::JwtArgs, rate_limit::RateLimitArgs,
-    serve::run_settings,
+    serve::run_settings, traces::TraceArgs,
 };
 use crate::{
     config::{self, DatabaseUrl},
@@ -57,6 +57,8 @@ pub struct Args {
     /// Seconds that accepted requests have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 pub async fn run(args: Args) -> Result<(), Exit> {
@@ -103,6 +105,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
         max_in_flight: config::calls::IN_FLIGHT as usize,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,
+        traces: args.traces.start("collections-gateway", &entropy)?,
         clock: Clock::System,
         entropy,
     })

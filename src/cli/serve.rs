@@ -11,6 +11,7 @@ use super::{
     purge::PaceArgs,
     rate_limit::{self, RateLimitArgs},
     signal::Stop,
+    traces::TraceArgs,
 };
 use crate::{
     config::{self, DatabaseUrl},
@@ -76,6 +77,8 @@ pub struct Args {
     /// Seconds that accepted calls have to finish after SIGTERM
     #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     drain_seconds: u64,
+    #[command(flatten)]
+    traces: TraceArgs,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -255,6 +258,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
         max_in_flight: args.max_in_flight as usize,
         drain: Duration::from_secs(args.drain_seconds),
         metrics,
+        traces: args.traces.start("collections-service", &entropy)?,
         clock: Clock::System,
         entropy,
     })

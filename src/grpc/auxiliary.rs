@@ -25,7 +25,7 @@ use crate::{
     domain::{DestroyError, GrpcCode},
     identity::{Callers, Peer},
     net::body::{self, BodyError},
-    telemetry::{CallOutcome, CallRecord, Metrics},
+    telemetry::{CallOutcome, CallRecord, Metrics, Traces},
 };
 
 /// Which of the two a service is.
@@ -79,7 +79,8 @@ impl<S> AuxiliaryService<S> {
         let (parts, body) = request.into_parts();
         if let Err(failure) = self.limits.callers.service(parts.extensions.get::<Peer>()) {
             let error = failure.error;
-            CallRecord::new(fields(&parts), &self.limits.metrics).finish(&Err(failure));
+            let fields = fields(&parts, &Traces::default());
+            CallRecord::new(fields, &self.limits.metrics).finish(&Err(failure));
             return status_of(error).into_http();
         }
         let record = CallRecord::new(silent_fields(parts.uri.path()), &self.limits.metrics);

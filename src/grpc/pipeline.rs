@@ -23,7 +23,7 @@ use crate::{
     identity::{Callers, Peer},
     net::body::{self, BodyError},
     rate_limit::{Key, RateLimit},
-    telemetry::{CallFields, CallOutcome, CallRecord, Cut, Metrics, known_rpc_method},
+    telemetry::{CallFields, CallOutcome, CallRecord, Cut, Metrics, Traces, known_rpc_method},
 };
 
 /// A service behind the pipeline. It gets requests with their whole body and an [`AuthenticatedCall`] in their extensions.
@@ -41,6 +41,7 @@ struct Checks {
     callers: Callers,
     caller_rate_limit: Option<RateLimit>,
     metrics: Metrics,
+    traces: Traces,
 }
 
 impl<S> Pipeline<S>
@@ -54,9 +55,11 @@ where
         callers: Callers,
         caller_rate_limit: Option<RateLimit>,
         metrics: Metrics,
+        traces: Traces,
     ) -> Self {
         metrics.calls.expect_grpc();
-        Self { inner, checks: Arc::new(Checks { admission, callers, caller_rate_limit, metrics }) }
+        let checks = Checks { admission, callers, caller_rate_limit, metrics, traces };
+        Self { inner, checks: Arc::new(checks) }
     }
 
     /// Serves a call, or refuses it.
@@ -78,7 +81,7 @@ where
 {
     async fn serve(self, request: Request<Incoming>) -> Response<Body> {
         let (parts, body) = request.into_parts();
-        let record = CallRecord::new(fields(&parts), &self.checks.metrics);
+        let record = CallRecord::new(fields(&parts, &self.checks.traces), &self.checks.metrics);
         let deadline = record.started() + timeout(&parts.headers);
         let checks = self.checks.clone();
         // Pinned here, because a future of this size is expensive to move.
@@ -162,7 +165,7 @@ fn is_one_message(body: &[u8]) -> bool {
     }
 }
 
-pub(super) fn fields(parts: &Parts) -> CallFields {
+pub(super) fn fields(parts: &Parts, traces: &Traces) -> CallFields {
     let header = |name: &str| {
         let text = parts.headers.get(name).and_then(|value| value.to_str().ok());
         text.map(|text| Cut(text).copy())
@@ -171,7 +174,7 @@ pub(super) fn fields(parts: &Parts) -> CallFields {
         rpc_method: Some(method(parts.uri.path())),
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: header("x-request-id"),
-        traceparent: header("traceparent"),
+        trace: traces.start_call(&parts.headers),
         ..CallFields::default()
     }
 }

@@ -47,7 +47,8 @@ impl Collections {
             "" => None,
             text => Some(text.parse().map_err(|_error| invalid(DestroyError::RequestIdInvalid, text))?),
         };
-        let call = DestroyCall { user, id, request_id, deadline, context: CallContext::default() };
+        let context = CallContext { trace: record.fields().trace.clone(), ..CallContext::default() };
+        let call = DestroyCall { user, id, request_id, deadline, context };
         self.local.destroy(call).await
     }
 }

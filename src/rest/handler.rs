@@ -20,7 +20,7 @@ use crate::{
         oauth1::{self, Origin, Parameters, Scheme, is_form},
     },
     rate_limit,
-    telemetry::{CallFields, CallRecord, Cut, Metrics},
+    telemetry::{CallFields, CallRecord, CallTrace, Cut, Metrics, Traces},
 };
 
 /// The gateway's parts.
@@ -68,8 +68,8 @@ impl Gateway {
             realm: realm.to_owned(),
             ..ReplyContext::default()
         };
-        let fields = CallFields { is_secure, ..fields(&parts, &context.transaction) };
-        let record = CallRecord::new(fields, &self.edge.metrics);
+        let fields = fields(&parts, &context.transaction, &self.edge.traces);
+        let record = CallRecord::new(CallFields { is_secure, ..fields }, &self.edge.metrics);
         let refused =
             if transport.require_tls && !is_secure { Some(EdgeError::TlsRequired) } else { refused };
         let mut body = RequestBody::new(&parts, body);
@@ -160,7 +160,8 @@ impl Gateway {
         })?;
         record.fields().collection = Some(id);
         let request_id = idempotency_key(&parts.headers)?;
-        let context = call_context(&parts.headers, &context.transaction);
+        let trace = record.fields().trace.clone();
+        let context = call_context(&parts.headers, &context.transaction, trace);
         self.api.destroy(DestroyCall { user, id, request_id, deadline, context }).await
     }
 
@@ -257,7 +258,7 @@ pub fn record_refusal<B>(request: &Request<B>, metrics: &Metrics) {
     CallRecord::new(fields, metrics).finish(&Err(DestroyError::Overloaded.into()));
 }
 
-fn fields(parts: &Parts, transaction: &str) -> CallFields {
+fn fields(parts: &Parts, transaction: &str, traces: &Traces) -> CallFields {
     let host = authority(parts).and_then(|authority| authority.rsplit('@').next());
     CallFields {
         http_method: Some(parts.method.clone()),
@@ -267,16 +268,17 @@ fn fields(parts: &Parts, transaction: &str) -> CallFields {
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: Some(Cut(text(&parts.headers, "x-request-id").unwrap_or(transaction)).copy()),
         transaction: Some(transaction.into()),
-        traceparent: text(&parts.headers, "traceparent").map(|text| Cut(text).copy()),
+        trace: traces.start_call(&parts.headers),
         ..CallFields::default()
     }
 }
 
 /// What is forwarded with the call. Without an `x-request-id` the transaction id takes its place, so that the log lines of
 /// the gateway and of the RPC can be joined.
-fn call_context(headers: &HeaderMap, transaction: &str) -> CallContext {
+fn call_context(headers: &HeaderMap, transaction: &str, trace: CallTrace) -> CallContext {
     CallContext {
         request_id: Some(text(headers, "x-request-id").unwrap_or(transaction).into()),
+        trace,
         traceparent: text(headers, "traceparent").map(Into::into),
         tracestate: text(headers, "tracestate").map(Into::into),
     }

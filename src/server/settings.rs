@@ -12,7 +12,7 @@ use crate::{
     rate_limit::{RateLimit, Redis},
     rest::TransportPolicy,
     store::{KeyRing, KeyRingError},
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
     upstream::UpstreamUrl,
 };
 
@@ -32,6 +32,7 @@ pub struct Settings {
     /// The longest wait for accepted calls after a signal to stop.
     pub drain: Duration,
     pub metrics: Metrics,
+    pub traces: Traces,
     pub clock: Clock,
     pub entropy: Entropy,
 }

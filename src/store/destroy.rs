@@ -15,7 +15,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Store;
-use crate::domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, RequestId, UserId};
+use crate::{
+    domain::{CollectionId, DestroyError, DestroyFailure, Destroyed, RequestId, UserId},
+    telemetry::CallSpan,
+};
 
 pub use batcher::{BatchDriver, Batcher};
 pub use connection::{BatchConnection, Kind, Ready};
@@ -33,6 +36,8 @@ pub struct Destroy {
     pub caller: Option<String>,
     /// After it, the statement is not sent any more.
     pub deadline: Instant,
+    /// The recorded span of the call, which the statement's span is below or linked with.
+    pub span: Option<CallSpan>,
 }
 
 pub(super) type Outcome = Result<Destroyed, DestroyFailure>;

@@ -1,4 +1,6 @@
-//! The record of one call: everything known of it, logged as one event.
+//! The record of one call: everything known of it, logged as one event, and recorded as one span.
+
+mod span;
 
 use std::{
     borrow::Cow,
@@ -10,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::field::{DisplayValue, display};
 
-use super::{CallOutcome, HttpRequest, Metrics, Observed, milliseconds};
+use super::{CallOutcome, HttpRequest, Metrics, Observed, milliseconds, trace::CallTrace};
 use crate::{
     config,
     domain::{CollectionId, DestroyFailure, Destroyed, UserId},
@@ -46,7 +48,8 @@ pub struct CallFields {
     pub request_id: Option<Box<str>>,
     /// `transaction.id`: the response's `x-transaction-id`, of a REST request.
     pub transaction: Option<Box<str>>,
-    pub traceparent: Option<Box<str>>,
+    /// The call's place in its trace. Its span ends with the record.
+    pub trace: CallTrace,
     /// The calling service or application, as in the audit trail.
     pub caller: Option<Arc<str>>,
     /// `enduser.id`
@@ -69,8 +72,6 @@ pub struct CallFields {
     pub http_route: Option<&'static str>,
     /// Whether a REST request was sent over TLS.
     pub is_secure: bool,
-    /// The trace id of a call whose trace is recorded: the exemplar of its duration.
-    pub sampled_trace_id: Option<Box<str>>,
 }
 
 /// A value from outside, of which no more than [`config::telemetry::VALUE_LIMIT`] bytes are shown.
@@ -90,7 +91,8 @@ macro_rules! log_call {
             client.address = client.as_deref(),
             request.id = $fields.request_id.as_deref().map(cut),
             transaction.id = $fields.transaction.as_deref(),
-            traceparent = $fields.traceparent.as_deref().map(cut),
+            trace_id = $fields.trace.trace_id().map(display),
+            span_id = $fields.trace.span_id().map(display),
             caller = caller.as_deref().map(cut),
             enduser.id = $fields.user.map(display),
             collection.id = $fields.collection.map(display),
@@ -143,13 +145,17 @@ impl CallRecord {
     }
 }
 
-/// The call is counted, and its line is written, when the last clone is dropped: after the answer, or when the call is aborted.
+/// The call is counted, its line written and its span ended when the last clone is dropped: after the answer, or when the call is
+/// aborted.
 impl Drop for Inner {
     fn drop(&mut self) {
         let duration = self.started.elapsed();
         let duration_ms = milliseconds(duration);
         let fields = self.fields.get_mut().unwrap_or_else(PoisonError::into_inner);
         observe(&self.metrics, fields, duration);
+        if let Some(span) = fields.trace.recorded() {
+            span::end(span, fields);
+        }
         if fields.is_silent {
             return;
         }
@@ -161,12 +167,12 @@ impl Drop for Inner {
     }
 }
 
-fn observe(metrics: &Metrics, fields: &mut CallFields, duration: Duration) {
+fn observe(metrics: &Metrics, fields: &CallFields, duration: Duration) {
     let observed = Observed {
         outcome: fields.outcome.unwrap_or(CallOutcome::Cancelled),
         duration,
         is_admitted: fields.is_admitted,
-        trace_id: fields.sampled_trace_id.take(),
+        trace_id: fields.trace.recorded().map(|span| span.trace_id().to_string().into()),
     };
     if let Some(method) = fields.rpc_method.as_deref() {
         metrics.calls.observe_rpc(method, observed);

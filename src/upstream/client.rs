@@ -23,11 +23,14 @@ use super::{balancer::Balancer, resolver::Resolver, url::UpstreamUrl};
 use crate::{
     collections::{DestroyApi, DestroyCall, DestroyFuture},
     config,
-    domain::{Clock, DestroyError, DestroyFailure, Destroyed},
+    domain::{Clock, DestroyError, DestroyFailure, Destroyed, GrpcCode},
     net::{ClientTls, FileWatch, TlsError},
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
-    telemetry::Metrics,
+    telemetry::{ClientSpan, Metrics},
 };
+
+/// The method, as spans name it.
+const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// Sends a request over a connection of its pool to the request's address. Boxed, because the compiler cannot prove that the
 /// future of the client itself is `Send`.
@@ -114,7 +117,8 @@ impl Upstream {
     async fn send(&self, address: SocketAddr, call: &DestroyCall) -> Result<Destroyed, AttemptError> {
         let origin: Uri =
             format!("{}://{address}", self.scheme).parse().map_err(unsent::<http::uri::InvalidUri>)?;
-        let request = request(call).map_err(unsent)?;
+        let span = call.context.trace.recorded().map(|call| ClientSpan::of_rpc(call, DESTROY, address));
+        let request = request(call, span.as_ref()).map_err(unsent)?;
         let channel = self.channel.borrow().clone();
         let response = CollectionsServiceClient::with_origin(channel, origin)
             .max_decoding_message_size(config::calls::MESSAGE_LIMIT)
@@ -122,6 +126,10 @@ impl Upstream {
             .await;
         if response.as_ref().err().is_none_or(|status| status.source().is_none()) {
             self.balancer.record_answer(address);
+        }
+        if let Some(span) = span {
+            let code = response.as_ref().map_or_else(Status::code, |_response| Code::Ok);
+            span.end_rpc(GrpcCode::of_number(code.into()));
         }
         match response {
             Ok(response) if response.get_ref().destroyed => Ok(Destroyed::Now),
@@ -150,21 +158,29 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// One attempt's request: the user in the metadata, and the time that is left.
-fn request(call: &DestroyCall) -> Result<Request<DestroyRequest>, http::header::InvalidHeaderValue> {
+/// One attempt's request: the user and the trace in the metadata, and the time that is left.
+fn request(
+    call: &DestroyCall,
+    span: Option<&ClientSpan>,
+) -> Result<Request<DestroyRequest>, http::header::InvalidHeaderValue> {
     let request_id = call.request_id.map(|request_id| request_id.to_string()).unwrap_or_default();
     let mut request = Request::new(DestroyRequest { id: call.id.to_string(), request_id });
     request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
     let headers = request.metadata_mut().as_mut();
     headers.insert("x-user-id", call.user.user().get().into());
+    let own = span.map(ClientSpan::headers).or_else(|| call.context.trace.headers());
+    let forwarded = |value| if own.is_none() { value } else { &None };
     for (name, value) in [
         ("x-request-id", &call.context.request_id),
-        ("traceparent", &call.context.traceparent),
-        ("tracestate", &call.context.tracestate),
+        ("traceparent", forwarded(&call.context.traceparent)),
+        ("tracestate", forwarded(&call.context.tracestate)),
     ] {
         if let Some(value) = value {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value)?);
         }
+    }
+    if let Some(own) = own {
+        own.insert_into(headers);
     }
     Ok(request)
 }

@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
             "upstream",
         ],
     ),
-    ("collections", &["config", "domain", "identity", "store"]),
+    ("collections", &["config", "domain", "identity", "store", "telemetry"]),
     ("config", &[]),
     ("domain", &[]),
     ("grpc", &["collections", "config", "domain", "identity", "net", "proto", "rate_limit", "telemetry"]),
@@ -62,7 +62,8 @@ const WORDS: [(&str, &[&str]); 10] = [
     ("sea_orm::", &["store"]),
     ("sqlx::", &["store"]),
     ("axum", &["rest", "server"]),
-    ("tonic", &["grpc", "proto", "server", "upstream", "cli"]),
+    // telemetry: what opentelemetry-otlp re-exports.
+    ("tonic", &["grpc", "proto", "server", "telemetry", "upstream", "cli"]),
     ("tonic::transport", &[]),
     ("tonic::server", &["grpc"]),
     ("tonic::service", &[]),

@@ -30,6 +30,7 @@ pub fn asked(id: i64) -> Destroy {
         request_id: None,
         caller: Some("mtls:orders".to_owned()),
         deadline: Instant::now() + Duration::from_secs(10),
+        span: None,
     }
 }
 

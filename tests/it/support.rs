@@ -30,6 +30,7 @@ use collections_service::{
     rest::TransportPolicy,
     server::{self, Grpc, Rest, Running, Settings},
     store::{Capacity, Credentials, KeyRing, NewCollection, Store},
+    telemetry::Traces,
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -164,6 +165,7 @@ impl App {
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
             metrics: ground.store.metrics().clone(),
+            traces: Traces::default(),
             clock: ground.clock.clone(),
             entropy: Entropy::default(),
         };

@@ -130,6 +130,14 @@ impl Held {
 }
 
 impl Ready<'_> {
+    /// `db.system.name`.
+    pub const fn system(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgresql",
+            Self::Sqlite(..) => "sqlite",
+        }
+    }
+
     /// Runs the destroys: the outcome of each, in their order. `Failure` of an error says whether they may have taken effect.
     pub async fn destroy(
         self,

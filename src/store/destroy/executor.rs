@@ -18,7 +18,7 @@ use crate::{
         failure::{Failure, error_type, sqlstate},
         status::StoreStatus,
     },
-    telemetry::{CallerMetrics, DatabaseMetrics, DatabaseOperation},
+    telemetry::{CallerMetrics, ClientSpan, DatabaseMetrics, DatabaseOperation},
 };
 
 /// Runs batches over one connection, one after the other.
@@ -231,10 +231,17 @@ async fn send(
     observed.observe_batch(batch.pending.len());
     let destroys: Vec<&Destroy> = batch.pending.iter().map(|pending| &pending.destroy).collect();
     let timer = shared.metrics.start(DatabaseOperation::Destroy);
+    let recorded = destroys.iter().filter_map(|destroy| destroy.span.as_ref());
+    let span = ClientSpan::of_statement(recorded, ready.system(), "destroy", destroys.len());
     let statement = ready.destroy(&destroys, batch.attempt, shared.clock.now());
-    let sent = timeout(store::STATEMENT_BOUND, statement).await.map_err(|_elapsed| no_answer())?;
-    timer.finish(error_type(&sent));
-    sent
+    let answered = timeout(store::STATEMENT_BOUND, statement).await;
+    let error = answered.as_ref().map_or(Some("TIMEOUT"), error_type);
+    timer.finish(error);
+    let outcomes = answered.map_err(|_elapsed| no_answer()).flatten();
+    if let Some((span, error)) = span.zip(error) {
+        span.end_failed(error, outcomes.as_ref().err().and_then(sqlstate));
+    }
+    outcomes
 }
 
 /// Runs a batch again in a moment, a bounded number of times.

@@ -169,6 +169,7 @@ impl Player<'_> {
             request_id: (call.request > 0).then(|| RequestId::from(uuid::Uuid::from_u128(request))),
             caller: call.has_caller.then(|| "mtls:orders".to_owned()),
             deadline: deadline(),
+            span: None,
         }
     }
 
@@ -215,6 +216,7 @@ impl Player<'_> {
             request_id: tombstone.request_id,
             caller: None,
             deadline: deadline(),
+            span: None,
         };
         let is_owner = tombstone.owner == retry.user;
         let answer = if is_owner { Ok(Destroyed::Before) } else { Err(DestroyError::NotFound) };
@@ -357,6 +359,7 @@ impl Player<'_> {
             request_id,
             caller: None,
             deadline: deadline(),
+            span: None,
         };
         let store = &self.database.store;
         let answers =

@@ -1,0 +1,132 @@
+//! Traces: a span for each recorded call, for each call of a gateway to the RPC, and for each statement, exported over OTLP.
+//! Names and attributes are those of OpenTelemetry's semantic conventions.
+
+mod call;
+mod client;
+mod context;
+mod endpoint;
+mod export;
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use opentelemetry::{
+    Context, KeyValue,
+    trace::{SpanKind, TraceContextExt, Tracer, TracerProvider},
+};
+use opentelemetry_sdk::{
+    Resource,
+    resource::{EnvResourceDetector, TelemetryResourceDetector},
+    trace::{Sampler, SdkTracer, SdkTracerProvider},
+};
+use tokio::time::Instant;
+
+use crate::config::traces;
+
+pub use call::{CallSpan, CallTrace};
+pub use client::ClientSpan;
+pub use context::TraceHeaders;
+pub use endpoint::{OtlpEndpoint, OtlpEndpointError, SampleRatio, SampleRatioError};
+pub use export::{CollectorTls, ExportLimits};
+
+use export::Exporting;
+
+/// Where traces are exported, and which.
+#[derive(Debug)]
+pub struct TraceSettings {
+    pub endpoint: OtlpEndpoint,
+    /// For an https endpoint.
+    pub tls: CollectorTls,
+    pub sampling: Sampling,
+    pub limits: ExportLimits,
+    /// `service.name`, unless the environment has another.
+    pub service: &'static str,
+    /// `service.instance.id`: unique for each process.
+    pub instance: String,
+}
+
+/// Which traces are recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// The share of traces.
+    pub ratio: SampleRatio,
+    /// Whether the caller's decision has precedence over the ratio.
+    pub follows_parent: bool,
+}
+
+/// Why traces cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    #[error("{0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    #[error("the thread that exports traces could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Starts spans and exports them; off by default. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Traces(Option<Arc<Tracing>>);
+
+#[derive(Debug)]
+struct Tracing {
+    tracer: SdkTracer,
+    exporting: Exporting,
+}
+
+impl Traces {
+    /// Starts the thread that exports spans. The collector need not be up.
+    ///
+    /// # Errors
+    /// The settings cannot be used, or the thread cannot be started.
+    pub fn start(settings: TraceSettings) -> Result<Self, TraceError> {
+        let resource = resource(&settings);
+        let (exporting, processor) =
+            Exporting::start(&settings.endpoint, settings.tls, settings.limits, &resource)?;
+        let Sampling { ratio, follows_parent } = settings.sampling;
+        let by_ratio = Sampler::TraceIdRatioBased(ratio.get());
+        let sampler = if follows_parent { Sampler::ParentBased(Box::new(by_ratio)) } else { by_ratio };
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_sampler(sampler)
+            .with_span_processor(processor)
+            .build();
+        tracing::info!(endpoint = %settings.endpoint, ratio = ratio.get(), follows_parent, "traces are exported");
+        Ok(Self(Some(Arc::new(Tracing { tracer: provider.tracer(env!("CARGO_PKG_NAME")), exporting }))))
+    }
+
+    /// Starts the span of a call with these headers, below the caller's span where the caller sent one.
+    #[must_use]
+    pub fn start_call(&self, headers: &HeaderMap) -> CallTrace {
+        let caller = context::of_headers(headers);
+        let Some(tracing) = &self.0 else { return caller.map_or(CallTrace::None, CallTrace::Caller) };
+        let parent = match caller {
+            Some(caller) => Context::new().with_remote_span_context(caller),
+            None => Context::new(),
+        };
+        // Its name is set at its end, where it is known whether it is recorded.
+        let builder = tracing.tracer.span_builder("call").with_kind(SpanKind::Server);
+        CallTrace::of_span(tracing.tracer.build_with_context(builder, &parent), &tracing.tracer)
+    }
+
+    /// Exports the last spans until the deadline, for [`traces::FLUSH_TIMEOUT`] at most. Later ones are lost.
+    pub async fn shut_down(&self, deadline: Instant) {
+        if let Some(tracing) = &self.0 {
+            tracing.exporting.shut_down(deadline.min(Instant::now() + traces::FLUSH_TIMEOUT)).await;
+        }
+    }
+}
+
+/// What the spans are of. `OTEL_RESOURCE_ATTRIBUTES` has precedence, and `OTEL_SERVICE_NAME` over that.
+fn resource(settings: &TraceSettings) -> Resource {
+    let builder = Resource::builder_empty()
+        .with_attributes([
+            KeyValue::new("service.name", settings.service),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", settings.instance.clone()),
+        ])
+        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
+    match std::env::var("OTEL_SERVICE_NAME") {
+        Ok(name) if !name.is_empty() => builder.with_service_name(name).build(),
+        _ => builder.build(),
+    }
+}
