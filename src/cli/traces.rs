@@ -5,7 +5,7 @@ use std::{env, fmt, fs, str::FromStr, time::Duration};
 use super::Exit;
 use crate::{
     config::traces,
-    domain::Entropy,
+    domain::{Entropy, Secret},
     telemetry::{CollectorTls, ExportLimits, OtlpEndpoint, SampleRatio, Sampling, TraceSettings, Traces},
 };
 
@@ -14,8 +14,8 @@ use crate::{
 pub struct TraceArgs {
     /// The collector that traces are sent to over OTLP/gRPC: http://<host>:<port> or https://<host>:<port>. Without it,
     /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; without any, there are no traces
-    #[arg(long, value_name = "URL", env = "COLLECTIONS_OTLP_ENDPOINT")]
-    otlp_endpoint: Option<OtlpEndpoint>,
+    #[arg(long, value_name = "URL", env = "COLLECTIONS_OTLP_ENDPOINT", hide_env_values = true)]
+    otlp_endpoint: Option<Secret>,
     /// The share of traces that are recorded, from 0 to 1, where the caller has not decided. Without it, OTEL_TRACES_SAMPLER or
     /// 0.01
     #[arg(long, value_name = "RATIO", env = "COLLECTIONS_OTLP_SAMPLE")]
@@ -53,8 +53,10 @@ impl TraceArgs {
 
     /// The collector, and the flag or variable that names it.
     fn endpoint(&self) -> Result<Option<(&'static str, OtlpEndpoint)>, Exit> {
-        if let Some(endpoint) = self.otlp_endpoint.clone() {
-            return Ok(Some(("--otlp-endpoint", endpoint)));
+        const FLAG: &str = "--otlp-endpoint";
+        if let Some(endpoint) = &self.otlp_endpoint {
+            // Not by clap, whose message would show a password.
+            return Ok(Some((FLAG, parse(FLAG, endpoint.expose())?)));
         }
         let names = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
         let Some((name, endpoint)) = first_of(&names)? else { return Ok(None) };

@@ -57,4 +57,5 @@ mod support;
 mod tls;
 mod tombstone_files;
 mod tombstones;
+mod traces;
 mod verify;

@@ -2,6 +2,7 @@
 
 pub mod attack;
 pub mod cluster;
+pub mod collector;
 pub mod jwt;
 pub mod oauth;
 pub mod operator;

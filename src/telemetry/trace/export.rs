@@ -128,7 +128,7 @@ impl Exporting {
         });
         let (stop, stopping) = oneshot::channel();
         let (ended, end) = oneshot::channel();
-        let worker = Worker { exporter, queue: queue.clone(), report: Report::default() };
+        let worker = Worker { exporter, queue: queue.clone(), report: Report::new(queue.clone()) };
         thread::Builder::new()
             .name("traces".to_owned())
             .spawn(move || work(&runtime, worker, stopping, ended))?;
@@ -222,8 +222,8 @@ impl Worker {
             }
         }
         let unsent = mem::take(&mut *self.queue.spans.lock().unwrap_or_else(PoisonError::into_inner));
-        self.report.lost += unsent.len() as u64;
-        self.report.log_end(&self.queue.dropped);
+        self.report.failed += unsent.len() as u64;
+        self.report.log_end();
     }
 
     /// Exports what waits. Returns the deadline when it is stopped meanwhile.
@@ -234,7 +234,7 @@ impl Worker {
         loop {
             let spans = self.queue.take();
             if spans.is_empty() {
-                self.report.log_overflow(&self.queue.dropped);
+                self.report.log_overflow();
                 return None;
             }
             let mut export = pin!(self.export(spans, None));
@@ -253,7 +253,7 @@ impl Worker {
     async fn export(&mut self, spans: Vec<SpanData>, deadline: Option<Instant>) -> bool {
         let count = spans.len() as u64;
         // Counted first: when the deadline passes, this future is dropped.
-        self.report.lost += count;
+        self.report.failed += count;
         let export = timeout(self.queue.limits.timeout, self.exporter.export(spans));
         let exported = match deadline {
             Some(deadline) => timeout_at(deadline, export).await.unwrap_or_else(Err),
@@ -264,68 +264,79 @@ impl Worker {
             Ok(Err(error)) => Some(error.to_string()),
             Err(_elapsed) => Some("no answer in time".to_owned()),
         };
+        self.report.log_change(count, error.as_deref());
+        self.report.log_overflow();
         if error.is_none() {
-            self.report.lost -= count;
+            self.report.failed -= count;
         }
-        self.report.log_change(error.as_deref());
-        self.report.log_overflow(&self.queue.dropped);
         error.is_none()
     }
 }
 
-/// What has been logged, and what is still to be: one line for each change.
-#[derive(Debug, Default)]
+/// What is counted and logged: one line for each change.
+#[derive(Debug)]
 struct Report {
-    is_failing: bool,
-    /// Spans that no collector has accepted, since the last line.
-    lost: u64,
-    /// Spans for which the queue had no place, up to the last look at it.
+    queue: Arc<Queue>,
+    /// Spans that the collector has not accepted.
+    failed: u64,
+    /// The spans lost before exports began to fail, while they fail.
+    outage: Option<u64>,
+    /// Spans for which the queue had no place, when that was last checked.
     dropped: u64,
     /// When spans were last dropped, while the beginning of that was logged and not its end.
     overflow: Option<Instant>,
 }
 
 impl Report {
-    fn log_change(&mut self, error: Option<&str>) {
-        match (self.is_failing, error) {
-            (false, Some(error)) => {
+    const fn new(queue: Arc<Queue>) -> Self {
+        Self { queue, failed: 0, outage: None, dropped: 0, overflow: None }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.queue.dropped.load(Ordering::Relaxed)
+    }
+
+    /// After an export of so many spans, which are counted as failed.
+    fn log_change(&mut self, count: u64, error: Option<&str>) {
+        let lost = self.failed - count + self.dropped();
+        match (self.outage, error) {
+            (None, Some(error)) => {
+                self.outage = Some(lost);
                 tracing::warn!(
                     error,
                     "traces cannot be exported; spans are dropped until the collector accepts them"
                 );
             }
-            (true, None) => {
-                tracing::info!(spans_lost = mem::take(&mut self.lost), "traces are exported again");
+            (Some(before), None) => {
+                self.outage = None;
+                tracing::info!(spans_lost = lost - before, "traces are exported again");
             }
-            (false, None) | (true, Some(_)) => {}
+            (None, None) | (Some(_), Some(_)) => {}
         }
-        self.is_failing = error.is_some();
     }
 
-    /// While exports fail, a full queue is no news.
-    fn log_overflow(&mut self, dropped: &AtomicU64) {
-        let total = dropped.load(Ordering::Relaxed);
-        let more = total - self.dropped;
-        self.dropped = total;
-        if self.is_failing {
-            self.lost += more;
-        } else if more > 0 {
+    fn log_overflow(&mut self) {
+        let dropped = self.dropped();
+        let more = dropped - self.dropped;
+        self.dropped = dropped;
+        // While exports fail, that is logged already.
+        if more > 0 && self.outage.is_none() {
             if self.overflow.replace(Instant::now()).is_none() {
                 tracing::warn!(
                     spans = more,
-                    "spans dropped: the queue is full; record fewer traces, or give it more places by OTEL_BSP_MAX_QUEUE_SIZE"
+                    "spans dropped: the queue is full; record fewer traces, or enlarge it by OTEL_BSP_MAX_QUEUE_SIZE"
                 );
             }
         } else if self.overflow.is_some_and(|last| last.elapsed() > traces::OVERFLOW_QUIET) {
             self.overflow = None;
-            tracing::info!(spans_dropped = total, "no more spans are dropped");
+            tracing::info!(spans_dropped = dropped, "no more spans are dropped");
         }
     }
 
-    fn log_end(&mut self, dropped: &AtomicU64) {
-        let dropped = dropped.load(Ordering::Relaxed);
-        if self.lost > 0 || dropped > 0 {
-            tracing::warn!(spans_lost = self.lost, spans_dropped = dropped, "spans were not exported");
+    fn log_end(&self) {
+        let dropped = self.dropped();
+        if self.failed > 0 || dropped > 0 {
+            tracing::warn!(spans_failed = self.failed, spans_dropped = dropped, "spans were not exported");
         }
     }
 }

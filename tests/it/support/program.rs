@@ -31,7 +31,7 @@ pub struct Program {
     pub admin: String,
 }
 
-/// The binary, without the `COLLECTIONS_` variables of the environment. A file that may not grow fails it, and does not kill it.
+/// The binary, without the `COLLECTIONS_` and `OTEL_` variables of the environment. A file that may not grow fails it, and does not kill it.
 pub fn command(arguments: &[&str]) -> Command {
     command_after("trap '' XFSZ", arguments)
 }
@@ -41,7 +41,8 @@ fn command_after(setup: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     let script = format!("{setup}; exec \"$0\" \"$@\"");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_collections-service")]);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("COLLECTIONS_")) {
+    let is_ours = |name: &str| name.starts_with("COLLECTIONS_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars().filter(|(name, _)| is_ours(name)) {
         command.env_remove(name);
     }
     command.args(arguments).kill_on_drop(true).stdin(Stdio::null());
@@ -83,7 +84,8 @@ impl Program {
         Self::start_after("trap '' XFSZ", ground, arguments).await
     }
 
-    async fn start_after(setup: &str, ground: &Ground, arguments: &[&str]) -> Self {
+    /// After this command of the shell.
+    pub async fn start_after(setup: &str, ground: &Ground, arguments: &[&str]) -> Self {
         let key_file = ground.folder.path().join("key");
         let free = "127.0.0.1:0";
         let shared = ["--rest-addr", free, "--admin-addr", free, "--credentials-key-file", path(&key_file)];
