@@ -1,7 +1,7 @@
 // Destroys collections through one Node.js client: clients.js CLIENT [ID TOKEN_SECRET]...
 //
 // Prints a line a destroy: HTTP status, what became of it (destroyed, or the 1.1 error code), and what the client
-// shows; `-` for what a client does not tell. Whoever calls this judges.
+// shows; `-` for what a client does not show. `run` compares the lines with what it expects.
 
 const { inspect, isDeepStrictEqual } = require("util");
 const { REST, CONSUMER_KEY, CONSUMER_SECRET, TOKEN } = process.env;

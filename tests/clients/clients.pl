@@ -1,7 +1,7 @@
 # Destroys collections through Debian's Twitter::API: clients.pl [ID TOKEN_SECRET]...
 #
 # Prints a line a destroy: HTTP status, what became of it (destroyed, or the 1.1 error code), and what the client shows.
-# Whoever calls this judges.
+# `run` compares the lines with what it expects.
 use v5.14;
 use warnings;
 use JSON::MaybeXS;

@@ -1,7 +1,7 @@
 """Destroys collections through one Python client: clients.py CLIENT [ID TOKEN_SECRET]...
 
 Prints a line a destroy: HTTP status, what became of it (destroyed, or the 1.1 error code), and what the client shows;
-`-` for what a client does not tell. Whoever calls this judges.
+`-` for what a client does not show. `run` compares the lines with what it expects.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Destroys collections over gRPC, knowing nothing of the service but its name: reflection.py ADDRESS [ID USER]...
 
 Prints a line for each of two health checks and for each destroy: gRPC status, what became of it (destroyed, or the
-reason in google.rpc.ErrorInfo), and what the client shows. Whoever calls this judges.
+reason in google.rpc.ErrorInfo), and what the client shows. `run` compares the lines
+with what it expects.
 """
 
 import sys

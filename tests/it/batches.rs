@@ -1,4 +1,4 @@
-//! Destroys that share a statement: each caller is told what it would have been told alone.
+//! Destroys that share a statement: each has the outcome that it would have had alone.
 
 use std::{future::Future, time::Duration};
 
@@ -42,12 +42,12 @@ pub fn of_other(id: i64) -> Destroy {
     Destroy { user: user(OTHER), ..asked(id) }
 }
 
-/// All of them at once. Where a runtime has one thread, they are in the queue together before the batcher wakes.
-/// Without the cause, which is for the log.
+/// Returns the outcome without its cause, which is for the log.
 pub async fn outcome_of(store: &Store, destroy: Destroy) -> Outcome {
     store.destroy(destroy).await.map_err(|failure| failure.error)
 }
 
+/// Destroys all of them at once. In a runtime with one thread they are all in the queue before the batcher runs.
 pub async fn together(store: &Store, destroys: impl IntoIterator<Item = Destroy>) -> Vec<Outcome> {
     let mut calls: Vec<_> = destroys.into_iter().map(|destroy| Box::pin(store.destroy(destroy))).collect();
     let mut outcomes = vec![None; calls.len()];
@@ -260,8 +260,8 @@ async fn a_batch_is_run_again_after_a_conflict() {
     assert_eq!(tombstones(&ground).await, 19);
 }
 
-/// A connection that breaks under a batch: it is run again, under request ids of the service's own, and every caller is
-/// told what happened.
+/// A connection that breaks during a batch: the batch is run again with request ids of the service's own, and every caller
+/// gets the right outcome.
 #[tokio::test]
 async fn a_batch_that_is_cut_is_run_again() {
     let ground = Ground::new(Backend::Postgres).await;

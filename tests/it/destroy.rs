@@ -146,7 +146,7 @@ async fn a_drain_ends_in_time_beside_a_silent_connection() {
     assert!(drained.is_ok(), "the drain has no bound");
 }
 
-/// What a newer client may send: fields that this service does not know yet.
+/// A message of a newer client, with fields that this service does not have.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Padded {
     #[prost(string, tag = "1")]

@@ -1,4 +1,4 @@
-//! What PostgreSQL does to a destroy: conflicts, deadlocks, a stop, a freeze. And how little is asked of it.
+//! Destroys during faults of PostgreSQL: conflicts, deadlocks, a stop, a freeze. And the number of round trips.
 
 use std::{
     sync::{Arc, Mutex},
@@ -37,7 +37,7 @@ async fn serialization_failures_are_retried() {
     assert_eq!(codes.iter().filter(|code| **code == Code::NotFound).count(), 63, "{codes:?}");
 }
 
-/// An import during a destroy, where each transaction keeps its first snapshot unless it says otherwise.
+/// An import during a destroy, where each transaction keeps its first snapshot by default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_id_in_flight_does_not_return() {
     let url = fresh_postgres().await;
@@ -62,8 +62,8 @@ async fn an_id_in_flight_does_not_return() {
     assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
 }
 
-/// Connections that fall silent, as after the fail-over of an address, give their places back: the one of the batches, and
-/// those of destroys on their own.
+/// Connections that fall silent, as after the fail-over of an address, are replaced: those of batches, and those of single
+/// destroys.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn silent_connections_are_replaced() {
     let url = fresh_postgres().await;
@@ -162,7 +162,7 @@ async fn a_deadlock_is_retried() {
     let mut rpc = app.rpc();
     let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
     let admin = app.ground.connection().await;
-    // In a batch it would give up before the deadlock is noticed; alone it waits. PostgreSQL looks for a deadlock once in
+    // In a batch it would give up before the deadlock is noticed; alone it waits. PostgreSQL checks for a deadlock once in
     // each wait, so that this one has to be young.
     tokio::time::sleep(2 * BATCH_LOCK_TIMEOUT).await;
     let waits =
@@ -199,7 +199,7 @@ async fn a_stopped_database_is_survived() {
     wait_for_health(&app, false).await;
     cluster.thaw();
     wait_for_health(&app, true).await;
-    // Whether the frozen statements took effect cannot be known from outside; a retry finds out.
+    // The client cannot see whether the frozen statements took effect; a retry does.
     let last = destroy(&mut rpc, OWNER, "custom-4", "").await;
     assert!(last.is_ok() || last.unwrap_err().code() == Code::NotFound);
     assert_eq!(app.owned_by(OWNER).await, [] as [i64; 0]);
@@ -277,7 +277,7 @@ async fn locked_rows_do_not_take_health_with_them() {
     }
 }
 
-/// What stands in the way is logged when it changes, not only whether something does.
+/// The cause is logged each time that it changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readiness_says_why_not() {
     let mut ground = Ground::new(Backend::Sqlite).await;

@@ -179,13 +179,17 @@ impl Keys {
         refused.push(("two scopes, one narrower".to_owned(), self.ec.token(&either), WriteAccessRequired));
         (either["scp"], either["scope"]) = (json!(["collections.write"]), json!(""));
         refused.push(("two scopes, one empty".to_owned(), self.ec.token(&either), WriteAccessRequired));
-        let mut nobody = claims_with("sub", None);
-        nobody["scope"] = json!("read");
+        let mut without_subject = claims_with("sub", None);
+        without_subject["scope"] = json!("read");
         for name in ["azp", "client_id"] {
             let client = self.ec.token(&claims_with(name, json!(OWNER.to_string())));
             refused.push((format!("an application's own, by {name}"), client, UserContextRequired));
         }
-        refused.push(("nobody, who may not write".to_owned(), self.ec.token(&nobody), UserContextRequired));
+        refused.push((
+            "no subject, and no write scope".to_owned(),
+            self.ec.token(&without_subject),
+            UserContextRequired,
+        ));
         refused
     }
 }
@@ -208,8 +212,9 @@ fn wrong_claims() -> Vec<WrongClaim> {
     add("iss", &[json!(slash), json!("HTTPS://ISSUER.EXAMPLE"), json!([ISSUER]), json!("")], TokenInvalid);
     let slash = format!("{AUDIENCE}/");
     add("aud", &[json!("x"), json!(""), json!([]), json!(["x", slash]), json!([7]), json!({})], TokenInvalid);
-    let nobody = ["abc", "", "0", "-1", "007", "+1", " 1", "1 ", "1.0", "1e3", "0x1", "9223372036854775808"];
-    add("sub", &nobody.map(Value::from), UserContextRequired);
+    let no_users =
+        ["abc", "", "0", "-1", "007", "+1", " 1", "1 ", "1.0", "1e3", "0x1", "9223372036854775808"];
+    add("sub", &no_users.map(Value::from), UserContextRequired);
     add("sub", &[json!("\u{661}"), json!("119476949\u{0}")], UserContextRequired);
     add("sub", &[json!(OWNER), json!(null), json!(["1"])], TokenInvalid);
     for name in ["scope", "scp"] {

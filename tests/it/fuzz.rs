@@ -1,7 +1,7 @@
 //! Whatever arrives from outside: nothing panics, nothing hangs, and what is accepted is what it should be.
 //!
 //! A target is a function that judges one input, a strategy that makes such inputs, and a test that brings them together
-//! by [`fuzz`]. `FUZZ_CASES` says how many inputs each target gets.
+//! by [`fuzz`]. `FUZZ_CASES` sets the number of inputs of each target.
 
 mod oauth;
 mod settings;
@@ -18,7 +18,7 @@ use proptest::{
 };
 use tokio::time::Instant;
 
-/// Of a target where `FUZZ_CASES` says nothing.
+/// The number of inputs of a target where `FUZZ_CASES` is not set.
 const DEFAULT_CASES: u32 = 2000;
 /// The longest that one case may take, on a machine that has much else to do.
 const CASE_BOUND: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const SILENCE_BOUND: Duration = Duration::from_secs(60);
 
 type Checked = Result<(), TestCaseError>;
 
-/// Feeds a target, and says how it gets on when there is much to do.
+/// Runs a target on its inputs, and reports the progress of long runs.
 fn fuzz<S: Strategy + 'static>(name: &'static str, inputs: fn() -> S, target: fn(S::Value) -> Checked) {
     let cases = std::env::var("FUZZ_CASES").map_or(DEFAULT_CASES, |cases| cases.parse().unwrap());
     let (progress, news) = mpsc::channel();
@@ -57,7 +57,7 @@ fn fuzz<S: Strategy + 'static>(name: &'static str, inputs: fn() -> S, target: fn
             Ok((done, slowest)) if done % 50_000 == 0 => {
                 let spent = start.elapsed().as_secs_f64();
                 let left = spent / f64::from(done) * f64::from(cases.saturating_sub(done));
-                // Past the capture of the test harness: this is for whoever waits.
+                // Not captured by the test harness, so that the progress is visible during the run.
                 let line = format!(
                     "{name}: {done} of {cases}, slowest {slowest:?}, {spent:.0} s spent, {left:.0} s left\n"
                 );

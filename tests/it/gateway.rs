@@ -1,4 +1,4 @@
-//! The gateway as a process of its own.
+//! The gateway in a process of its own.
 
 use std::{
     convert::Infallible,
@@ -199,7 +199,7 @@ async fn it_sends_again_only_what_is_safe() {
     }
 }
 
-/// The user and the rest of the time go along; nothing that the client says about them does.
+/// The authenticated user and the remaining time are forwarded; headers of the client that name them are not.
 #[tokio::test]
 async fn it_forwards_the_user_and_the_time_that_is_left() {
     let rpc = StandIn::on("127.0.0.1:0", &[Turn::Destroys]).await.unwrap();

@@ -174,7 +174,7 @@ fn check(backend: Backend) {
                 begun.elapsed()
             );
         }
-        runtime.block_on(play::play(&mut database.borrow_mut(), &history))
+        runtime.block_on(play::run(&mut database.borrow_mut(), &history))
     });
     match result {
         Ok(()) => {}

@@ -51,7 +51,7 @@ async fn open(attack: Attack, address: &str, count: usize) -> Vec<TcpStream> {
 }
 
 /// Whether the other end has closed the connection, or does so within this time.
-async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
+async fn is_closed(stream: &mut TcpStream, limit: Duration) -> bool {
     let mut buffer = [0; 4096];
     let closed = async {
         loop {
@@ -61,7 +61,7 @@ async fn is_closed(stream: &mut TcpStream, patience: Duration) -> bool {
             }
         }
     };
-    tokio::time::timeout(patience, closed).await.is_ok()
+    tokio::time::timeout(limit, closed).await.is_ok()
 }
 
 /// The connections that have been idle for the longest are evicted for new ones, which do not wait.
@@ -81,10 +81,10 @@ async fn silence_holds_no_place() {
         (Attack::Silence, program.admin.trim_start_matches("http://")),
     ] {
         let mut streams = open(attack, address, MANY).await;
-        let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+        let new_client = tokio::time::timeout(Duration::from_secs(5), async {
             destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
         });
-        assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound, "{attack:?}");
+        assert_eq!(new_client.await.expect("a new client waits"), Code::NotFound, "{attack:?}");
         let request = tokio::time::timeout(
             Duration::from_secs(5),
             send(&program.rest, form_now(&program.rest, "custom-1")),
@@ -237,10 +237,10 @@ async fn unfinished_calls_hold_no_place() {
     let grpc = program.grpc.trim_start_matches("http://");
     let mut streams = open(Attack::UnfinishedCheck, grpc, TOO_MANY_FOR_FILES).await;
     for _ in 0..3 {
-        let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+        let new_client = tokio::time::timeout(Duration::from_secs(5), async {
             destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
         });
-        assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
+        assert_eq!(new_client.await.expect("a new client waits"), Code::NotFound);
     }
     assert!(is_closed(&mut streams[0], Duration::from_secs(3)).await, "the first keeps its place");
 }
@@ -279,10 +279,10 @@ async fn a_low_limit_of_files_stops_no_listener() {
     }
     // Until the service has accepted as many as it can.
     assert!(flood[900].read(&mut [0; 4096]).await.unwrap() > 0);
-    let newcomer = tokio::time::timeout(Duration::from_secs(5), async {
+    let new_client = tokio::time::timeout(Duration::from_secs(5), async {
         destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err().code()
     });
-    assert_eq!(newcomer.await.expect("a newcomer waits"), Code::NotFound);
+    assert_eq!(new_client.await.expect("a new client waits"), Code::NotFound);
     let probe = ["healthcheck", "--addr", program.admin.trim_start_matches("http://")];
     assert_eq!(run(&probe, &[]).await.0, 0);
 }

@@ -1,4 +1,4 @@
-//! Ids that are none. The fuzz test says what holds of all texts.
+//! Malformed ids. The fuzz test covers arbitrary texts.
 
 use collections_service::domain::{CollectionId, UserId};
 

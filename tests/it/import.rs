@@ -19,14 +19,14 @@ use tokio::{io::AsyncWriteExt, process::Command};
 use super::support::{Backend, Ground, program};
 
 /// A database, and a folder with the input.
-pub struct Scene {
+pub struct ImportFixture {
     pub ground: Ground,
 }
 
 /// Exit code, standard output, standard error.
 pub type Ended = (i32, String, String);
 
-impl Scene {
+impl ImportFixture {
     pub async fn new(backend: Backend) -> Self {
         Self { ground: Ground::new(backend).await }
     }

@@ -1,12 +1,12 @@
-//! Faults while destroys, an import and purges are in flight. Callers keep a ledger of what they were told; after each fault
+//! Faults while destroys, an import and purges are in flight. Callers keep a ledger of their answers; after each fault
 //! the database is compared with it.
 //!
 //! `TEST_LEDGER_FAULTS=45 tests/run --test it -- ledger:: --nocapture` injects 45 faults of each kind, and prints its
 //! progress and a summary.
 
 mod book;
+mod fixture;
 mod load;
-mod scene;
 mod summary;
 mod work;
 
@@ -21,8 +21,8 @@ use super::{
     support::{program::run, rpc, wait_until},
 };
 use book::{Answer, Entry, Rows};
+use fixture::{Fault, Injected, LedgerFixture};
 use load::{Load, attempt};
-use scene::{Fault, Injected, Scene};
 use summary::Summary;
 
 /// Of each kind, where `TEST_LEDGER_FAULTS` does not set another number.
@@ -61,12 +61,12 @@ async fn ledger_holds_when_a_standby_is_promoted() {
 
 async fn inject_faults(fault: Fault) {
     let faults = std::env::var("TEST_LEDGER_FAULTS").map_or(FAULTS, |faults| faults.parse().unwrap());
-    let mut scene = Scene::new(fault).await;
+    let mut fixture = LedgerFixture::new(fault).await;
     let mut summary = Summary { kind: fault.name(), ..Summary::default() };
     let mut tombstones = 0;
     for round in 1..=faults {
         let first = i64::try_from(round).unwrap() * COLLECTIONS;
-        tombstones += inject_one(&mut scene, first..=first + COLLECTIONS - 1, &mut summary).await;
+        tombstones += inject_one(&mut fixture, first..=first + COLLECTIONS - 1, &mut summary).await;
         eprintln!(
             "{} {round}/{faults}: ready after {:?}, {:?} without an acknowledged call, {} lost, {} wrong so far",
             fault.name(),
@@ -78,7 +78,7 @@ async fn inject_faults(fault: Fault) {
     }
     summary.print();
     if summary.lost + summary.wrong > 0 {
-        scene.print_log().await;
+        fixture.print_log().await;
     }
     assert_eq!((summary.lost, summary.wrong), (0, 0), "{summary}");
     assert!(
@@ -86,11 +86,11 @@ async fn inject_faults(fault: Fault) {
         "no import or no purge was in flight: {summary}"
     );
     // What an earlier round has found is still there.
-    let connection = scene.connect().await;
+    let connection = fixture.connect().await;
     let everything = Rows::read(&connection, &(1..=i64::MAX)).await;
     assert_eq!(everything.tombstones(), tombstones, "tombstones are missing");
     for command in [&["purge", "--once", "--purge-pause", "0"][..], &["verify"]] {
-        let (code, output, error) = run(command, &[("COLLECTIONS_DATABASE_URL", scene.url())]).await;
+        let (code, output, error) = run(command, &[("COLLECTIONS_DATABASE_URL", fixture.url())]).await;
         assert_eq!(code, 0, "{command:?}: {output}{error}");
     }
     for table in ["purge_queue", "collection_entries"] {
@@ -100,11 +100,11 @@ async fn inject_faults(fault: Fault) {
 }
 
 /// One fault under load. Returns how many of these collections were destroyed.
-async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut Summary) -> usize {
-    scene.prepare(&ids).await;
-    let load = Load::start(scene.origin.subscribe(), ids.clone());
+async fn inject_one(fixture: &mut LedgerFixture, ids: RangeInclusive<i64>, summary: &mut Summary) -> usize {
+    fixture.prepare(&ids).await;
+    let load = Load::start(fixture.origin.subscribe(), ids.clone());
     load.wait_for_acknowledged(100, Instant::now()).await;
-    let mut work = scene.start_work(*ids.start() / COLLECTIONS);
+    let mut work = fixture.start_work(*ids.start() / COLLECTIONS);
     // The fault is injected at a random moment of the work.
     sleep(Duration::from_millis(random_below(500))).await;
 
@@ -112,15 +112,15 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
     summary.in_flight.0 += usize::from(is_importing);
     summary.in_flight.1 += usize::from(is_purging);
     let begun = Instant::now();
-    let Injected { down_at, right_at, killed } = scene.inject(&mut work).await;
+    let Injected { down_at, right_at, killed } = fixture.inject(&mut work).await;
     load.wait_for_acknowledged(1, right_at).await;
-    wait_until("the service is serving", async || scene.is_serving().await).await;
+    wait_until("the service is serving", async || fixture.is_serving().await).await;
     let ready_at = Instant::now();
     summary.ready.push(ready_at - right_at);
     load.wait_for_acknowledged(100, ready_at).await;
     let (entries, acknowledged) = load.stop().await;
 
-    let connection = scene.connect().await;
+    let connection = fixture.connect().await;
     let rows = Rows::read(&connection, &ids).await;
     let mut differences = rows.compare(ids.clone(), &entries, killed);
     differences.wrong.extend(work.finish(&connection).await);
@@ -133,18 +133,18 @@ async fn inject_one(scene: &mut Scene, ids: RangeInclusive<i64>, summary: &mut S
         .filter(|entry| entry.attempts.iter().any(|attempt| around.contains(&attempt.ended)))
         .collect();
     summary.replays += replayed.len();
-    differences.wrong.extend(replay(scene, &replayed).await);
+    differences.wrong.extend(replay(fixture, &replayed).await);
     for difference in differences.lost.iter().chain(&differences.wrong).take(PRINTED) {
         eprintln!("{}: {difference}", summary.kind);
     }
     summary.count(&entries, &acknowledged, &differences);
-    scene.delete_rest(&connection).await;
+    fixture.delete_rest(&connection).await;
     rows.tombstones()
 }
 
 /// The same requests once more. Returns those that are not answered as the first time.
-async fn replay(scene: &Scene, entries: &[&Entry]) -> Vec<String> {
-    let client = rpc(&scene.origin.borrow());
+async fn replay(fixture: &LedgerFixture, entries: &[&Entry]) -> Vec<String> {
+    let client = rpc(&fixture.origin.borrow());
     let answers = stream::iter(entries)
         .map(|entry| {
             let mut client = client.clone();
@@ -153,7 +153,7 @@ async fn replay(scene: &Scene, entries: &[&Entry]) -> Vec<String> {
         .buffer_unordered(16);
     let others = answers.filter(|(_, answer)| std::future::ready(*answer != Answer::Ok));
     others
-        .map(|(id, answer)| format!("custom-{id}: the same request again was told {answer:?}"))
+        .map(|(id, answer)| format!("custom-{id}: the same request again was answered {answer:?}"))
         .collect()
         .await
 }

@@ -24,7 +24,7 @@ async fn lock(ground: &Ground, rows: &str) -> DatabaseTransaction {
     rival
 }
 
-fn until(limit: Duration, destroy: Destroy) -> Destroy {
+fn with_deadline(limit: Duration, destroy: Destroy) -> Destroy {
     Destroy { deadline: Instant::now() + limit, ..destroy }
 }
 
@@ -41,7 +41,7 @@ async fn locked_rows_refuse_no_other_destroys() {
         .map(|number| {
             let store = ground.store.clone();
             tokio::spawn(async move {
-                outcome_of(&store, until(Duration::from_secs(30), asked(10 * number))).await
+                outcome_of(&store, with_deadline(Duration::from_secs(30), asked(10 * number))).await
             })
         })
         .collect();
@@ -65,7 +65,7 @@ async fn a_locked_row_delays_one_batch() {
     let rival = lock(&ground, "id = 13").await;
     let again = |limit| {
         let store = ground.store.clone();
-        tokio::spawn(async move { outcome_of(&store, until(limit, asked(13))).await })
+        tokio::spawn(async move { outcome_of(&store, with_deadline(limit, asked(13))).await })
     };
     let first = again(Duration::from_secs(20));
     // In a batch it would have given up before it has waited for so long.
@@ -75,7 +75,7 @@ async fn a_locked_row_delays_one_batch() {
         2 * BATCH_LOCK_TIMEOUT.as_millis()
     );
     wait_for(&ground.connection().await, &waits).await;
-    // PostgreSQL counts waits that ended in lock_timeout in its log alone, so that the time has to tell.
+    // PostgreSQL shows waits that ended in lock_timeout only in its log, so the test measures the time.
     let begun = Instant::now();
     let mut later = Vec::new();
     for id in (1..=40).filter(|id| *id != 13) {
@@ -133,10 +133,10 @@ async fn waiting_for_a_lock_has_limits() {
     let ground = Ground::new(Backend::Postgres).await;
     ground.put(1, OWNER).await;
     let rival = lock(&ground, "id = 1").await;
-    let short = outcome_of(&ground.store, until(Duration::from_secs(1), asked(1))).await;
+    let short = outcome_of(&ground.store, with_deadline(Duration::from_secs(1), asked(1))).await;
     assert_eq!(short, Err(DestroyError::DeadlineExceeded));
     let more = LOCKED_CAPACITY + 40;
-    let all = together(&ground.store, (0..more).map(|_| until(Duration::from_secs(3), asked(1))));
+    let all = together(&ground.store, (0..more).map(|_| with_deadline(Duration::from_secs(3), asked(1))));
     let outcomes = all.await;
     let refused = outcomes.iter().filter(|outcome| **outcome == Err(DestroyError::Overloaded)).count();
     assert!((39..=40).contains(&refused), "{refused}");

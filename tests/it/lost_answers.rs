@@ -1,4 +1,4 @@
-//! Commits whose acknowledgement is lost: the service finds out what happened, and every caller is told.
+//! Commits whose acknowledgement is lost: the service reads the outcome, and answers every caller with it.
 
 use std::{
     collections::BTreeSet,

@@ -183,7 +183,7 @@ async fn each_cell_is_answered_as_it_should() {
         settings.jwt = Some(believing(jwks));
     })
     .await;
-    let mut standing = Vec::new();
+    let mut remaining = Vec::new();
     let mut id = 0;
     for connection in CONNECTIONS {
         let leaf = match connection {
@@ -203,11 +203,11 @@ async fn each_cell_is_answered_as_it_should() {
                 let answer = call(&mut rpc.clone(), named, text.as_deref(), id).await;
                 assert_eq!(answer, expected(connection, named, token), "{connection:?} {named:?} {token:?}");
                 if answer != "OK" {
-                    standing.push(id);
+                    remaining.push(id);
                 }
-                assert_eq!(app.owned_by(OWNER).await, standing, "{connection:?} {named:?} {token:?}");
+                assert_eq!(app.owned_by(OWNER).await, remaining, "{connection:?} {named:?} {token:?}");
             }
         }
     }
-    assert_eq!((id, id - i64::try_from(standing.len()).unwrap()), (378, 5));
+    assert_eq!((id, id - i64::try_from(remaining.len()).unwrap()), (378, 5));
 }

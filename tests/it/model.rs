@@ -1,5 +1,5 @@
 //! Random owners, ids and interleavings against a reference model: whatever happens at once, every collection is
-//! destroyed by its owner or not at all, and every caller is told the truth.
+//! destroyed by its owner or not at all, and every caller gets an answer that agrees with the database.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
@@ -25,7 +25,7 @@ struct Scenario {
     waves: Vec<Vec<Call>>,
 }
 
-/// What the model knows of a collection.
+/// The state of a collection in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Alive,
@@ -41,14 +41,14 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
 }
 
 /// Checks the answers to the calls of one wave on one collection, and gives its state after them.
-fn judge(owner: i64, before: State, calls: &[(Call, Code)]) -> Result<State, TestCaseError> {
+fn expected_state(owner: i64, before: State, calls: &[(Call, Code)]) -> Result<State, TestCaseError> {
     let (own, foreign): (Vec<_>, Vec<_>) = calls.iter().copied().partition(|(call, _)| call.user == owner);
     let after = match before {
         State::Gone(_) => before,
         State::Alive if own.is_empty() => before,
         State::Alive => {
             let winner = own.iter().find(|(_, code)| *code == Code::Ok);
-            prop_assert!(winner.is_some(), "the owner called and nobody won: {calls:?}");
+            prop_assert!(winner.is_some(), "the owner called and no call destroyed it: {calls:?}");
             State::Gone(winner.map_or(0, |(call, _)| call.request))
         }
     };
@@ -72,7 +72,7 @@ fn judge(owner: i64, before: State, calls: &[(Call, Code)]) -> Result<State, Tes
     Ok(after)
 }
 
-async fn play(app: &App, scenario: Scenario) -> Result<(), TestCaseError> {
+async fn run_scenario(app: &App, scenario: Scenario) -> Result<(), TestCaseError> {
     let base = fresh_ids();
     let ids: Vec<i64> = (0..4).map(|index| base + index).collect();
     let mut states = Vec::new();
@@ -101,7 +101,7 @@ async fn play(app: &App, scenario: Scenario) -> Result<(), TestCaseError> {
             answers.entry(call.collection).or_default().push((call, code));
         }
         for (collection, calls) in answers {
-            states[collection] = judge(scenario.owners[collection], states[collection], &calls)?;
+            states[collection] = expected_state(scenario.owners[collection], states[collection], &calls)?;
         }
     }
     for ((id, owner), state) in ids.iter().zip(&scenario.owners).zip(states) {
@@ -125,7 +125,7 @@ fn check(backend: Backend) {
     let app = runtime.block_on(App::start(backend));
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new(config);
-    runner.run(&scenarios(), |scenario| runtime.block_on(play(&app, scenario))).unwrap();
+    runner.run(&scenarios(), |scenario| runtime.block_on(run_scenario(&app, scenario))).unwrap();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The edge cases of OAuth 1.0a that the API's own library was tested with, and their neighbours: one table, over the
-//! REST listener, signed by a signer that knows nothing of the code under test. What is accepted destroys nothing:
-//! nobody owns the collection.
+//! REST listener, signed by a signer that shares no code with the program. What is accepted destroys nothing:
+//! the collection does not exist.
 
 mod origins;
 mod parameters;
@@ -101,7 +101,7 @@ impl Case {
         let (status, code) = self.expected;
         let right = answer.starts_with(&format!("HTTP/1.1 {status} "))
             && answer.contains(&format!("{{\"code\":{code},"))
-            // An unknown path is a 404 with this code too, but there nobody was recognized.
+            // An unknown path is a 404 with this code too, but there no user was authenticated.
             && answer.contains("x-access-level: read-write") == (self.expected == ACCEPTED);
         (!right).then(|| format!("{}: expected {:?}\n{answer}", self.about, self.expected))
     }
@@ -117,17 +117,17 @@ fn and_id(parameters: Signed) -> Vec<(&'static [u8], &'static [u8])> {
 }
 
 fn in_parameters(host: &str) -> Vec<Case> {
-    let everywhere = PARAMETERS.iter().flat_map(|(sent, says, not)| {
-        [Place::Query, Place::Form].map(|place| (sent.as_bytes(), place, *says, *not))
+    let everywhere = PARAMETERS.iter().flat_map(|(sent, read, unread)| {
+        [Place::Query, Place::Form].map(|place| (sent.as_bytes(), place, *read, *unread))
     });
-    let in_a_form = IN_A_FORM.iter().map(|(sent, says, not)| (*sent, Place::Form, *says, *not));
+    let in_a_form = IN_A_FORM.iter().map(|(sent, read, unread)| (*sent, Place::Form, *read, *unread));
     let mut cases = Vec::new();
-    for (sent, place, says, not) in everywhere.chain(in_a_form) {
-        for (read, expected) in [(says, ACCEPTED), (not, INVALID)] {
-            let oauth = Signer::owner().sign(&url(host), &and_id(read));
+    for (sent, place, read, unread) in everywhere.chain(in_a_form) {
+        for (signed, expected) in [(read, ACCEPTED), (unread, INVALID)] {
+            let oauth = Signer::owner().sign(&url(host), &and_id(signed));
             for oauth_place in PLACES {
                 let sent_text = String::from_utf8_lossy(sent);
-                let about = format!("{sent_text:?} in {place:?} as {read:?}, OAuth in {oauth_place:?}");
+                let about = format!("{sent_text:?} in {place:?} as {signed:?}, OAuth in {oauth_place:?}");
                 cases.push(Case::new(about, host, expected).with(place, sent).oauth(oauth_place, &oauth));
             }
         }
@@ -135,7 +135,7 @@ fn in_parameters(host: &str) -> Vec<Case> {
     cases
 }
 
-/// What the OAuth parameters may say, in whichever place.
+/// Values of the OAuth parameters, in each place.
 fn claims(host: &str) -> Vec<Case> {
     let owner = Signer::owner;
     let more = |name, value| (format!("{name} {value:?}"), Signer { more: vec![(name, value)], ..owner() });
@@ -189,7 +189,7 @@ fn claims(host: &str) -> Vec<Case> {
         (token("this is no token"), (401, 89)),
         (token(&format!("{}x", TOKEN.0)), (401, 89)),
         (token(&TOKEN.0.to_uppercase()), (401, 89)),
-        // Whoever is not known is not let in by the secrets that stand in for his.
+        // The secrets that are used in place of those of an unknown application or token authenticate no request.
         (("decoys".to_owned(), decoyed), (401, 89)),
         (more("oauth_consumer_key", "x"), (401, 416)),
         (more("oauth_consumer_key", ""), MISSING),
@@ -296,7 +296,7 @@ fn headers(host: &str) -> Vec<Case> {
     cases.push(twice);
     for other in ["BLARG", "Basic eDp5", "OAuth", "OAuth realm=\"x\"", ""] {
         for place in [Place::Query, Place::Form] {
-            let about = format!("{other:?} beside OAuth in {place:?}");
+            let about = format!("{other:?} with OAuth parameters in {place:?}");
             cases.push(Case::new(about, host, ACCEPTED).with(Place::Header, other).oauth(place, &good));
         }
     }

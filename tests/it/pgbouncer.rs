@@ -34,7 +34,7 @@ const TRANSACTION: &[&str] = &["pool_mode = transaction"];
 const TRANSACTION_KEEPING: &[&str] = &["pool_mode = transaction", "max_prepared_statements = 100"];
 const TRANSACTION_FORGETTING: &[&str] = &["pool_mode = transaction", "max_prepared_statements = 0"];
 
-/// A database and the pooler in front of it. The ground's URL leads through the pooler, its store does not.
+/// A database and the pooler in front of it. The URL of `ground` leads through the pooler, its store does not.
 struct Pooled {
     pooler: PgBouncer,
     ground: Ground,
@@ -64,13 +64,13 @@ impl Pooled {
     }
 
     /// Every destroy was whole, and is purged by the service.
-    async fn assert_counts(&self, standing: i64, destroyed: i64) {
+    async fn assert_counts(&self, remaining: i64, destroyed: i64) {
         let count = "SELECT concat((SELECT count(*) FROM collections), ' ', (SELECT count(*) FROM destroyed_collections),
             ' ', (SELECT count(*) FROM collections JOIN destroyed_collections USING (id))) AS counts";
         let direct = self.connect_directly().await;
         let row = direct.query_one_raw(Statement::from_string(DbBackend::Postgres, count));
         let counts: String = row.await.unwrap().unwrap().try_get("", "counts").unwrap();
-        assert_eq!(counts, format!("{standing} {destroyed} 0"));
+        assert_eq!(counts, format!("{remaining} {destroyed} 0"));
         wait_for(&direct, "SELECT 1 WHERE NOT EXISTS (SELECT FROM purge_queue)").await;
     }
 
@@ -84,7 +84,7 @@ impl Pooled {
         (code, errors)
     }
 
-    /// Every session of the pool looks to another client as one that the service has never used.
+    /// In every session of the pool another client has the settings of a session that the service has never used.
     async fn assert_default_settings(self) {
         self.ground.store.close().await;
         let sessions = "SELECT pid::text FROM pg_stat_activity

@@ -1,4 +1,4 @@
-//! Destroys are grouped by what the database's catalogs say about placement.
+//! Destroys are grouped by the placement in the database's catalogs.
 
 use std::collections::BTreeMap;
 

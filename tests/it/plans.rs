@@ -1,4 +1,4 @@
-//! The destroy finds every row by its key, whatever the database knows of the tables.
+//! The destroy finds every row by its key, whatever statistics the database has of the tables.
 
 use collections_service::store::{
     SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES,

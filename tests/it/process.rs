@@ -66,7 +66,7 @@ impl Load {
     }
 }
 
-/// Connections that say nothing: before and after HTTP/2's preface, and after a finished HTTP/1.1 request.
+/// Connections without a request: before and after HTTP/2's preface, and after a finished HTTP/1.1 request.
 async fn silent_connections(program: &Program) -> Vec<TcpStream> {
     let connect =
         async |origin: &str| TcpStream::connect(origin.trim_start_matches("http://")).await.unwrap();
@@ -90,23 +90,23 @@ async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
     assert_eq!(status.code(), Some(0), "{log:?}");
     assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
     drop(silent);
-    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
     let (mut destroyed, mut refused, mut unanswered) = (0, 0, 0);
     for (id, outcome) in load.outcomes().await {
         match outcome {
             Ok(()) => {
                 destroyed += 1;
-                assert!(!standing.contains(&id), "custom-{id} was acknowledged and stands");
+                assert!(!remaining.contains(&id), "custom-{id} was acknowledged and stands");
             }
             // Refused by us, not by a broken connection: then nothing may have been done.
             Err(status) if status.get_error_details().error_info().is_some() => {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-                assert!(standing.contains(&id), "custom-{id} was refused and is gone");
+                assert!(remaining.contains(&id), "custom-{id} was refused and is gone");
                 refused += 1;
             }
             // The connection was closed: then the call must not have been accepted.
             Err(status) => {
-                assert!(standing.contains(&id), "custom-{id} is gone and was not answered: {status:?}");
+                assert!(remaining.contains(&id), "custom-{id} is gone and was not answered: {status:?}");
                 unanswered += 1;
             }
         }
@@ -118,11 +118,11 @@ async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
     // A line for each call that was served, to the very last one, and one a second for those that were refused.
     let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let (summed, single): (Vec<_>, Vec<_>) = lines.partition(|line| line["outcome"] == "OVERLOADED");
-    let said: u64 = summed.iter().map(|line| line["calls"].as_u64().expect("a number of calls")).sum();
+    let logged: u64 = summed.iter().map(|line| line["calls"].as_u64().expect("a number of calls")).sum();
     let served = single.iter().filter(|line| line["outcome"] == "Ok").count();
     assert!((destroyed..=destroyed + unanswered).contains(&served), "{served} of {destroyed} in the log");
     let more = refused + unanswered;
-    assert!((refused..=more).contains(&usize::try_from(said).unwrap()), "{said} of {refused} in the log");
+    assert!((refused..=more).contains(&usize::try_from(logged).unwrap()), "{logged} of {refused} in the log");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +171,7 @@ async fn a_drain_answers_what_was_accepted() {
     let ground = Ground::new(Backend::Postgres).await;
     let Held { program, lock, call, request } = Held::on(&ground).await;
     program.signal(Signal::SIGTERM);
-    // Whoever comes now is told so.
+    // New calls are refused.
     let admin = program.admin.trim_start_matches("http://");
     let not_serving = async { while run(&["healthcheck", "--addr", admin], &[]).await.0 != 4 {} };
     tokio::time::timeout(Duration::from_secs(3), not_serving).await.unwrap();
@@ -202,12 +202,12 @@ async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {
     program.signal(Signal::SIGKILL);
     let (status, _) = program.ended(Duration::from_secs(9)).await;
     assert_eq!(status.code(), None);
-    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
     let program = Program::serve(&ground, &[]).await;
     let mut rpc = rpc(&program.grpc);
     for (id, outcome) in load.outcomes().await {
-        assert!(outcome.is_err() || !standing.contains(&id), "custom-{id} was acknowledged and stands");
-        // Whoever was answered or not: the same request again says that it is done.
+        assert!(outcome.is_err() || !remaining.contains(&id), "custom-{id} was acknowledged and stands");
+        // The same request is answered with success, whether or not its caller got the first answer.
         destroy(&mut rpc, OWNER, &format!("custom-{id}"), &request_id(id)).await.unwrap();
     }
     assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);

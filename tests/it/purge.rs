@@ -354,8 +354,8 @@ async fn replicas_and_a_command_erase_each_entry_once() {
     connection.execute_unprepared(&insert).await.unwrap();
     let total = count(&connection, "collection_entries").await;
     let flags = ["--purge-batch", "20", "--purge-pause", "0"];
-    let database = ground.url.rsplit('/').next().unwrap();
-    let strict = format!("ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'");
+    let name = ground.url.rsplit('/').next().unwrap();
+    let strict = format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'");
     connection.execute_unprepared(&strict).await.unwrap();
     let killed = Program::serve(&ground, &flags).await;
     let other = Program::serve(&ground, &flags).await;

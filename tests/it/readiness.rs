@@ -80,7 +80,7 @@ async fn soon(program: &Program, code: i32) {
         .unwrap_or_else(|_| panic!("health is not {code} in time"));
 }
 
-/// Ends the program; returns the lines of its log that say why it was not ready.
+/// Ends the program; returns the lines of its log with the reasons why it was not ready.
 async fn reasons(program: Program) -> Vec<String> {
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(30)).await;
@@ -123,7 +123,7 @@ async fn a_role_without_the_grant_is_not_ready() {
     assert_eq!(ground.owned_by(OWNER).await, [2]);
 }
 
-/// Without the grant on the table of versions the schema looks as if it were missing.
+/// Without the grant on the table of versions the schema appears to be missing.
 #[tokio::test]
 async fn an_unreadable_schema_is_not_an_old_one() {
     let ground = Ground::new(Backend::Postgres).await;
@@ -232,8 +232,8 @@ async fn commits_that_hang_do_not_use_up_connections() {
     execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, SERVING).await;
     let destroyed = load.destroyed().await;
-    let standing: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
-    assert_eq!(destroyed.intersection(&standing).count(), 0);
+    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    assert_eq!(destroyed.intersection(&remaining).count(), 0);
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(30)).await;
     assert!(

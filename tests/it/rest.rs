@@ -144,7 +144,7 @@ async fn http_as_old_clients_speak_it() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with(DESTROYED), "{answer}");
 
-    // A client that asks first is told before it sends too much, and one that does not ask is told all the same.
+    // A client that sends `Expect: 100-continue` is refused before it sends too much, and any other client is refused as well.
     let large = format!(
         "POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 70000\r\n\r\n"
     );

@@ -28,14 +28,14 @@ async fn output_of_block(ground: &Ground, command: &str) -> Output {
         DOCUMENT.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     let matching: Vec<_> = blocks.iter().filter(|block| block.contains(command)).collect();
     assert_eq!(matching.len(), 1, "{command}");
-    let database = ground.url.rsplit('/').next().unwrap();
+    let name = ground.url.rsplit('/').next().unwrap();
     let script = [blocks[0], matching[0]].concat();
     let script = script
         .replace("postgres://collections@127.0.0.1/collections", &ground.url)
-        .replace("postgres://postgres@127.0.0.1/postgres", &ground.url.replace(database, "postgres"))
-        .replace("DATABASE collections ", &format!("DATABASE {database} "))
-        .replace("datname = 'collections'", &format!("datname = '{database}'"))
-        .replace("collections_damaged", &format!("{database}_damaged"))
+        .replace("postgres://postgres@127.0.0.1/postgres", &ground.url.replace(name, "postgres"))
+        .replace("DATABASE collections ", &format!("DATABASE {name} "))
+        .replace("datname = 'collections'", &format!("datname = '{name}'"))
+        .replace("collections_damaged", &format!("{name}_damaged"))
         .replace("OWNER collections", "OWNER tests");
     assert!(!script.contains("@127.0.0.1/"), "{script}");
     let binary = Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();

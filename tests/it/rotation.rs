@@ -1,4 +1,4 @@
-//! `credentials rotate-key` as an operator runs it: beside everything else, interrupted, and again.
+//! `credentials rotate-key`: during other changes, interrupted, and repeated.
 
 use std::time::Duration;
 
@@ -27,17 +27,17 @@ async fn the_new_key_alone_opens_everything(backend: Backend) {
     let secret = Secret::from(moved.1.to_owned());
     operator.ground.credentials.put_token(CONSUMER.0, user(OWNER), true, moved.0, &secret).await.unwrap();
     operator.secrets.insert(moved.0.to_owned(), moved.1.to_owned());
-    let (code, said, errors) = operator.rotate().await;
-    assert_eq!((code, errors.as_str()), (0, ""), "{said}");
+    let (code, printed, errors) = operator.rotate().await;
+    assert_eq!((code, errors.as_str()), (0, ""), "{printed}");
     let claim = "no stored secret needs a key other than second\n";
-    assert_eq!(said, format!("re-sealed 201 secrets under key second, 0 were under it already; {claim}"));
+    assert_eq!(printed, format!("re-sealed 201 secrets under key second, 0 were under it already; {claim}"));
     operator.assert_all_open("new").await;
     let old = CredentialCache::new(operator.ground.credentials.clone());
     assert!(matches!(old.find(CONSUMER.0, None).await, Err(DirectoryError::Broken(_))));
-    let (code, said, _) = operator.rotate().await;
+    let (code, printed, _) = operator.rotate().await;
     assert_eq!(code, 0);
-    assert_eq!(said, format!("re-sealed 0 secrets under key second, 201 were under it already; {claim}"));
-    // What a name does to the list is its own line's business.
+    assert_eq!(printed, format!("re-sealed 0 secrets under key second, 201 were under it already; {claim}"));
+    // A name with a line break stays in its line.
     let forged = "UPDATE oauth_applications SET name = 'x\ntoken  forged'";
     operator.ground.connection().await.execute_unprepared(forged).await.unwrap();
     let (_, listed, _) = run(&["credentials", "list", "--database-url", &operator.ground.url], &[]).await;
@@ -121,14 +121,14 @@ async fn an_interrupted_rotation_is_run_again(backend: Backend, with: Signal) {
     let done = operator.under("second").await;
     assert!((1..=TOKENS).contains(&done), "not in the middle: {done}");
     operator.assert_all_open("both").await;
-    let (code, said, errors) = operator.rotate().await;
+    let (code, printed, errors) = operator.rotate().await;
     assert_eq!(code, 0, "{errors}");
     let (rest, before) = (TOKENS + 1 - done, done + 1);
     assert!(
-        said.starts_with(&format!(
+        printed.starts_with(&format!(
             "re-sealed {rest} secrets under key second, {before} were under it already; no stored secret"
         )),
-        "{said}"
+        "{printed}"
     );
     operator.assert_all_open("new").await;
 }
@@ -153,7 +153,7 @@ async fn a_stopped_rotation_is_run_again_on_postgres() {
     an_interrupted_rotation_is_run_again(Backend::Postgres, Signal::SIGTERM).await;
 }
 
-/// Two rotations, somebody who issues with an old key file, and somebody who revokes.
+/// Two rotations at once, while tokens are issued with an old key file and revoked.
 async fn rotations_beside_others_lose_nothing(backend: Backend) {
     let mut operator = Operator::new(backend, 400).await;
     let revoked: Vec<String> = operator.secrets.keys().step_by(20).cloned().collect();
@@ -174,10 +174,10 @@ async fn rotations_beside_others_lose_nothing(backend: Backend) {
     let last = operator.rotate().await;
     assert_eq!(last.0, 0, "{}", last.2);
     assert!(last.1.contains("no stored secret needs a key other than second"), "{}", last.1);
-    for said in outputs.iter().flat_map(|output| [&output.stdout, &output.stderr]) {
-        resealed += counted(std::str::from_utf8(said).unwrap());
+    for printed in outputs.iter().flat_map(|output| [&output.stdout, &output.stderr]) {
+        resealed += counted(std::str::from_utf8(printed).unwrap());
     }
-    // Each secret by exactly one of them: nobody wrote over what the other had written.
+    // Each secret by exactly one of them.
     assert_eq!(resealed + counted(&last.1), 1 + 401 + 40, "{outputs:?} {last:?}");
     let revoked = revoking.await.unwrap();
     operator
@@ -191,11 +191,11 @@ async fn rotations_beside_others_lose_nothing(backend: Backend) {
     }
 }
 
-/// The number before "secrets", wherever it is said how many were re-sealed.
-fn counted(said: &str) -> usize {
-    let words: Vec<_> = said.split_whitespace().collect();
+/// The number before "secrets" in the output.
+fn counted(output: &str) -> usize {
+    let words: Vec<_> = output.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "secrets");
-    at.map_or(0, |at| words[at - 1].parse().unwrap_or_else(|_| panic!("{said}")))
+    at.map_or(0, |at| words[at - 1].parse().unwrap_or_else(|_| panic!("{output}")))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -208,7 +208,7 @@ async fn rotations_beside_others_lose_nothing_on_postgres() {
     rotations_beside_others_lose_nothing(Backend::Postgres).await;
 }
 
-/// Somebody writes a row between its reading and its writing.
+/// Another transaction writes a row between its reading and its writing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_changed_meanwhile_is_not_written_over() {
     let operator = Operator::new(Backend::Postgres, 0).await;
@@ -251,9 +251,9 @@ async fn what_does_not_open_is_named(backend: Backend) {
     ] {
         admin.execute_unprepared(&change).await.unwrap();
     }
-    let (code, said, errors) = operator.rotate().await;
+    let (code, printed, errors) = operator.rotate().await;
     assert_eq!(code, 1);
-    assert_eq!(said, "re-sealed 130 secrets under key second, 0 were under it already\n");
+    assert_eq!(printed, "re-sealed 130 secrets under key second, 0 were under it already\n");
     let named: Vec<_> = errors.lines().collect();
     let mut expected = vec![
         format!("  token {lost}, sealed under key gone: the key file has no key of this id"),
@@ -271,8 +271,11 @@ async fn what_does_not_open_is_named(backend: Backend) {
     // Another key under an id that is in use opens nothing; not every row is named.
     let other = KeyRing::generate_line("second", &Entropy::default());
     write_private(&operator.file("both"), &other);
-    let (code, said, errors) = operator.rotate().await;
-    assert_eq!((code, said.as_str()), (1, "re-sealed 0 secrets under key second, 0 were under it already\n"));
+    let (code, printed, errors) = operator.rotate().await;
+    assert_eq!(
+        (code, printed.as_str()),
+        (1, "re-sealed 0 secrets under key second, 0 were under it already\n")
+    );
     assert!(errors.starts_with("error: 133 secrets do not open"), "{errors}");
     assert!(errors.lines().count() == 102 && errors.ends_with("\n  and 33 more\n"), "{errors}");
 }
@@ -287,7 +290,7 @@ async fn what_does_not_open_is_named_on_postgres() {
     what_does_not_open_is_named(Backend::Postgres).await;
 }
 
-/// A role that may do what the README says that `rotate-key` needs, and nothing else.
+/// A role with the grants of the README for `rotate-key`, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_needs_no_more_than_the_readme_says() {
     let mut operator = Operator::new(Backend::Postgres, 3).await;
@@ -303,7 +306,7 @@ async fn it_needs_no_more_than_the_readme_says() {
     assert_eq!(code, 0, "{errors}");
 }
 
-/// A database that does not answer: what is done stays done, and the operator is told what to do.
+/// A database that does not answer: re-sealed secrets stay so, and the error names the next step.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_database_is_reported() {
     let operator = Operator::new(Backend::Sqlite, 150).await;
@@ -311,10 +314,10 @@ async fn a_failing_database_is_reported() {
                 (SELECT count(*) FROM oauth_access_tokens WHERE key_id = 'second') >= 100
                 BEGIN SELECT RAISE(ABORT, 'no more'); END";
     operator.ground.connection().await.execute_unprepared(fail).await.unwrap();
-    let (code, said, errors) = operator.rotate().await;
-    assert_eq!((code, said.as_str()), (1, ""));
-    let told = "; 101 secrets were re-sealed and stay so; run rotate-key again\n";
-    assert!(errors.starts_with("error: the database failed: ") && errors.ends_with(told), "{errors}");
+    let (code, printed, errors) = operator.rotate().await;
+    assert_eq!((code, printed.as_str()), (1, ""));
+    let expected = "; 101 secrets were re-sealed and stay so; run rotate-key again\n";
+    assert!(errors.starts_with("error: the database failed: ") && errors.ends_with(expected), "{errors}");
     assert_eq!(operator.under("second").await, 100);
     operator.ground.connection().await.execute_unprepared("DROP TRIGGER fail").await.unwrap();
     assert_eq!(operator.rotate().await.0, 0);
@@ -331,8 +334,11 @@ async fn what_comes_behind_a_pass_is_found() {
                   BEGIN INSERT INTO oauth_access_tokens SELECT '0', consumer_key, user_id, 'test', x'00',
                   write_access, created_at, expires_at, revoked_at FROM oauth_access_tokens LIMIT 1; END";
     admin.execute_unprepared(insert).await.unwrap();
-    let (code, said, errors) = operator.rotate().await;
-    assert_eq!((code, said.as_str()), (1, "re-sealed 7 secrets under key second, 0 were under it already\n"));
+    let (code, printed, errors) = operator.rotate().await;
+    assert_eq!(
+        (code, printed.as_str()),
+        (1, "re-sealed 7 secrets under key second, 0 were under it already\n")
+    );
     assert!(errors.starts_with("error: 1 secrets do not open") && errors.contains("token 0, "), "{errors}");
     // An application that comes back under its old key each time: no endless work.
     let restore = "DELETE FROM oauth_access_tokens WHERE token = '0';
@@ -343,7 +349,7 @@ async fn what_comes_behind_a_pass_is_found() {
     admin.execute_unprepared(restore).await.unwrap();
     let third = operator.new.replace("second:", "third:");
     write_private(&operator.file("both"), &format!("{}{third}", operator.new));
-    let (code, said, errors) = operator.rotate().await;
-    assert_eq!((code, said.as_str()), (1, ""));
+    let (code, printed, errors) = operator.rotate().await;
+    assert_eq!((code, printed.as_str()), (1, ""));
     assert!(errors.starts_with("error: 4 secrets were re-sealed, and others keep being"), "{errors}");
 }

@@ -273,8 +273,11 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
 
     mount.put(&format!("{new}{old}"));
     let with = ["--log", "trace", "credentials", "rotate-key", "--credentials-key-file", path(&mounted)];
-    let (code, said, traced) = run(&with, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
-    assert!(code == 0 && said.contains("no stored secret needs a key other than second"), "{said}{traced}");
+    let (code, printed, traced) = run(&with, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+    assert!(
+        code == 0 && printed.contains("no stored secret needs a key other than second"),
+        "{printed}{traced}"
+    );
     // Whether it has the new order yet or not.
     assert_eq!(client.ask(&pairs[3], "custom-4").await, 200);
     program.wait_for_log(2, "\"key file loaded\"").await;
@@ -302,7 +305,7 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
     for secret in &secrets {
         assert!(!log.iter().any(|line| line.contains(secret)), "the service's log holds {secret}");
         assert!(!traced.contains(secret), "rotate-key's log holds {secret}");
-        assert!(!said.contains(secret));
+        assert!(!printed.contains(secret));
     }
 }
 

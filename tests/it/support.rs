@@ -52,7 +52,7 @@ pub const TOKEN: (&str, &str) =
     ("370773112-GmHxMAgYyLbNEtIKZeRNFsMKPR9EyMZeS9weJAEb", "LswwdoUaIvS8ltyTt5jkRh4J50vUPVVHtR2YPi5kE");
 pub const OWNER: i64 = 119_476_949;
 pub const OTHER: i64 = 783_214;
-/// Where the services' clocks stand.
+/// The time of the services' clocks, in seconds since the epoch.
 pub const NOW: i64 = 1_795_461_500;
 /// The longest that a test waits for a condition. It is far longer than needed, because the machine may be busy.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -123,7 +123,7 @@ impl Ground {
         ids.into_iter().map(CollectionId::get).collect()
     }
 
-    /// Sets the clock of services on this ground.
+    /// Sets the clock of the services on this database.
     pub fn set_clock(&self, seconds: i64) {
         match &self.clock {
             Clock::Set(now) => now.store(seconds, Ordering::Relaxed),
@@ -239,7 +239,7 @@ pub fn reason(status: &Status) -> String {
     info.reason.clone()
 }
 
-/// A form that the documentation's user signs at this very moment, for a service whose clock is the machine's.
+/// A form that the documentation's user signs now, for a service whose clock is that of the machine.
 pub fn form_now(origin: &str, id: &str) -> http::Request<String> {
     form_at(origin, id, Clock::System.now().timestamp())
 }

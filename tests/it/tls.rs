@@ -1,4 +1,4 @@
-//! TLS on both listeners: who is served, and what happens when files change.
+//! TLS on both listeners: which clients are served, and what happens when files change.
 
 use std::{path::Path, time::Duration};
 
@@ -28,7 +28,7 @@ use super::{
 
 pub const SERVICE: &str = "spiffe://example.org/orders";
 
-/// A gRPC listener that asks for a certificate, or at least looks at one.
+/// A gRPC listener with TLS that verifies the certificates of clients which present one.
 pub fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
     let (certificate, key) = authority.server().write(folder, "server");
     let file = authority.write(folder, "ca.pem");
@@ -72,7 +72,7 @@ async fn a_trusted_peer_is_believed_and_written_down() {
     }
 }
 
-/// Names that look like one on the list, and are not.
+/// Names that are similar to one on the list.
 #[tokio::test]
 async fn no_other_name_is_trusted() {
     let authority = Authority::new("ours");
@@ -223,8 +223,8 @@ async fn a_certificate_that_changes_is_served_within_two_seconds() {
     theirs.write(&folder, "ca.pem");
     wait_for_change(&program.grpc, &authority, &now).await;
     destroy(&mut rpc, OWNER, "custom-1").await.unwrap_err();
-    let newcomer = theirs.issue(&[SERVICE], For::Client);
-    let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&newcomer)), OWNER, "custom-1").await;
+    let new_leaf = theirs.issue(&[SERVICE], For::Client);
+    let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&new_leaf)), OWNER, "custom-1").await;
     assert_eq!(reason(&refused.unwrap_err()), "COLLECTION_NOT_FOUND");
     let refused = destroy(&mut tls_rpc(&program.grpc, &authority, Some(&leaf)), OWNER, "custom-1").await;
     assert!(refused.unwrap_err().details().is_empty(), "an authority that is not trusted any more");
@@ -273,7 +273,7 @@ async fn rest_is_served_over_tls() {
     }
 }
 
-/// Behind a proxy that ends TLS: its word is taken, and nobody else's.
+/// Behind a proxy that terminates TLS: `X-Forwarded-Proto` counts if a trusted proxy has set it.
 #[tokio::test]
 async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
     for (proxies, forwarded, served) in [
@@ -310,7 +310,7 @@ async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
     }
 }
 
-/// What is half given, or unsafe, does not start; the message names the flag.
+/// Incomplete and unsafe flags are rejected at the start; the error names the flag.
 #[tokio::test]
 async fn a_configuration_that_is_not_whole_is_refused() {
     let ground = Ground::new(Backend::Sqlite).await;

@@ -137,11 +137,11 @@ fn empty(id: i64) -> NewCollection {
     NewCollection { id, owner: user(OWNER), name: String::new(), entries: Vec::new() }
 }
 
-fn summary(destroyed: usize, recorded: usize, standing: usize, queued: usize) -> String {
+fn summary(destroyed: usize, recorded: usize, existing: usize, queued: usize) -> String {
     format!(
         "applied {} tombstones: {destroyed} collections destroyed again, {recorded} tombstones of absent collections \
-         added, {standing} tombstones were there already; {queued} purges queued\n",
-        destroyed + recorded + standing
+         added, {existing} tombstones were there already; {queued} purges queued\n",
+        destroyed + recorded + existing
     )
 }
 
@@ -279,7 +279,7 @@ mod cases {
         let whole = complete(&lines);
         let swapped = [line(1), line(3), line(2)].concat();
         let last = whole.lines().last().unwrap();
-        for (text, said) in [
+        for (text, expected) in [
             (String::new(), "the file has no trailing line"),
             (lines.clone(), "the file has no trailing line"),
             (cut(&lines).to_owned(), "the file was cut within line 3"),
@@ -312,7 +312,10 @@ mod cases {
             let file = write(&ground, &text);
             let (code, printed, errors) = apply(&ground, &file).await;
             assert_eq!((code, printed.as_str()), (1, ""), "{text}");
-            assert!(errors.contains(said) && errors.contains("nothing was applied"), "{said}: {errors}");
+            assert!(
+                errors.contains(expected) && errors.contains("nothing was applied"),
+                "{expected}: {errors}"
+            );
         }
         assert_eq!(ground.owned_by(OWNER).await, [1, 2, 3]);
         assert_eq!(tombstones(&ground).await, 0);
@@ -331,9 +334,9 @@ mod cases {
         // Without the last line break nothing is missing.
         let file = write(&ground, whole.trim_end());
         assert_eq!(apply(&ground, &file).await, (0, summary(1, 0, 2, 1), String::new()));
-        for (file, said) in [("/nowhere", "No such file"), ("/dev/null", "not a regular file")] {
+        for (file, expected) in [("/nowhere", "No such file"), ("/dev/null", "not a regular file")] {
             let (code, _, errors) = apply(&ground, file).await;
-            assert!(code == 2 && errors.contains(said), "{errors}");
+            assert!(code == 2 && errors.contains(expected), "{errors}");
         }
     }
 
@@ -439,11 +442,11 @@ async fn an_interrupted_application_is_run_again(backend: Backend, with: Signal)
     if with == Signal::SIGTERM {
         assert_eq!(output.status.code(), Some(1), "{errors}");
         // Of a batch that was just committed the command may not have received the answer.
-        let said = |done| {
+        let stopped = |done| {
             format!("error: stopped; {done} of {MANY} tombstones are done: applied tombstones stay applied")
         };
-        let told = [done, done - 1000].map(said);
-        assert!(told.iter().any(|said| errors.starts_with(said)), "{errors}");
+        let expected = [done, done - 1000].map(stopped);
+        assert!(expected.iter().any(|begin| errors.starts_with(begin)), "{errors}");
     } else {
         assert_eq!(output.status.code(), None);
     }

@@ -56,7 +56,7 @@ mod cases {
         }
     }
 
-    /// What a tombstone says is said of each, and not of its neighbour.
+    /// Each tombstone has the values of its own destroy, and not of its neighbour's.
     pub async fn each_has_its_own_tombstone(backend: Backend) {
         let ground = Ground::new(backend).await;
         for id in 1..=3 {

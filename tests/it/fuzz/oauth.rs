@@ -21,7 +21,7 @@ use super::{
     Change, Checked, error_of, fuzz, pieced, raw_text,
 };
 
-// The Authorization header: nobody gets in without a signature, whatever it says.
+// The Authorization header: no request is authenticated without a signature.
 
 const HEADER: &[&str] = &[
     "OAuth ",
@@ -162,10 +162,11 @@ fn verify(sent: &Sent) -> Result<UserId, DestroyError> {
     verified.map(|user| user.user()).map_err(error_of)
 }
 
-/// What the request says, read in the simplest way that is right for what this signer writes.
+/// The parameters of the request, read in the simplest way that is right for this signer.
 fn meaning(sent: &Sent) -> ([String; 3], Pairs) {
-    let mut said: Vec<_> = [&sent.query, &sent.form].into_iter().flat_map(|text| form_pairs(text)).collect();
-    for (name, value) in &mut said {
+    let mut parameters: Vec<_> =
+        [&sent.query, &sent.form].into_iter().flat_map(|text| form_pairs(text)).collect();
+    for (name, value) in &mut parameters {
         if name == b"oauth_signature" {
             *value = canonical_signature(value);
         }
@@ -181,12 +182,12 @@ fn meaning(sent: &Sent) -> ([String; 3], Pairs) {
             if name == b"oauth_signature" {
                 value = canonical_signature(&value);
             }
-            said.push((name, value));
+            parameters.push((name, value));
         }
     }
-    said.sort();
+    parameters.sort();
     let origin = sent.origin.to_ascii_lowercase();
-    ([sent.method.clone(), sent.path.clone(), origin.trim_end_matches(":443").to_owned()], said)
+    ([sent.method.clone(), sent.path.clone(), origin.trim_end_matches(":443").to_owned()], parameters)
 }
 
 /// A signature without white space and in the standard alphabet of base64.
@@ -337,7 +338,7 @@ fn check_form(text: Vec<u8>) -> Checked {
     let mut encoded: Vec<_> = pairs.iter().map(|(name, value)| (escape(name), escape(value))).collect();
     encoded.sort();
     prop_assert_eq!(&normalized(&parameters), &encoded);
-    // It says the same as what it was made from. A pair without name and value is nothing but `=`.
+    // It means the same as the parameters that it was made from. A pair without name and value is nothing but `=`.
     prop_assert_eq!(normalized(&Parameters::decode(in_form(&encoded).as_bytes())), encoded);
     Ok(())
 }

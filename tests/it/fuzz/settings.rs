@@ -145,7 +145,7 @@ fn check_key_file(bytes: Vec<u8>) -> Checked {
         KeyRing::read(file.path(), Entropy::default())
     });
     prop_assert_eq!(read.is_ok(), good);
-    // An error says where, never what.
+    // An error names the line, and never its content.
     match read {
         Err(KeyRingError::Malformed(line) | KeyRingError::Repeated(line)) => {
             prop_assert!((1..=lines.len()).contains(&line), "line {line} of {}", lines.len());

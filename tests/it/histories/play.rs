@@ -42,7 +42,7 @@ struct Player<'a> {
     acknowledged: BTreeSet<(i64, i64)>,
 }
 
-pub async fn play(database: &mut Database, history: &History) -> Result<(), TestCaseError> {
+pub async fn run(database: &mut Database, history: &History) -> Result<(), TestCaseError> {
     database.clear().await;
     let mut player = Player {
         database,
@@ -106,7 +106,7 @@ impl Player<'_> {
 
     async fn insert(&mut self, id: i64, owner: i64, entries: i64, now: Time) -> Result<(), TestCaseError> {
         if self.model.has_orphans(id) {
-            // Only an import looks for them.
+            // Only an import checks for them.
             return Ok(());
         }
         let entries = (1..=entries).collect();
@@ -339,9 +339,9 @@ impl Player<'_> {
                 // Another owner's, of before or after. It is reported, and stays.
                 continue;
             }
-            let standing = restored.tombstones.get(&id).cloned().unwrap_or(tombstone);
-            same(&tables.tombstones.get(&id), &Some(&standing), "the tombstone")?;
-            self.check_destroyed(&standing).await?;
+            let existing = restored.tombstones.get(&id).cloned().unwrap_or(tombstone);
+            same(&tables.tombstones.get(&id), &Some(&existing), "the tombstone")?;
+            self.check_destroyed(&existing).await?;
         }
         self.run(&Operation::Purge).await?;
         self.run(&Operation::Verify).await?;

@@ -10,7 +10,7 @@ use super::{
         destroy::on_both,
         support::{Backend, operator::signal},
     },
-    Scene, line,
+    ImportFixture, line,
 };
 
 on_both!(killed_imports_end_as_unbroken_ones);
@@ -39,7 +39,7 @@ mod cases {
         let kills: u32 = std::env::var("TEST_IMPORT_KILLS").map_or(3, |count| count.parse().unwrap());
         let input = input();
         let arguments = ["in", "--max-rejects", "1000", "--resume"];
-        let unbroken = Scene::new(backend).await;
+        let unbroken = ImportFixture::new(backend).await;
         unbroken.write("in", &input);
         let started = tokio::time::Instant::now();
         let expected = unbroken.import(&arguments).await;
@@ -49,35 +49,35 @@ mod cases {
         let rejects = std::fs::read(unbroken.path("in.rejects.ndjson")).unwrap();
         let (mut killed, mut imports, mut moved) = (0, 0, 0);
         while killed < kills {
-            let scene = Scene::new(backend).await;
-            scene.write("in", &input);
+            let fixture = ImportFixture::new(backend).await;
+            fixture.write("in", &input);
             let mut line = 0;
             // A process runs for at most half of the time of an uninterrupted import, so that several are killed.
             while killed < kills {
-                let mut command = scene.command(&arguments);
+                let mut command = fixture.command(&arguments);
                 let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 let share = f64::from(u16::from_le_bytes(Entropy::default().bytes())) / f64::from(u16::MAX);
                 let ended = tokio::time::timeout(whole.mul_f64(share / 2.0), child.wait()).await;
                 if let Ok(status) = ended {
                     // Lines are rejected, so that a complete import has this code too: it leaves no progress.
                     assert_eq!(status.unwrap().code(), Some(expected.0));
-                    assert_eq!(scene.unfinished().await, []);
+                    assert_eq!(fixture.unfinished().await, []);
                     break;
                 }
                 signal(&child, Signal::SIGKILL);
                 child.wait().await.unwrap();
                 killed += 1;
-                let now = scene.unfinished().await.first().map_or(0, |(_, line)| *line);
+                let now = fixture.unfinished().await.first().map_or(0, |(_, line)| *line);
                 moved += u32::from(now != line && now > 0);
                 line = now;
             }
             imports += 1;
-            if !scene.unfinished().await.is_empty() || scene.collections().await.is_empty() {
-                assert_eq!(scene.import(&arguments).await, expected);
+            if !fixture.unfinished().await.is_empty() || fixture.collections().await.is_empty() {
+                assert_eq!(fixture.import(&arguments).await, expected);
             }
-            assert_eq!(scene.unfinished().await, []);
-            assert!((scene.collections().await, scene.entries().await) == rows, "other rows");
-            assert!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap() == rejects, "other rejects");
+            assert_eq!(fixture.unfinished().await, []);
+            assert!((fixture.collections().await, fixture.entries().await) == rows, "other rows");
+            assert!(std::fs::read(fixture.path("in.rejects.ndjson")).unwrap() == rejects, "other rejects");
         }
         assert!(kills < LONG_RUN || moved > 0, "no process was killed after it had made progress");
         eprintln!(

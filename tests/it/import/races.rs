@@ -15,7 +15,7 @@ use super::{
         destroy::on_both,
         support::{BLOCKED, Backend, Ground, OWNER, operator::signal, user, wait_for},
     },
-    Ended, Scene, ended, line, summary,
+    Ended, ImportFixture, ended, line, summary,
 };
 
 on_both!(the_later_import_of_a_name_goes_on, batches_on_sqlite_leave_time_for_other_writers);
@@ -81,14 +81,14 @@ const INSERT: &str = "INSERT INTO collections (id, owner_id, name, timeline_orde
     (5, 7, 'number 5', 'curation_reverse_chron', '2026-01-02T03:04:05Z')";
 
 /// An import that found nothing under the id, and whose insert waits for a transaction that has inserted it.
-async fn import_beside(then: Option<&str>) -> (Scene, Ended) {
-    let scene = Scene::new(Backend::Postgres).await;
-    scene.write("in", [line(4, 1), line(5, 0), line(6, 1)].concat());
-    let admin = scene.ground.connection().await;
+async fn import_beside(then: Option<&str>) -> (ImportFixture, Ended) {
+    let fixture = ImportFixture::new(Backend::Postgres).await;
+    fixture.write("in", [line(4, 1), line(5, 0), line(6, 1)].concat());
+    let admin = fixture.ground.connection().await;
     let other = admin.begin().await.unwrap();
     other.execute_unprepared(INSERT).await.unwrap();
-    let child = scene.command(&["in"]).spawn().unwrap();
-    wait_for(&scene.ground.connection().await, BLOCKED).await;
+    let child = fixture.command(&["in"]).spawn().unwrap();
+    wait_for(&fixture.ground.connection().await, BLOCKED).await;
     match then {
         Some(statement) => {
             other.execute_unprepared(statement).await.unwrap();
@@ -97,74 +97,74 @@ async fn import_beside(then: Option<&str>) -> (Scene, Ended) {
         None => other.rollback().await.unwrap(),
     }
     let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
-    (scene, ended(output.unwrap().unwrap()))
+    (fixture, ended(output.unwrap().unwrap()))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destroy_in_flight_wins_over_an_import() {
-    let (scene, (code, printed, _)) = import_beside(Some(DESTROY)).await;
+    let (fixture, (code, printed, _)) = import_beside(Some(DESTROY)).await;
     assert_eq!((code, printed), (1, summary(2, 2, 0, 1)));
-    let rejects = scene.rejects("in.rejects.ndjson");
+    let rejects = fixture.rejects("in.rejects.ndjson");
     assert_eq!((rejects[0].0, rejects[0].1.as_str()), (2, "the collection was destroyed"));
-    assert_eq!(scene.ground.owned_by(7).await, [4, 6]);
-    assert_eq!(scene.entries().await.len(), 2);
+    assert_eq!(fixture.ground.owned_by(7).await, [4, 6]);
+    assert_eq!(fixture.entries().await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_insert_in_flight_is_waited_for() {
-    let (scene, ended) = import_beside(None).await;
+    let (fixture, ended) = import_beside(None).await;
     assert_eq!(ended, (0, summary(3, 2, 0, 0), String::new()));
-    assert_eq!(scene.ground.owned_by(7).await, [4, 5, 6]);
-    let (scene, ended) = import_beside(Some("SELECT 1")).await;
+    assert_eq!(fixture.ground.owned_by(7).await, [4, 5, 6]);
+    let (fixture, ended) = import_beside(Some("SELECT 1")).await;
     assert_eq!(ended, (0, summary(2, 2, 1, 0), String::new()));
-    assert_eq!(scene.ground.owned_by(7).await, [4, 5, 6]);
-    let (scene, ended) = import_beside(Some("UPDATE collections SET name = 'x' WHERE id = 5")).await;
+    assert_eq!(fixture.ground.owned_by(7).await, [4, 5, 6]);
+    let (fixture, ended) = import_beside(Some("UPDATE collections SET name = 'x' WHERE id = 5")).await;
     assert_eq!((ended.0, ended.1), (1, summary(2, 2, 0, 1)));
-    assert_eq!(scene.rejects("in.rejects.ndjson")[0].1, "the collection exists and differs in: name");
+    assert_eq!(fixture.rejects("in.rejects.ndjson")[0].1, "the collection exists and differs in: name");
 }
 
 /// An import of a collection whose destroy is not committed yet finds it, and writes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destroy_of_an_existing_collection_stays_one() {
-    let scene = Scene::new(Backend::Postgres).await;
-    scene.write("in", line(5, 2));
-    assert_eq!(scene.import(&["in"]).await.0, 0);
-    let admin = scene.ground.connection().await;
+    let fixture = ImportFixture::new(Backend::Postgres).await;
+    fixture.write("in", line(5, 2));
+    assert_eq!(fixture.import(&["in"]).await.0, 0);
+    let admin = fixture.ground.connection().await;
     let destroying = admin.begin().await.unwrap();
     destroying.execute_unprepared(DESTROY).await.unwrap();
-    assert_eq!(scene.import(&["in"]).await, (0, summary(0, 0, 1, 0), String::new()));
+    assert_eq!(fixture.import(&["in"]).await, (0, summary(0, 0, 1, 0), String::new()));
     destroying.commit().await.unwrap();
-    assert_eq!(scene.import(&["in"]).await.1, summary(0, 0, 0, 1));
-    assert_eq!(scene.ground.owned_by(7).await, [] as [i64; 0]);
+    assert_eq!(fixture.import(&["in"]).await.1, summary(0, 0, 0, 1));
+    assert_eq!(fixture.ground.owned_by(7).await, [] as [i64; 0]);
 }
 
 /// Two imports of the same collections under different names: each collection once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_imports_of_the_same_collections_agree() {
-    let scene = Scene::new(Backend::Postgres).await;
+    let fixture = ImportFixture::new(Backend::Postgres).await;
     let lines: Vec<_> = (1..=4000).map(|id| line(id, 3)).collect();
-    scene.write("up", lines.concat());
-    scene.write("down", lines.iter().rev().cloned().collect::<String>());
-    let (up, down) = tokio::join!(scene.import(&["up"]), scene.import(&["down"]));
+    fixture.write("up", lines.concat());
+    fixture.write("down", lines.iter().rev().cloned().collect::<String>());
+    let (up, down) = tokio::join!(fixture.import(&["up"]), fixture.import(&["down"]));
     assert_eq!((up.0, down.0), (0, 0), "{up:?} {down:?}");
     let imported = |ended: &Ended| -> u64 { ended.1.split(' ').nth(1).unwrap().parse().unwrap() };
     assert_eq!(imported(&up) + imported(&down), 4000, "{up:?} {down:?}");
-    assert_eq!(scene.collections().await.len(), 4000);
-    assert_eq!(scene.entries().await.len(), 12_000);
+    assert_eq!(fixture.collections().await.len(), 4000);
+    assert_eq!(fixture.entries().await.len(), 12_000);
 }
 
 /// An import reads the facts about an id in several statements, and another import commits the id between them.
 async fn import_next_to_another(arguments: &[&str]) -> Ended {
-    let scene = Scene::new(Backend::Postgres).await;
-    scene.write("in", line(5, 1));
-    let admin = scene.ground.connection().await;
+    let fixture = ImportFixture::new(Backend::Postgres).await;
+    fixture.write("in", line(5, 1));
+    let admin = fixture.ground.connection().await;
     let other = admin.begin().await.unwrap();
     let entry = "INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at) VALUES \
         (5, 1, 0, '2026-01-02T03:04:05Z'); LOCK TABLE collection_entries IN ACCESS EXCLUSIVE MODE";
     other.execute_unprepared(INSERT).await.unwrap();
     other.execute_unprepared(entry).await.unwrap();
-    let child = scene.command(arguments).spawn().unwrap();
-    wait_for(&scene.ground.connection().await, BLOCKED).await;
+    let child = fixture.command(arguments).spawn().unwrap();
+    wait_for(&fixture.ground.connection().await, BLOCKED).await;
     other.commit().await.unwrap();
     ended(child.wait_with_output().await.unwrap())
 }
@@ -179,23 +179,23 @@ async fn a_collection_of_a_concurrent_import_is_not_an_orphan() {
 /// SIGTERM ends an import that waits for a lock, in its first statement and in a batch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signal_ends_an_import_that_waits_for_a_lock() {
-    for (lock, told) in [
+    for (lock, expected) in [
         ("LOCK TABLE imports IN ACCESS EXCLUSIVE MODE", "error: stopped before the first batch; "),
         (INSERT, "error: stopped; after line 0: "),
     ] {
-        let scene = Scene::new(Backend::Postgres).await;
-        scene.write("in", line(5, 1));
-        let admin = scene.ground.connection().await;
+        let fixture = ImportFixture::new(Backend::Postgres).await;
+        fixture.write("in", line(5, 1));
+        let admin = fixture.ground.connection().await;
         let other = admin.begin().await.unwrap();
         other.execute_unprepared(lock).await.unwrap();
-        let child = scene.command(&["in"]).spawn().unwrap();
-        wait_for(&scene.ground.connection().await, BLOCKED).await;
+        let child = fixture.command(&["in"]).spawn().unwrap();
+        wait_for(&fixture.ground.connection().await, BLOCKED).await;
         signal(&child, Signal::SIGTERM);
         let output = tokio::time::timeout(Duration::from_secs(30), child.wait_with_output()).await;
         let (code, printed, errors) = ended(output.expect("a signal is ignored").unwrap());
         assert_eq!((code, printed.as_str()), (1, ""), "{errors}");
-        assert!(errors.starts_with(told), "{errors}");
+        assert!(errors.starts_with(expected), "{errors}");
         other.rollback().await.unwrap();
-        assert_eq!(scene.import(&["in", "--resume"]).await, (0, summary(1, 1, 0, 0), String::new()));
+        assert_eq!(fixture.import(&["in", "--resume"]).await, (0, summary(1, 1, 0, 0), String::new()));
     }
 }

@@ -5,7 +5,7 @@ use super::{
         destroy::on_both,
         support::{App, Backend, OWNER, destroy},
     },
-    Scene, exists, line, summary,
+    ImportFixture, exists, line, summary,
 };
 
 on_both!(
@@ -110,7 +110,7 @@ mod cases {
     use super::*;
 
     pub async fn each_bad_line_has_its_reason(backend: Backend) {
-        let scene = Scene::new(backend).await;
+        let fixture = ImportFixture::new(backend).await;
         let mut input = Vec::new();
         for (id, (bad, _)) in (101..).zip(BAD) {
             input.extend_from_slice(bad);
@@ -120,42 +120,42 @@ mod cases {
         input.extend_from_slice(b"{\"id\":\"custom-9\",\"name\":\"");
         input.resize(input.len() + 32 * 1024 * 1024, b'x');
         input.extend_from_slice(format!("\"}}\n{}", line(200, 1)).as_bytes());
-        scene.write("in", &input);
+        fixture.write("in", &input);
         let count = BAD.len() as u64;
-        let (code, printed, errors) = scene.import(&["in"]).await;
+        let (code, printed, errors) = fixture.import(&["in"]).await;
         assert_eq!((code, printed), (1, summary(count + 1, count + 1, 0, count + 1)));
-        let told = format!(
+        let expected = format!(
             "error: {} lines were rejected; they are in in.rejects.ndjson with the reasons\n",
             count + 1
         );
-        assert_eq!(errors, told);
-        let rejects = scene.rejects("in.rejects.ndjson");
+        assert_eq!(errors, expected);
+        let rejects = fixture.rejects("in.rejects.ndjson");
         for ((number, (bad, reason)), reject) in (1..).step_by(2).zip(BAD).zip(&rejects) {
             assert_eq!(*reject, (number, reason.to_owned(), String::from_utf8_lossy(bad).into_owned()));
         }
         let (number, reason, text) = rejects.last().unwrap();
         assert_eq!((*number, reason.as_str()), (2 * count + 1, "the line is longer than 32 MiB"));
         assert!(text.starts_with("{\"id\":\"custom-9\"") && text.len() == 4096, "{}", text.len());
-        let file = std::fs::read_to_string(scene.path("in.rejects.ndjson")).unwrap();
+        let file = std::fs::read_to_string(fixture.path("in.rejects.ndjson")).unwrap();
         assert!(file.ends_with("\"truncated\":true}\n") && file.matches("truncated").count() == 1);
-        assert_eq!(scene.collections().await.len() as u64, count + 1);
-        assert_eq!(scene.unfinished().await, []);
+        assert_eq!(fixture.collections().await.len() as u64, count + 1);
+        assert_eq!(fixture.unfinished().await, []);
         // Corrected, the lines can be imported from the texts of the rejects file; a good file leaves none.
-        scene.write("in", line(9, 1));
-        assert_eq!(scene.import(&["in"]).await, (0, summary(1, 1, 0, 0), String::new()));
-        assert!(!exists(&scene.path("in.rejects.ndjson")));
+        fixture.write("in", line(9, 1));
+        assert_eq!(fixture.import(&["in"]).await, (0, summary(1, 1, 0, 0), String::new()));
+        assert!(!exists(&fixture.path("in.rejects.ndjson")));
     }
 
     pub async fn ids_in_use_are_rejects(backend: Backend) {
         let app = App::start(backend).await;
-        let scene = Scene { ground: app.ground };
+        let fixture = ImportFixture { ground: app.ground };
         let stored = r#"{"id":"custom-1","owner_id":7,"name":"a","description":"b","created_at":"2026-01-02T03:04:05Z","entries":[1,2]}"#;
-        scene.write("in", stored);
-        assert_eq!(scene.import(&["in"]).await.0, 0);
-        scene.ground.put(2, OWNER).await;
+        fixture.write("in", stored);
+        assert_eq!(fixture.import(&["in"]).await.0, 0);
+        fixture.ground.put(2, OWNER).await;
         let mut rpc = super::super::super::support::rpc(&app.grpc);
         destroy(&mut rpc, OWNER, "custom-2", "").await.unwrap();
-        scene.execute("INSERT INTO collection_entries VALUES (3, 1, 0, '2026-01-02T03:04:05+00:00')").await;
+        fixture.execute("INSERT INTO collection_entries VALUES (3, 1, 0, '2026-01-02T03:04:05+00:00')").await;
         let differs = |fields: &str| format!("the collection exists and differs in: {fields}");
         let orphans = "entries without a collection are stored under this id; `collections-service verify --fix` removes them";
         let cases = [
@@ -191,13 +191,13 @@ mod cases {
             (stored.replace("custom-1", "custom-2"), Some("the collection was destroyed".to_owned())),
             (stored.replace("custom-1", "custom-3"), Some(orphans.to_owned())),
         ];
-        let before = (scene.collections().await, scene.entries().await);
+        let before = (fixture.collections().await, fixture.entries().await);
         let input: String = cases.iter().map(|(line, _)| format!("{line}\n")).collect();
-        scene.write("in", &input);
+        fixture.write("in", &input);
         for (arguments, file) in
             [(&["in", "--dry-run"][..], "in.dry-run.rejects.ndjson"), (&["in"], "in.rejects.ndjson")]
         {
-            let (code, printed, _) = scene.import(arguments).await;
+            let (code, printed, _) = fixture.import(arguments).await;
             let counted = summary(0, 0, 4, 15);
             let expected =
                 if arguments.len() == 2 { counted.replace("imported", "would import") } else { counted };
@@ -206,60 +206,60 @@ mod cases {
                 .zip(&cases)
                 .filter_map(|(number, (line, reason))| Some((number, reason.clone()?, line.clone())))
                 .collect();
-            assert_eq!(scene.rejects(file), expected);
+            assert_eq!(fixture.rejects(file), expected);
         }
-        assert_eq!((scene.collections().await, scene.entries().await), before);
+        assert_eq!((fixture.collections().await, fixture.entries().await), before);
     }
 
     pub async fn too_many_rejects_stop_it(backend: Backend) {
-        let scene = Scene::new(backend).await;
+        let fixture = ImportFixture::new(backend).await;
         let good = |from: u64| (from..from + 1500).map(|id| line(id, 1)).collect::<String>();
-        scene.write("in", format!("x\n{}y\n{}z\n", good(1), good(2001)));
-        let (code, printed, errors) = scene.import(&["in", "--max-rejects", "1"]).await;
+        fixture.write("in", format!("x\n{}y\n{}z\n", good(1), good(2001)));
+        let (code, printed, errors) = fixture.import(&["in", "--max-rejects", "1"]).await;
         assert_eq!((code, printed.as_str()), (1, ""));
-        let told = "error: more than 1 lines were rejected; see in.rejects.ndjson; after line 2000: imported 1998 \
+        let expected = "error: more than 1 lines were rejected; see in.rejects.ndjson; after line 2000: imported 1998 \
                     collections with 1998 entries, 0 existed already, 2 rejected; this stays, and a higher \
                     --max-rejects and --resume continue\n";
-        assert_eq!(errors, told);
-        assert_eq!(scene.unfinished().await, [("in".to_owned(), 2000)]);
-        assert_eq!(scene.collections().await.len(), 1998);
-        let (code, printed, _) = scene.import(&["in", "--max-rejects", "3", "--resume"]).await;
+        assert_eq!(errors, expected);
+        assert_eq!(fixture.unfinished().await, [("in".to_owned(), 2000)]);
+        assert_eq!(fixture.collections().await.len(), 1998);
+        let (code, printed, _) = fixture.import(&["in", "--max-rejects", "3", "--resume"]).await;
         assert_eq!((code, printed), (1, summary(3000, 3000, 0, 3)));
-        let lines: Vec<_> = scene.rejects("in.rejects.ndjson").into_iter().map(|reject| reject.0).collect();
+        let lines: Vec<_> = fixture.rejects("in.rejects.ndjson").into_iter().map(|reject| reject.0).collect();
         assert_eq!(lines, [1, 1502, 3003]);
-        assert_eq!(scene.unfinished().await, []);
+        assert_eq!(fixture.unfinished().await, []);
     }
 
     pub async fn a_dry_run_writes_nothing(backend: Backend) {
-        let scene = Scene::new(backend).await;
-        scene.write("in", [line(1, 2), "x\n".to_owned(), line(2, 3)].concat());
-        let (code, printed, errors) = scene.import(&["in", "--dry-run"]).await;
+        let fixture = ImportFixture::new(backend).await;
+        fixture.write("in", [line(1, 2), "x\n".to_owned(), line(2, 3)].concat());
+        let (code, printed, errors) = fixture.import(&["in", "--dry-run"]).await;
         let counted = summary(2, 5, 0, 1).replace("imported", "would import");
         assert_eq!((code, printed), (1, counted));
         assert!(errors.contains("in.dry-run.rejects.ndjson"), "{errors}");
-        assert_eq!(scene.rejects("in.dry-run.rejects.ndjson").len(), 1);
-        assert!(!exists(&scene.path("in.rejects.ndjson")));
-        assert_eq!(scene.collections().await, [] as [String; 0]);
-        assert_eq!(scene.entries().await, [] as [String; 0]);
-        assert_eq!(scene.unfinished().await, []);
+        assert_eq!(fixture.rejects("in.dry-run.rejects.ndjson").len(), 1);
+        assert!(!exists(&fixture.path("in.rejects.ndjson")));
+        assert_eq!(fixture.collections().await, [] as [String; 0]);
+        assert_eq!(fixture.entries().await, [] as [String; 0]);
+        assert_eq!(fixture.unfinished().await, []);
     }
 }
 
 #[tokio::test]
 async fn an_import_that_cannot_begin_leaves_no_file() {
-    let scene = Scene::new(Backend::Sqlite).await;
-    scene.write("in", line(1, 1));
-    let mut command = scene.command(&["in"]);
+    let fixture = ImportFixture::new(Backend::Sqlite).await;
+    fixture.write("in", line(1, 1));
+    let mut command = fixture.command(&["in"]);
     let output =
         command.env("COLLECTIONS_DATABASE_URL", "sqlite:no/such/folder/database").output().await.unwrap();
     assert_ne!(output.status.code(), Some(0));
-    assert!(!exists(&scene.path("in.rejects.ndjson")));
-    scene
+    assert!(!exists(&fixture.path("in.rejects.ndjson")));
+    fixture
         .execute(
             "INSERT INTO imports SELECT 'in', x'00000000000040008000000000000001', 'another', \
         '2026-01-02T03:04:05+00:00', '2026-01-02T03:04:05+00:00', 1, 1, 1, 0, 0, 0, 0",
         )
         .await;
-    assert_eq!(scene.import(&["in", "--resume"]).await.0, 1);
-    assert!(!exists(&scene.path("in.rejects.ndjson")));
+    assert_eq!(fixture.import(&["in", "--resume"]).await.0, 1);
+    assert!(!exists(&fixture.path("in.rejects.ndjson")));
 }

@@ -21,7 +21,7 @@ use super::{
             wait_until,
         },
     },
-    Scene, ended, line, summary,
+    ImportFixture, ended, line, summary,
 };
 
 on_both!(
@@ -36,13 +36,13 @@ fn lines(range: std::ops::RangeInclusive<u64>) -> String {
 }
 
 /// An import from a pipe, of which this many lines are committed. It waits for more.
-async fn imported_until(scene: &Scene, input: &str, count: i64) -> Child {
+async fn imported_until(fixture: &ImportFixture, input: &str, count: i64) -> Child {
     let mut child =
-        scene.command(&["-", "--name", "pipe", "--resume"]).stdin(Stdio::piped()).spawn().unwrap();
+        fixture.command(&["-", "--name", "pipe", "--resume"]).stdin(Stdio::piped()).spawn().unwrap();
     let stdin = child.stdin.as_mut().unwrap();
     stdin.write_all(input.as_bytes()).await.unwrap();
     let expected = [("pipe".to_owned(), count)];
-    wait_until("the lines are committed", async || scene.unfinished().await == expected).await;
+    wait_until("the lines are committed", async || fixture.unfinished().await == expected).await;
     child
 }
 
@@ -50,21 +50,21 @@ mod cases {
     use super::*;
 
     pub async fn a_signal_ends_it_between_batches(backend: Backend) {
-        let scene = Scene::new(backend).await;
-        let mut child = imported_until(&scene, &lines(1..=2500), 2000).await;
+        let fixture = ImportFixture::new(backend).await;
+        let mut child = imported_until(&fixture, &lines(1..=2500), 2000).await;
         // Its input does not end.
         let _stdin = child.stdin.take();
         signal(&child, Signal::SIGTERM);
         let ended = ended(child.wait_with_output().await.unwrap());
-        let told = "error: stopped; after line 2000: imported 2000 collections with 4000 entries, 0 existed already, \
+        let expected = "error: stopped; after line 2000: imported 2000 collections with 4000 entries, 0 existed already, \
                     0 rejected; this stays, and --resume continues\n";
-        assert_eq!(ended, (1, String::new(), told.to_owned()));
-        assert_eq!(scene.collections().await.len(), 2000);
+        assert_eq!(ended, (1, String::new(), expected.to_owned()));
+        assert_eq!(fixture.collections().await.len(), 2000);
         let all = lines(1..=3000);
-        let resumed = scene.import_from(&["--name", "pipe", "--resume"], all.as_bytes()).await;
+        let resumed = fixture.import_from(&["--name", "pipe", "--resume"], all.as_bytes()).await;
         assert_eq!(resumed, (0, summary(3000, 6000, 0, 0), String::new()));
-        assert_eq!(scene.entries().await.len(), 6000);
-        assert_eq!(scene.unfinished().await, []);
+        assert_eq!(fixture.entries().await.len(), 6000);
+        assert_eq!(fixture.unfinished().await, []);
     }
 
     pub async fn a_cut_input_is_an_error(backend: Backend) {
@@ -74,69 +74,69 @@ mod cases {
         let gz = encoder.finish().unwrap();
         let zst = zstd::encode_all(text.as_bytes(), 1).unwrap();
         for (name, whole) in [("in.gz", gz), ("in.zst", zst)] {
-            let scene = Scene::new(backend).await;
+            let fixture = ImportFixture::new(backend).await;
             // More than the head is left, and less than the head.
             for (part, least) in [(whole.len() / 2, 1000), (200, 0)] {
-                scene.write(name, &whole[..part]);
-                let (code, printed, errors) = scene.import(&[name, "--resume"]).await;
+                fixture.write(name, &whole[..part]);
+                let (code, printed, errors) = fixture.import(&[name, "--resume"]).await;
                 // Of a cut frame nothing may be readable at all.
                 assert!(code == 1 || code == 2 && least == 0, "{code} {errors}");
                 assert!(printed.is_empty() && errors.starts_with(&format!("error: {name}: ")), "{errors}");
                 assert!(code == 2 || errors.ends_with("--resume continues\n"), "{errors}");
-                let imported = scene.collections().await.len();
+                let imported = fixture.collections().await.len();
                 assert!(imported >= least && imported < 5000, "{imported}");
-                assert_eq!(scene.entries().await.len(), 2 * imported);
+                assert_eq!(fixture.entries().await.len(), 2 * imported);
                 if least > 0 {
-                    scene.write(name, &whole);
-                    let resumed = scene.import(&[name, "--resume"]).await;
+                    fixture.write(name, &whole);
+                    let resumed = fixture.import(&[name, "--resume"]).await;
                     assert_eq!(resumed, (0, summary(5000, 10_000, 0, 0), String::new()));
-                    scene.execute("DELETE FROM collections").await;
-                    scene.execute("DELETE FROM collection_entries").await;
+                    fixture.execute("DELETE FROM collections").await;
+                    fixture.execute("DELETE FROM collection_entries").await;
                 }
             }
         }
     }
 
     pub async fn another_input_is_not_continued(backend: Backend) {
-        let scene = Scene::new(backend).await;
+        let fixture = ImportFixture::new(backend).await;
         let whole = format!("x\n{}", lines(1..=2500));
-        scene.write("in", &whole);
-        assert_eq!(scene.import(&["in", "--max-rejects", "0"]).await.0, 1);
-        assert_eq!(scene.unfinished().await, [("in".to_owned(), 1000)]);
-        let refused = async |told: &str| {
-            let (code, printed, errors) = scene.import(&["in", "--resume"]).await;
+        fixture.write("in", &whole);
+        assert_eq!(fixture.import(&["in", "--max-rejects", "0"]).await.0, 1);
+        assert_eq!(fixture.unfinished().await, [("in".to_owned(), 1000)]);
+        let refused = async |expected: &str| {
+            let (code, printed, errors) = fixture.import(&["in", "--resume"]).await;
             assert_eq!((code, printed.as_str()), (1, ""));
-            assert!(errors.contains(told), "{errors}");
-            assert_eq!(scene.unfinished().await, [("in".to_owned(), 1000)]);
+            assert!(errors.contains(expected), "{errors}");
+            assert_eq!(fixture.unfinished().await, [("in".to_owned(), 1000)]);
         };
-        scene.write("in", whole.replacen("number 1\"", "number one\"", 1));
+        fixture.write("in", whole.replacen("number 1\"", "number one\"", 1));
         refused("the start of the input differs from that of the unfinished import of this name").await;
         let (first, second) = whole.split_at(whole.find("{\"id\":\"custom-900\"").unwrap());
-        scene.write("in", first);
+        fixture.write("in", first);
         refused("the input ends before the byte at which the unfinished import of this name stopped").await;
-        scene.write("in", format!("{first} {second}"));
+        fixture.write("in", format!("{first} {second}"));
         refused("no line begins at the byte").await;
-        scene.write("in", &whole);
-        let rejects = std::fs::read(scene.path("in.rejects.ndjson")).unwrap();
-        std::fs::write(scene.path("in.rejects.ndjson"), "").unwrap();
+        fixture.write("in", &whole);
+        let rejects = std::fs::read(fixture.path("in.rejects.ndjson")).unwrap();
+        std::fs::write(fixture.path("in.rejects.ndjson"), "").unwrap();
         refused("in.rejects.ndjson: the file is shorter than the").await;
-        std::fs::write(scene.path("in.rejects.ndjson"), &rejects).unwrap();
-        let (code, printed, _) = scene.import(&["in", "--resume"]).await;
+        std::fs::write(fixture.path("in.rejects.ndjson"), &rejects).unwrap();
+        let (code, printed, _) = fixture.import(&["in", "--resume"]).await;
         assert_eq!((code, printed), (1, summary(2500, 5000, 0, 1)));
-        assert_eq!(std::fs::read(scene.path("in.rejects.ndjson")).unwrap(), rejects);
+        assert_eq!(std::fs::read(fixture.path("in.rejects.ndjson")).unwrap(), rejects);
         // Finished: there is nothing to continue, and it begins at the start.
-        assert_eq!(scene.import(&["in", "--resume"]).await.1, summary(0, 0, 2500, 1));
+        assert_eq!(fixture.import(&["in", "--resume"]).await.1, summary(0, 0, 2500, 1));
     }
 
     pub async fn discarded_progress_is_reported(backend: Backend) {
-        let scene = Scene::new(backend).await;
-        scene.write("in", format!("x\n{}", lines(1..=2500)));
-        assert_eq!(scene.import(&["in", "--max-rejects", "0"]).await.0, 1);
-        std::fs::create_dir(scene.path("b")).unwrap();
-        scene.write("b/in", lines(1..=2000));
-        let told = "import `in`: discarded the progress of an unfinished import at line 1000\n";
-        assert_eq!(scene.import(&["b/in"]).await, (0, summary(1001, 2002, 999, 0), told.to_owned()));
-        assert_eq!(scene.import(&["b/in"]).await, (0, summary(0, 0, 2000, 0), String::new()));
+        let fixture = ImportFixture::new(backend).await;
+        fixture.write("in", format!("x\n{}", lines(1..=2500)));
+        assert_eq!(fixture.import(&["in", "--max-rejects", "0"]).await.0, 1);
+        std::fs::create_dir(fixture.path("b")).unwrap();
+        fixture.write("b/in", lines(1..=2000));
+        let expected = "import `in`: discarded the progress of an unfinished import at line 1000\n";
+        assert_eq!(fixture.import(&["b/in"]).await, (0, summary(1001, 2002, 999, 0), expected.to_owned()));
+        assert_eq!(fixture.import(&["b/in"]).await, (0, summary(0, 0, 2000, 0), String::new()));
     }
 }
 
@@ -144,12 +144,12 @@ mod cases {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_database_is_outlived_or_reported() {
     let mut cluster = Cluster::start().await;
-    let scene = Scene { ground: Ground::on(Some(fresh_database(&cluster.url()).await)).await };
+    let fixture = ImportFixture { ground: Ground::on(Some(fresh_database(&cluster.url()).await)).await };
     let all = lines(1..=4000);
     let split_before = |id: u64| all.split_at(all.find(&format!("{{\"id\":\"custom-{id}\"")).unwrap());
     // For good, while it waits for more input.
     let (first, second) = split_before(1500);
-    let mut child = imported_until(&scene, first, 1000).await;
+    let mut child = imported_until(&fixture, first, 1000).await;
     cluster.crash();
     let mut stdin = child.stdin.take().unwrap();
     let _closed = stdin.write_all(second.as_bytes()).await;
@@ -161,7 +161,7 @@ async fn an_outage_of_the_database_is_outlived_or_reported() {
     cluster.start_again().await;
     // For a moment.
     let (first, second) = split_before(2500);
-    let mut child = imported_until(&scene, first, 2000).await;
+    let mut child = imported_until(&fixture, first, 2000).await;
     cluster.crash();
     cluster.start_again().await;
     let mut stdin = child.stdin.take().unwrap();
@@ -169,7 +169,7 @@ async fn an_outage_of_the_database_is_outlived_or_reported() {
     drop(stdin);
     let ended = ended(child.wait_with_output().await.unwrap());
     assert_eq!(ended, (0, summary(4000, 8000, 0, 0), String::new()));
-    assert_eq!(scene.entries().await.len(), 8000);
+    assert_eq!(fixture.entries().await.len(), 8000);
 }
 
 /// Every second acknowledgement of a commit. The first are those of the checks before the import.
@@ -187,20 +187,20 @@ fn every_second_commit(cuts: Arc<AtomicU32>) -> impl Fn(&[u8]) -> bool {
 /// A commit whose acknowledgement is lost counts once: rows, counts and rejects.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_acknowledgement_is_resolved() {
-    let mut scene = Scene::new(Backend::Postgres).await;
-    let ((listener, through, server), cuts) = (front(&scene.ground.url).await, Arc::new(AtomicU32::new(0)));
+    let mut fixture = ImportFixture::new(Backend::Postgres).await;
+    let ((listener, through, server), cuts) = (front(&fixture.ground.url).await, Arc::new(AtomicU32::new(0)));
     tokio::spawn(lose_answers(listener, server, every_second_commit(cuts.clone())));
     let input: String =
         (1..=20).map(|part| format!("x\n{}", lines(part * 1000..=part * 1000 + 400))).collect();
-    scene.write("in", input);
-    let direct = std::mem::replace(&mut scene.ground.url, through);
-    let (code, printed, errors) = scene.import(&["in"]).await;
-    scene.ground.url = direct;
+    fixture.write("in", input);
+    let direct = std::mem::replace(&mut fixture.ground.url, through);
+    let (code, printed, errors) = fixture.import(&["in"]).await;
+    fixture.ground.url = direct;
     assert_eq!((code, printed), (1, summary(20 * 401, 20 * 802, 0, 20)), "{errors}");
     assert!(cuts.load(Ordering::Relaxed) >= 3, "{cuts:?}");
-    assert_eq!(scene.collections().await.len(), 20 * 401);
-    assert_eq!(scene.entries().await.len(), 20 * 802);
-    let numbers: Vec<_> = scene.rejects("in.rejects.ndjson").into_iter().map(|reject| reject.0).collect();
+    assert_eq!(fixture.collections().await.len(), 20 * 401);
+    assert_eq!(fixture.entries().await.len(), 20 * 802);
+    let numbers: Vec<_> = fixture.rejects("in.rejects.ndjson").into_iter().map(|reject| reject.0).collect();
     assert_eq!(numbers, (0..20).map(|part| part * 402 + 1).collect::<Vec<_>>());
-    assert_eq!(scene.unfinished().await, []);
+    assert_eq!(fixture.unfinished().await, []);
 }

@@ -1,4 +1,4 @@
-//! What the callers were told, and whether the database agrees.
+//! The answers that the callers got, and whether the database agrees.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 /// A call that took this long had used up its deadline of 10 s: its outcome may be unknown.
 const DEADLINE_SPENT: Duration = Duration::from_millis(9500);
-/// What a caller may be told when nothing is wrong but the fault.
+/// The errors that a caller may get from the fault alone.
 const EXPECTED: [&str; 3] = ["STORE_UNAVAILABLE", "OVERLOADED", "DEADLINE_EXCEEDED"];
 /// Of a failure that did not come from the service.
 pub const TRANSPORT: &str = "TRANSPORT";
@@ -47,7 +47,7 @@ pub type Killed = (Instant, Instant);
 
 /// What the database holds of a range of ids.
 pub struct Rows {
-    standing: BTreeSet<i64>,
+    remaining: BTreeSet<i64>,
     tombstones: BTreeMap<i64, Tombstone>,
     queued: BTreeSet<i64>,
     /// How many entries each collection has.
@@ -73,7 +73,7 @@ impl Entry {
         self.attempts.iter().any(|attempt| attempt.answer == *answer)
     }
 
-    /// Whether an attempt ended without the caller being able to know its outcome.
+    /// Whether an attempt ended without an outcome for the caller.
     fn has_unknown(&self, killed: Option<Killed>) -> bool {
         let is_unknown = |attempt: &Attempt| {
             let was_killed = killed.is_some_and(|(from, to)| attempt.begun < to && attempt.ended > from);
@@ -110,7 +110,7 @@ impl Rows {
             *entries.entry(id(&row)).or_default() += 1;
         }
         Self {
-            standing: rows("id FROM collections WHERE id").await.iter().map(id).collect(),
+            remaining: rows("id FROM collections WHERE id").await.iter().map(id).collect(),
             tombstones: tombstones.iter().map(tombstone).collect(),
             queued: queued.iter().map(id).collect(),
             entries,
@@ -133,7 +133,7 @@ impl Rows {
         entries.iter().filter(|entry| entry.attempts.iter().any(is_late) && is_early(&entry.id)).count()
     }
 
-    /// Compares the database with what the callers of these ids were told.
+    /// Compares the database with the answers that the callers of these ids got.
     pub fn compare(
         &self,
         ids: RangeInclusive<i64>,
@@ -141,14 +141,14 @@ impl Rows {
         killed: Option<Killed>,
     ) -> Differences {
         let mut differences = Differences::default();
-        let mut asked: BTreeMap<i64, Vec<&Entry>> = BTreeMap::new();
+        let mut called: BTreeMap<i64, Vec<&Entry>> = BTreeMap::new();
         for entry in entries {
-            asked.entry(entry.id).or_default().push(entry);
+            called.entry(entry.id).or_default().push(entry);
         }
         for id in ids {
-            let entries = asked.get(&id).map_or(&[][..], Vec::as_slice);
+            let entries = called.get(&id).map_or(&[][..], Vec::as_slice);
             let is_told = entries.iter().any(|entry| entry.was_told(&Answer::Ok));
-            let is_destroyed = self.tombstones.contains_key(&id) && !self.standing.contains(&id);
+            let is_destroyed = self.tombstones.contains_key(&id) && !self.remaining.contains(&id);
             if is_told && !is_destroyed {
                 differences.lost.push(describe(&"acknowledged, but not destroyed", id, entries));
             }
@@ -167,7 +167,7 @@ impl Rows {
             }
         };
         let tombstone = self.tombstones.get(&id);
-        let is_standing = self.standing.contains(&id);
+        let is_standing = self.remaining.contains(&id);
         expect(is_standing != tombstone.is_some(), "has both a row and a tombstone, or neither");
         let entries_left = self.entries.get(&id).copied().unwrap_or_default();
         if tombstone.is_none() {
@@ -210,7 +210,7 @@ fn describe(what: &dyn fmt::Display, id: i64, entries: &[&Entry]) -> String {
     let mut text = format!("custom-{id}: {what}");
     for entry in entries {
         let with = if entry.request_id.is_some() { "with" } else { "without" };
-        write!(text, "; caller {with} request id was told").unwrap();
+        write!(text, "; caller {with} request id was answered").unwrap();
         for attempt in &entry.attempts {
             write!(text, " {:?} after {:?}", attempt.answer, attempt.ended - attempt.begun).unwrap();
         }

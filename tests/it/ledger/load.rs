@@ -1,4 +1,4 @@
-//! Callers that destroy one collection after the other, and note what they are told.
+//! Callers that destroy one collection after the other, and record the answers.
 
 use std::{
     ops::RangeInclusive,
@@ -69,7 +69,7 @@ impl Load {
         wait_until(&format!("{count} calls are acknowledged"), are_acknowledged).await;
     }
 
-    /// Lets the callers finish what they have begun. Returns what they were told, and when calls were acknowledged.
+    /// Stops the callers after the calls that they have begun. Returns their calls, and when calls were acknowledged.
     pub async fn stop(self) -> (Vec<Entry>, Vec<Instant>) {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
         let mut entries = Vec::new();

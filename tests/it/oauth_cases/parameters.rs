@@ -3,7 +3,7 @@
 /// Names and values as they are signed.
 pub type Signed = &'static [(&'static [u8], &'static [u8])];
 
-/// What is sent, what it says, and what it does not say.
+/// What is sent, the parameters that it means, and parameters that it does not mean.
 pub type Parameter = (&'static str, Signed, Signed);
 
 /// In the query and in the form alike.

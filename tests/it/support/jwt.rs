@@ -95,7 +95,7 @@ impl Key {
         json!({"alg": format!("{:?}", self.algorithm), "typ": "JWT", "kid": self.kid})
     }
 
-    /// A token whose signature is right, whatever its header says.
+    /// A token with a valid signature and this header.
     pub fn sign(&self, header: &str, claims: &str) -> String {
         let signed = unsigned(header, claims);
         let signature = crypto::sign(signed.as_bytes(), &self.private, self.algorithm).unwrap();
@@ -159,7 +159,7 @@ pub fn claims_with(name: &str, value: impl Into<Option<Value>>) -> Value {
     claims
 }
 
-/// The settings that believe this issuer.
+/// The settings that accept the tokens of this issuer.
 pub fn believing(jwks: JwksSource) -> Jwt {
     Jwt { jwks, issuer: ISSUER.to_owned(), audiences: vec!["another".to_owned(), AUDIENCE.to_owned()] }
 }

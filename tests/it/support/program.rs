@@ -58,23 +58,23 @@ pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String
 }
 
 impl Program {
-    /// `serve` on free ports; returns when its log says that it serves.
+    /// Starts `serve` on free ports; returns once it has logged that it serves.
     pub async fn serve(ground: &Ground, more: &[&str]) -> Self {
         let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
         Self::start(ground, &[&serve, more].concat()).await
     }
 
-    /// `serve` with callers that prove who they are.
+    /// Starts `serve` for authenticated callers only.
     pub async fn serve_strictly(ground: &Ground, more: &[&str]) -> Self {
         Self::start(ground, &[&["serve", "--grpc-addr", "127.0.0.1:0"], more].concat()).await
     }
 
-    /// `gateway` in front of an RPC elsewhere.
+    /// Starts `gateway` with this upstream.
     pub async fn gateway(ground: &Ground, upstream: &str, more: &[&str]) -> Self {
         Self::start(ground, &[&["gateway", "--upstream", upstream], more].concat()).await
     }
 
-    /// `serve` in a process that may open so many files.
+    /// Starts `serve` in a process that may open so many files.
     pub async fn serve_with_files(ground: &Ground, files: u32) -> Self {
         let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
         Self::start_after(&format!("ulimit -n {files}"), ground, &serve).await

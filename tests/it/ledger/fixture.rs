@@ -41,7 +41,7 @@ pub enum Fault {
 }
 
 /// A service that callers reach at `origin`, and its database.
-pub struct Scene {
+pub struct LedgerFixture {
     pub origin: watch::Sender<String>,
     fault: Fault,
     ground: Ground,
@@ -49,7 +49,7 @@ pub struct Scene {
     servers: Option<Servers>,
 }
 
-/// The PostgreSQL of the scene, where it is stopped or replaced.
+/// The PostgreSQL of the fixture, where it is stopped or replaced.
 struct Servers {
     primary: Cluster,
     standby: Option<Cluster>,
@@ -79,7 +79,7 @@ impl Fault {
     }
 }
 
-impl Scene {
+impl LedgerFixture {
     pub async fn new(fault: Fault) -> Self {
         let (ground, servers) = match fault {
             Fault::KillService => (Ground::new(Backend::Postgres).await, None),
