@@ -1,5 +1,11 @@
 //! The command line, one file a subcommand.
 
+#![allow(
+    rustdoc::bare_urls,
+    rustdoc::invalid_html_tags,
+    reason = "the doc comments of flags are their help, which is no Markdown"
+)]
+
 mod address;
 mod credentials;
 mod database;
