@@ -1,13 +1,13 @@
 //! The figures of a run.
 
-use std::{collections::BTreeMap, fmt, sync::Mutex, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use tokio::time::Instant;
 
 use super::book::{Answer, Differences, Entry};
 
 /// The figures of one kind of fault.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Summary {
     pub kind: &'static str,
     pub faults: usize,
@@ -31,9 +31,6 @@ pub struct Summary {
     pub gaps: Vec<Duration>,
 }
 
-/// Of all tests of this process, which run in any order.
-static ALL: Mutex<Vec<Summary>> = Mutex::new(Vec::new());
-
 impl Summary {
     pub fn count(&mut self, entries: &[Entry], acknowledged: &[Instant], differences: &Differences) {
         self.faults += 1;
@@ -53,13 +50,10 @@ impl Summary {
         self.gaps.push(gaps.max().unwrap_or_default());
     }
 
-    /// Prints this summary below those that are printed already.
+    /// Prints the figures below their names.
     pub fn print(&self) {
-        let mut all = ALL.lock().unwrap();
-        all.push(self.clone());
-        let lines: String = all.iter().map(|summary| format!("{summary}\n")).collect();
         eprintln!(
-            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>7} {:>6} {:>5} {:>5}  {:<15} {:<15} failures\n{lines}",
+            "{:<22} {:>6} {:>8} {:>8} {:>9} {:>7} {:>9} {:>8} {:>7} {:>6} {:>5} {:>5}  {:<15} {:<15} failures\n{self}",
             "fault",
             "faults",
             "calls",
