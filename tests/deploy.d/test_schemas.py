@@ -45,7 +45,7 @@ class Schemas(unittest.TestCase):
         _, custom = distinct()
         kinds = {each["kind"] for each in custom}
         self.assertEqual(
-            kinds, {"BackendTLSPolicy", "Certificate", "GRPCRoute", "HTTPRoute", "ServiceMonitor"}
+            kinds, {"BackendTLSPolicy", "Certificate", "GRPCRoute", "HTTPRoute", "PrometheusRule", "ServiceMonitor"}
         )
         script = pathlib.Path(__file__).with_name("custom_resources.mjs")
         self.run_tool("node", str(script), os.environ["DEPLOY_NODE"], input=json.dumps(custom))
