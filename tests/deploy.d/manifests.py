@@ -1,5 +1,6 @@
-"""Renders the overlays, and the base with every component alone, with each other one, and with all."""
+"""Renders the overlays, and the base with each component, with each pair of those that patch others' objects, and with all."""
 
+import concurrent.futures
 import functools
 import itertools
 import os
@@ -59,14 +60,15 @@ def with_needs(names):
 @functools.cache
 def renders():
     """Returns the objects by the name of what was rendered."""
-    result = {"base": kustomize(DEPLOY / "base")}
+    patching = [name for name in OPTIONAL if "\npatches:" in (COMPONENTS / name / "kustomization.yaml").read_text()]
+    combinations = [(name,) for name in OPTIONAL] + list(itertools.combinations(patching, 2)) + [tuple(OPTIONAL)]
+    jobs = {"base": functools.partial(kustomize, DEPLOY / "base")}
     for overlay in OVERLAYS:
-        result[f"overlays/{overlay}"] = kustomize(DEPLOY / "overlays" / overlay)
-    alone = [(name,) for name in OPTIONAL]
-    pairs = list(itertools.combinations(OPTIONAL, 2))
-    for names in dict.fromkeys(map(with_needs, alone + pairs + [tuple(OPTIONAL)])):
-        result["base with " + ", ".join(names)] = render(names)
-    return result
+        jobs[f"overlays/{overlay}"] = functools.partial(kustomize, DEPLOY / "overlays" / overlay)
+    for names in map(with_needs, combinations):
+        jobs["base with " + ", ".join(names)] = functools.partial(render, names)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return dict(zip(jobs, pool.map(lambda job: job(), jobs.values())))
 
 
 @functools.cache
@@ -110,13 +112,13 @@ def container_of(workload):
 
 
 def variables(rendered, workload):
-    """Returns the variables of a workload's container: those of ConfigMaps with their values, those of Secrets with None."""
+    """Returns the program's variables of a container: those of ConfigMaps with their values, those of Secrets with None."""
     container, result = container_of(workload), {}
     for source in container.get("envFrom", []):
         result |= named(rendered, "ConfigMap", source["configMapRef"]["name"])["data"]
     for each in container.get("env", []):
         result[each["name"]] = each.get("value")
-    return result
+    return {name: value for name, value in result.items() if name.startswith("COLLECTIONS_")}
 
 
 def secrets(workload):

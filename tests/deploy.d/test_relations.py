@@ -11,6 +11,15 @@ from manifests import container_of, labels_of, named, objects, pod_of, selects, 
 
 # Seconds between the end of the drain and the kill: connections are closed, and spans and log lines are written.
 MARGIN = 5
+# The names of the listeners' ports, by the variable of the address.
+LISTENERS = {"COLLECTIONS_GRPC_ADDR": "grpc", "COLLECTIONS_REST_ADDR": "http", "COLLECTIONS_ADMIN_ADDR": "admin"}
+# The ports of what the program connects to, by the variable that names it.
+OUTSIDE = {
+    "COLLECTIONS_DATABASE_URL": 5432,
+    "COLLECTIONS_JWKS": 443,
+    "COLLECTIONS_OTLP_ENDPOINT": 4317,
+    "COLLECTIONS_REDIS_URL": 6379,
+}
 
 
 @functools.cache
@@ -19,37 +28,51 @@ def help_of(*command):
     text = subprocess.run(
         [os.environ["BINARY"], *command, "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "1000"}
     ).stdout
+    text = " ".join(text.split())
     known = set(re.findall(r"\[env: (COLLECTIONS_[A-Z_]+)", text))
-    defaults = dict(re.findall(r"\[env: (COLLECTIONS_[A-Z_]+)[^\]]*\]\s+\[default:\s+([^\]]+)\]", text))
+    defaults = dict(re.findall(r"\[env: (COLLECTIONS_[A-Z_]+)[^\]]*\] \[default: ([^\]]+)\]", text))
     return known, defaults
 
 
-class Relations(unittest.TestCase):
-    def each(self):
-        """Yields every render with each of its workloads, as a test of its own."""
+def for_each_render(test):
+    """Runs a test with every render, each as a test of its own."""
+
+    @functools.wraps(test)
+    def run(self):
+        for name, rendered in manifests.renders().items():
+            with self.subTest(name):
+                test(self, rendered)
+
+    return run
+
+
+def for_each_workload(test):
+    """Runs a test with every workload of every render."""
+
+    @functools.wraps(test)
+    def run(self):
         for name, rendered in manifests.renders().items():
             for workload in workloads(rendered):
                 with self.subTest(f"{name}: {workload['kind']}/{workload['metadata']['name']}"):
-                    yield rendered, workload
+                    test(self, rendered, workload)
 
-    def each_render(self):
-        for name, rendered in manifests.renders().items():
-            with self.subTest(name):
-                yield rendered
+    return run
 
-    def test_pods_are_restricted(self):
+
+class Relations(unittest.TestCase):
+    @for_each_workload
+    def test_pods_are_restricted(self, _, workload):
         """The Pod Security Standard `restricted`, and more."""
-        for _, workload in self.each():
-            pod, container = pod_of(workload), container_of(workload)
-            self.assertTrue(pod["securityContext"]["runAsNonRoot"])
-            self.assertEqual(pod["securityContext"]["runAsUser"], 65532)
-            self.assertEqual(pod["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
-            self.assertFalse(container["securityContext"]["allowPrivilegeEscalation"])
-            self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
-            self.assertTrue(container["securityContext"]["readOnlyRootFilesystem"])
-            self.assertFalse(pod["automountServiceAccountToken"])
-            self.assertFalse(pod["enableServiceLinks"], "the program rejects variables of service links")
-            self.assertIn("memory", container["resources"]["limits"])
+        pod, container = pod_of(workload), container_of(workload)
+        self.assertTrue(pod["securityContext"]["runAsNonRoot"])
+        self.assertEqual(pod["securityContext"]["runAsUser"], 65532)
+        self.assertEqual(pod["securityContext"]["seccompProfile"], {"type": "RuntimeDefault"})
+        self.assertFalse(container["securityContext"]["allowPrivilegeEscalation"])
+        self.assertEqual(container["securityContext"]["capabilities"], {"drop": ["ALL"]})
+        self.assertTrue(container["securityContext"]["readOnlyRootFilesystem"])
+        self.assertFalse(pod["automountServiceAccountToken"])
+        self.assertFalse(pod["enableServiceLinks"], "the program rejects variables of service links")
+        self.assertIn("memory", container["resources"]["limits"])
 
     def test_namespaces_enforce_the_restricted_standard(self):
         for overlay in manifests.OVERLAYS:
@@ -57,82 +80,80 @@ class Relations(unittest.TestCase):
                 [namespace] = objects(manifests.renders()[f"overlays/{overlay}"], "Namespace")
                 self.assertEqual(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted")
 
-    def test_service_accounts_exist(self):
-        for rendered, workload in self.each():
-            named(rendered, "ServiceAccount", pod_of(workload)["serviceAccountName"])
+    @for_each_workload
+    def test_service_accounts_exist(self, rendered, workload):
+        named(rendered, "ServiceAccount", pod_of(workload)["serviceAccountName"])
 
-    def test_commands_have_the_variables(self):
-        for rendered, workload in self.each():
-            known, _ = help_of(*container_of(workload)["args"])
-            unknown = set(variables(rendered, workload)) - known
-            self.assertFalse(unknown, f"{container_of(workload)['args']} has no such flag")
+    @for_each_workload
+    def test_commands_have_the_variables(self, rendered, workload):
+        known, _ = help_of(*container_of(workload)["args"])
+        unknown = set(variables(rendered, workload)) - known
+        self.assertFalse(unknown, f"{container_of(workload)['args']} has no such flag")
 
-    def test_all_workloads_have_one_image(self):
-        for rendered in self.each_render():
-            images = {container_of(each)["image"] for each in workloads(rendered)}
-            self.assertEqual(len(images), 1, images)
+    @for_each_render
+    def test_all_workloads_have_one_image(self, rendered):
+        images = {container_of(each)["image"] for each in workloads(rendered)}
+        self.assertEqual(len(images), 1, images)
 
-    def test_ports_are_those_of_the_listeners(self):
-        listeners = {"COLLECTIONS_GRPC_ADDR": "grpc", "COLLECTIONS_REST_ADDR": "http", "COLLECTIONS_ADMIN_ADDR": "admin"}
-        for rendered, workload in self.each():
-            _, defaults = help_of(*container_of(workload)["args"])
-            env = variables(rendered, workload)
-            ports = {each["name"]: each["containerPort"] for each in container_of(workload).get("ports", [])}
-            expected = {}
-            for variable in listeners.keys() & defaults.keys():
-                if env[variable] == "off":
-                    continue
-                host, port = env[variable].rsplit(":", 1)
-                # Listeners that are not on all addresses of IPv6 and IPv4 are for port-forward alone.
-                if host != "[::]":
-                    self.assertEqual((host, env["COLLECTIONS_INSECURE_IDENTITY"]), ("127.0.0.1", "true"))
-                self.assertEqual(port, defaults[variable].rsplit(":", 1)[1], "another port than by default")
-                expected[listeners[variable]] = int(port)
-            self.assertEqual(ports, expected)
-
-    def test_probes_ask_the_admin_listener(self):
-        service = "collections.v1.CollectionsService"
-        for rendered, workload in self.each():
-            if workload["kind"] != "Deployment":
+    @for_each_workload
+    def test_ports_are_those_of_the_listeners(self, rendered, workload):
+        _, defaults = help_of(*container_of(workload)["args"])
+        env = variables(rendered, workload)
+        ports = {each["name"]: each["containerPort"] for each in container_of(workload).get("ports", [])}
+        expected = {}
+        for variable in LISTENERS.keys() & defaults.keys():
+            if env[variable] == "off":
                 continue
-            container = container_of(workload)
-            for probe, expected in (("startup", ""), ("liveness", ""), ("readiness", service)):
-                self.assertEqual(container[f"{probe}Probe"]["grpc"], {"port": 9090, "service": expected})
+            host, port = env[variable].rsplit(":", 1)
+            # A listener that is not on all addresses of IPv6 and IPv4 is for port-forward alone.
+            if host != "[::]":
+                self.assertEqual((host, env["COLLECTIONS_INSECURE_IDENTITY"]), ("127.0.0.1", "true"))
+            self.assertEqual(port, defaults[variable].rsplit(":", 1)[1], "another port than by default")
+            expected[LISTENERS[variable]] = int(port)
+        self.assertEqual(ports, expected)
 
-    def test_endpoints_stay_while_the_database_is_away_for_seconds(self):
-        for _, workload in self.each():
-            if workload["kind"] != "Deployment":
-                continue
-            probe = container_of(workload)["readinessProbe"]
-            # Calls wait for the database for 10 s at most.
-            self.assertGreater((probe["failureThreshold"] - 1) * probe["periodSeconds"], 2 * 10)
+    @for_each_workload
+    def test_probes_ask_the_admin_listener(self, _, workload):
+        if workload["kind"] != "Deployment":
+            return
+        container = container_of(workload)
+        for probe, service in (("startup", ""), ("liveness", ""), ("readiness", "collections.v1.CollectionsService")):
+            self.assertEqual(container[f"{probe}Probe"]["grpc"], {"port": 9090, "service": service})
 
-    def test_the_grace_period_covers_the_drain(self):
-        for rendered, workload in self.each():
-            if workload["kind"] != "Deployment":
-                continue
-            pause = container_of(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
-            drain = int(variables(rendered, workload)["COLLECTIONS_DRAIN_SECONDS"])
-            self.assertGreaterEqual(pod_of(workload)["terminationGracePeriodSeconds"], pause + drain + MARGIN)
+    @for_each_workload
+    def test_endpoints_stay_while_the_database_is_away_for_seconds(self, _, workload):
+        if workload["kind"] != "Deployment":
+            return
+        probe = container_of(workload)["readinessProbe"]
+        # Calls wait for the database for 10 s at most.
+        self.assertGreater((probe["failureThreshold"] - 1) * probe["periodSeconds"], 2 * 10)
 
-    def test_variables_name_mounted_files(self):
-        for rendered, workload in self.each():
-            folders = manifests.files(workload)
-            used = set()
-            for name, value in variables(rendered, workload).items():
-                for path in re.findall(r"(?:^|[=,])(/[^,]+)", value or ""):
-                    folder, file = path.rsplit("/", 1)
-                    self.assertIn(folder, folders, f"{name}: nothing is mounted there")
-                    self.assertIn(file, folders[folder] or {"tls.crt", "tls.key", "ca.crt"}, name)
-                    used.add(folder)
-            self.assertEqual(used, set(folders), "a folder is mounted that no variable names")
+    @for_each_workload
+    def test_the_grace_period_covers_the_drain(self, rendered, workload):
+        if workload["kind"] != "Deployment":
+            return
+        pause = container_of(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
+        drain = int(variables(rendered, workload)["COLLECTIONS_DRAIN_SECONDS"])
+        self.assertGreaterEqual(pod_of(workload)["terminationGracePeriodSeconds"], pause + drain + MARGIN)
 
-    def test_secrets_are_readable_by_the_group(self):
-        for _, workload in self.each():
-            pod = pod_of(workload)
-            for volume in pod.get("volumes", []):
-                self.assertEqual(volume["secret"]["defaultMode"], 0o440)
-                self.assertEqual(pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsGroup"])
+    @for_each_workload
+    def test_variables_name_mounted_files(self, rendered, workload):
+        folders = manifests.files(workload)
+        used = set()
+        for name, value in variables(rendered, workload).items():
+            for path in re.findall(r"(?:^|[=,])(/[^,]+)", value or ""):
+                folder, file = path.rsplit("/", 1)
+                self.assertIn(folder, folders, f"{name}: nothing is mounted there")
+                self.assertIn(file, folders[folder] or {"tls.crt", "tls.key", "ca.crt"}, name)
+                used.add(folder)
+        self.assertEqual(used, set(folders), "a folder is mounted that no variable names")
+
+    @for_each_workload
+    def test_secrets_are_readable_by_the_group(self, _, workload):
+        pod = pod_of(workload)
+        for volume in pod.get("volumes", []):
+            self.assertEqual(volume["secret"]["defaultMode"], 0o440)
+            self.assertEqual(pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsGroup"])
 
     def test_the_production_overlay_lists_every_secret(self):
         text = (manifests.DEPLOY / "overlays/prod/kustomization.yaml").read_text()
@@ -158,102 +179,102 @@ class Relations(unittest.TestCase):
             for name, key in manifests.secrets(workload):
                 self.assertIn(key, named(rendered, "Secret", name)["data"])
 
-    def test_selectors_match_their_pods_alone(self):
-        for rendered in self.each_render():
-            for deployment in [each for each in workloads(rendered) if each["kind"] == "Deployment"]:
-                name = deployment["metadata"]["name"]
-                selectors = [deployment["spec"]["selector"]]
-                selectors += [each["spec"]["selector"] for each in objects(rendered, "PodDisruptionBudget") if each["metadata"]["name"] == name]
-                selectors += [each["labelSelector"] for each in pod_of(deployment)["topologySpreadConstraints"]]
-                # The Deployment's own, the budget, zones and hosts.
-                self.assertEqual(len(selectors), 4)
-                for selector in selectors:
-                    matched = [each["metadata"]["name"] for each in workloads(rendered) if selects(selector, labels_of(each))]
-                    self.assertEqual(matched, [name])
+    @for_each_render
+    def test_selectors_match_their_pods_alone(self, rendered):
+        for deployment in [each for each in workloads(rendered) if each["kind"] == "Deployment"]:
+            name = deployment["metadata"]["name"]
+            selectors = [deployment["spec"]["selector"]]
+            selectors += [each["spec"]["selector"] for each in objects(rendered, "PodDisruptionBudget") if each["metadata"]["name"] == name]
+            selectors += [each["labelSelector"] for each in pod_of(deployment)["topologySpreadConstraints"]]
+            # The Deployment's own, the budget, zones and hosts.
+            self.assertEqual(len(selectors), 4)
+            for selector in selectors:
+                matched = [each["metadata"]["name"] for each in workloads(rendered) if selects(selector, labels_of(each))]
+                self.assertEqual(matched, [name])
 
-    def test_services_lead_to_ports_of_pods(self):
-        for rendered in self.each_render():
-            services = [each for each in objects(rendered, "Service") if each["metadata"]["name"].startswith("collections-")]
-            self.assertEqual(len(services), 3)
-            for service in services:
-                selector = {"matchLabels": service["spec"]["selector"]}
-                [target] = [each for each in workloads(rendered) if selects(selector, labels_of(each))]
-                ports = {each["name"] for each in container_of(target)["ports"]}
-                for port in service["spec"]["ports"]:
-                    self.assertIn(port["targetPort"], ports, service["metadata"]["name"])
-            self.assertEqual(named(rendered, "Service", "collections-service-headless")["spec"]["clusterIP"], "None")
+    @for_each_render
+    def test_services_lead_to_ports_of_pods(self, rendered):
+        services = [each for each in objects(rendered, "Service") if each["metadata"]["name"].startswith("collections-")]
+        self.assertEqual(len(services), 3)
+        for service in services:
+            selector = {"matchLabels": service["spec"]["selector"]}
+            [target] = [each for each in workloads(rendered) if selects(selector, labels_of(each))]
+            ports = {each["name"] for each in container_of(target)["ports"]}
+            for port in service["spec"]["ports"]:
+                self.assertIn(port["targetPort"], ports, service["metadata"]["name"])
+        self.assertEqual(named(rendered, "Service", "collections-service-headless")["spec"]["clusterIP"], "None")
 
-    def test_prometheus_scrapes_every_pod_once(self):
-        for rendered in self.each_render():
-            for monitor in objects(rendered, "ServiceMonitor"):
-                [endpoint] = monitor["spec"]["endpoints"]
-                scraped = []
-                for service in objects(rendered, "Service"):
-                    ports = {each["name"] for each in service["spec"]["ports"]}
-                    if selects(monitor["spec"]["selector"], service["metadata"]["labels"]) and endpoint["port"] in ports:
-                        scraped.append(service["spec"]["selector"]["app.kubernetes.io/component"])
-                expected = [
-                    labels_of(each)["app.kubernetes.io/component"] for each in workloads(rendered) if each["kind"] == "Deployment"
-                ]
-                self.assertEqual(sorted(scraped), sorted(expected))
+    @for_each_render
+    def test_prometheus_scrapes_every_pod_once(self, rendered):
+        for monitor in objects(rendered, "ServiceMonitor"):
+            [endpoint] = monitor["spec"]["endpoints"]
+            scraped = []
+            for service in objects(rendered, "Service"):
+                ports = {each["name"] for each in service["spec"]["ports"]}
+                if selects(monitor["spec"]["selector"], service["metadata"]["labels"]) and endpoint["port"] in ports:
+                    scraped.append(service["spec"]["selector"]["app.kubernetes.io/component"])
+            expected = [
+                labels_of(each)["app.kubernetes.io/component"] for each in workloads(rendered) if each["kind"] == "Deployment"
+            ]
+            self.assertEqual(sorted(scraped), sorted(expected))
 
-    def test_the_autoscaler_has_a_deployment_without_replicas(self):
-        for rendered in self.each_render():
-            for scaler in objects(rendered, "HorizontalPodAutoscaler"):
-                target = named(rendered, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
-                self.assertNotIn("replicas", target["spec"])
-                [metric] = [each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"] if each["type"] == "Pods"]
-                rule = (manifests.COMPONENTS / "autoscaling/prometheus-adapter.yaml").read_text()
-                self.assertIn(f"as: {metric}\n", rule)
-                connections = int(help_of("serve")[1]["COLLECTIONS_DATABASE_CONNECTIONS"])
-                self.assertLess((scaler["spec"]["maxReplicas"] + 1) * connections, 100, "more than PostgreSQL's max_connections")
+    @for_each_render
+    def test_the_autoscaler_has_a_deployment_without_replicas(self, rendered):
+        for scaler in objects(rendered, "HorizontalPodAutoscaler"):
+            target = named(rendered, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
+            self.assertNotIn("replicas", target["spec"])
+            [metric] = [each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"] if each["type"] == "Pods"]
+            rule = (manifests.COMPONENTS / "autoscaling/prometheus-adapter.yaml").read_text()
+            self.assertIn(f"as: {metric}\n", rule)
+            connections = int(help_of("serve")[1]["COLLECTIONS_DATABASE_CONNECTIONS"])
+            self.assertLess((scaler["spec"]["maxReplicas"] + 1) * connections, 100, "more than PostgreSQL's max_connections")
 
-    def test_routes_lead_to_services(self):
-        for rendered in self.each_render():
-            for route in objects(rendered, "HTTPRoute") + objects(rendered, "GRPCRoute"):
-                for rule in route["spec"]["rules"]:
-                    for backend in rule["backendRefs"]:
-                        service = named(rendered, "Service", backend["name"])
-                        self.assertIn(backend["port"], {each["port"] for each in service["spec"]["ports"]})
-            for policy in objects(rendered, "BackendTLSPolicy"):
-                [target] = policy["spec"]["targetRefs"]
-                service = named(rendered, "Service", target["name"])
-                self.assertIn(target["sectionName"], {each["name"] for each in service["spec"]["ports"]})
+    @for_each_render
+    def test_routes_lead_to_services(self, rendered):
+        for route in objects(rendered, "HTTPRoute") + objects(rendered, "GRPCRoute"):
+            for rule in route["spec"]["rules"]:
+                for backend in rule["backendRefs"]:
+                    service = named(rendered, "Service", backend["name"])
+                    self.assertIn(backend["port"], {each["port"] for each in service["spec"]["ports"]})
+        for policy in objects(rendered, "BackendTLSPolicy"):
+            [target] = policy["spec"]["targetRefs"]
+            service = named(rendered, "Service", target["name"])
+            self.assertIn(target["sectionName"], {each["name"] for each in service["spec"]["ports"]})
 
-    def test_callers_from_outside_can_authenticate(self):
+    @for_each_render
+    def test_callers_from_outside_can_authenticate(self, rendered):
         """A Gateway does not pass a caller's certificate on."""
-        for rendered in self.each_render():
-            if objects(rendered, "GRPCRoute"):
-                self.assertIn("COLLECTIONS_JWKS", variables(rendered, named(rendered, "Deployment", "collections-service")))
+        if objects(rendered, "GRPCRoute"):
+            self.assertIn("COLLECTIONS_JWKS", variables(rendered, named(rendered, "Deployment", "collections-service")))
 
-    def test_the_service_identifies_its_callers(self):
-        for rendered in self.each_render():
-            env = variables(rendered, named(rendered, "Deployment", "collections-service"))
-            if env.get("COLLECTIONS_INSECURE_IDENTITY"):
-                continue
-            for variable in ("TLS_CERT", "TLS_KEY", "CLIENT_CA", "TRUSTED_PEER"):
-                self.assertTrue(env[f"COLLECTIONS_{variable}"], variable)
+    @for_each_render
+    def test_the_service_identifies_its_callers(self, rendered):
+        env = variables(rendered, named(rendered, "Deployment", "collections-service"))
+        if env.get("COLLECTIONS_INSECURE_IDENTITY"):
+            return
+        for variable in ("TLS_CERT", "TLS_KEY", "CLIENT_CA", "TRUSTED_PEER"):
+            self.assertTrue(env[f"COLLECTIONS_{variable}"], variable)
 
-    def test_certificates_have_the_names_that_are_used(self):
-        for rendered in self.each_render():
-            for certificate in objects(rendered, "Certificate"):
-                users = {name for each in workloads(rendered) for name, _ in manifests.secrets(each)}
-                self.assertIn(certificate["spec"]["secretName"], users)
-            server = [each for each in objects(rendered, "Certificate") if each["metadata"]["name"] == "collections-service"]
-            for certificate in server:
-                names, namespace = certificate["spec"]["dnsNames"], certificate["metadata"]["namespace"]
-                for service in ("collections-service", "collections-service-headless"):
-                    self.assertIn(service, names)
-                    self.assertIn(f"{service}.{namespace}.svc", names)
-                for workload in workloads(rendered):
-                    upstream = variables(rendered, workload).get("COLLECTIONS_UPSTREAM")
-                    if upstream:
-                        host, port = re.fullmatch(r"https://(.+):(\d+)", upstream).groups()
-                        self.assertIn(host, names)
-                        ports = named(rendered, "Service", host)["spec"]["ports"]
-                        self.assertIn(int(port), {each["port"] for each in ports})
-                for policy in objects(rendered, "BackendTLSPolicy"):
-                    self.assertIn(policy["spec"]["validation"]["hostname"], names)
+    @for_each_render
+    def test_certificates_have_the_names_that_are_used(self, rendered):
+        for certificate in objects(rendered, "Certificate"):
+            users = {name for each in workloads(rendered) for name, _ in manifests.secrets(each)}
+            self.assertIn(certificate["spec"]["secretName"], users)
+        server = [each for each in objects(rendered, "Certificate") if each["metadata"]["name"] == "collections-service"]
+        for certificate in server:
+            names, namespace = certificate["spec"]["dnsNames"], certificate["metadata"]["namespace"]
+            for service in ("collections-service", "collections-service-headless"):
+                self.assertIn(service, names)
+                self.assertIn(f"{service}.{namespace}.svc", names)
+            for workload in workloads(rendered):
+                upstream = variables(rendered, workload).get("COLLECTIONS_UPSTREAM")
+                if upstream:
+                    host, port = re.fullmatch(r"https://(.+):(\d+)", upstream).groups()
+                    self.assertIn(host, names)
+                    ports = named(rendered, "Service", host)["spec"]["ports"]
+                    self.assertIn(int(port), {each["port"] for each in ports})
+            for policy in objects(rendered, "BackendTLSPolicy"):
+                self.assertIn(policy["spec"]["validation"]["hostname"], names)
 
     def test_the_service_trusts_the_gateway(self):
         rendered = manifests.everything()
@@ -271,7 +292,7 @@ class Relations(unittest.TestCase):
                 for rule in policy["spec"].get("ingress", []) + policy["spec"].get("egress", []):
                     self.assertTrue(rule["ports"])
                     for port in rule["ports"]:
-                        self.assertIn(port["port"], names | {53, 443, 4317, 5432, 6379})
+                        self.assertIn(port["port"], names | {53, *OUTSIDE.values()})
         denied = named(rendered, "NetworkPolicy", "collections-default-deny")["spec"]
         self.assertTrue(all(selects(denied["podSelector"], labels) for labels, _ in pods), "a pod is not denied")
         self.assertNotIn("ingress", denied)
@@ -289,13 +310,12 @@ class Relations(unittest.TestCase):
 
     def test_network_policies_open_what_components_use(self):
         rendered = manifests.everything()
-        used = {"COLLECTIONS_REDIS_URL": 6379, "COLLECTIONS_JWKS": 443, "COLLECTIONS_DATABASE_URL": 5432}
         for workload in workloads(rendered):
             ports = set()
             for policy in objects(rendered, "NetworkPolicy"):
                 if selects(policy["spec"]["podSelector"], labels_of(workload)):
                     for rule in policy["spec"].get("egress", []):
                         ports.update(each["port"] for each in rule["ports"])
-            for variable in used.keys() & variables(rendered, workload).keys():
-                self.assertIn(used[variable], ports, variable)
+            for variable in OUTSIDE.keys() & variables(rendered, workload).keys():
+                self.assertIn(OUTSIDE[variable], ports, variable)
             self.assertIn(53, ports)
