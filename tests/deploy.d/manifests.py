@@ -5,6 +5,8 @@ import functools
 import itertools
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import tempfile
 
@@ -50,6 +52,22 @@ def render(components=(), **settings):
         return kustomize(folder)
 
 
+def production_with_all_options():
+    """Returns the objects of the production overlay with every line that is commented out."""
+    source = DEPLOY / "overlays/prod"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder).resolve()
+        text = (source / "kustomization.yaml").read_text().replace("../..", os.path.relpath(DEPLOY, folder))
+        for option in re.findall(r"^ +# - (COLLECTIONS_\w+)=", text, re.MULTILINE):
+            # It is in place of the line that is not commented out.
+            text = re.sub(rf"^ +- {option}=.*\n", "", text, flags=re.MULTILINE)
+        text, count = re.subn(r"^( +)# - ", r"\1- ", text, flags=re.MULTILINE)
+        assert count > 0, "no option was found"
+        (folder / "kustomization.yaml").write_text(text)
+        shutil.copy(source / "namespace.yaml", folder)
+        return kustomize(folder)
+
+
 def with_needs(names):
     wanted = set(names)
     for name in names:
@@ -65,6 +83,7 @@ def renders():
     jobs = {"base": functools.partial(kustomize, DEPLOY / "base")}
     for overlay in OVERLAYS:
         jobs[f"overlays/{overlay}"] = functools.partial(kustomize, DEPLOY / "overlays" / overlay)
+    jobs["overlays/prod with all options"] = production_with_all_options
     for names in map(with_needs, combinations):
         jobs["base with " + ", ".join(names)] = functools.partial(render, names)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -160,7 +160,7 @@ class Program(unittest.TestCase):
         return result
 
     def test_it_runs_with_the_variables_of_the_manifests(self):
-        renders = {name: manifests.renders()[f"overlays/{name}"] for name in manifests.OVERLAYS}
+        renders = {name: manifests.renders()[f"overlays/{name}"] for name in [*manifests.OVERLAYS, "prod with all options"]}
         renders["all components"] = manifests.everything()
         for name, rendered in renders.items():
             with self.database() as database:

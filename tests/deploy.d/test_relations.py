@@ -276,11 +276,19 @@ class Relations(unittest.TestCase):
             for policy in objects(rendered, "BackendTLSPolicy"):
                 self.assertIn(policy["spec"]["validation"]["hostname"], names)
 
-    def test_the_service_trusts_the_gateway(self):
-        rendered = manifests.everything()
-        trusted = variables(rendered, named(rendered, "Deployment", "collections-service"))["COLLECTIONS_TRUSTED_PEER"]
-        [identity] = named(rendered, "Certificate", "collections-gateway")["spec"]["uris"]
-        self.assertIn(identity, trusted.split(","))
+    @for_each_render
+    def test_the_service_trusts_the_gateway(self, rendered):
+        for certificate in objects(rendered, "Certificate"):
+            if certificate["metadata"]["name"] == "collections-gateway":
+                env = variables(rendered, named(rendered, "Deployment", "collections-service"))
+                self.assertIn(*certificate["spec"]["uris"], env["COLLECTIONS_TRUSTED_PEER"].split(","))
+
+    @for_each_render
+    def test_components_apply_to_all_workloads(self, rendered):
+        """A component that is listed before `gateway` would not change it."""
+        common = ("COLLECTIONS_JWKS", "COLLECTIONS_OTLP_ENDPOINT")
+        found = [variables(rendered, each).keys() & common for each in workloads(rendered) if each["kind"] == "Deployment"]
+        self.assertEqual(found, found[:1] * len(found))
 
     def test_network_policies_select_pods_and_ports(self):
         rendered = manifests.everything()
