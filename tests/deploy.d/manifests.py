@@ -52,20 +52,21 @@ def render(components=(), **settings):
         return kustomize(folder)
 
 
-def production_with_all_options():
-    """Returns the objects of the production overlay with every line that is commented out."""
-    source = DEPLOY / "overlays/prod"
+def render_text(text, options):
+    """Returns the objects of a production overlay's text, with every line that is commented out where `options` is set."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder).resolve()
-        text = (source / "kustomization.yaml").read_text().replace("../..", os.path.relpath(DEPLOY, folder))
-        for option in re.findall(r"^ +# - (COLLECTIONS_\w+)=", text, re.MULTILINE):
-            # It is in place of the line that is not commented out.
-            text = re.sub(rf"^ +- {option}=.*\n", "", text, flags=re.MULTILINE)
-        text, count = re.subn(r"^( +)# - ", r"\1- ", text, flags=re.MULTILINE)
-        assert count > 0, "no option was found"
+        text = text.replace("../..", os.path.relpath(DEPLOY, folder))
+        if options:
+            text, count = re.subn(r"^( +)# - ", r"\1- ", text, flags=re.MULTILINE)
+            assert count > 0, "no option was found"
         (folder / "kustomization.yaml").write_text(text)
-        shutil.copy(source / "namespace.yaml", folder)
+        shutil.copy(DEPLOY / "overlays/prod/namespace.yaml", folder)
         return kustomize(folder)
+
+
+def production_with_all_options():
+    return render_text((DEPLOY / "overlays/prod/kustomization.yaml").read_text(), options=True)
 
 
 def with_needs(names):

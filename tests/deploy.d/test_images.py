@@ -18,6 +18,8 @@ class Images(unittest.TestCase):
         {"digest": "sha256:" + "0123456789abcdef" * 4},
     ]
 
+    PATCH = "- {op: replace, path: /data/COLLECTIONS_DRAIN_SECONDS, value: '10'}\n"
+
     def job_of(self, image, **settings):
         rendered = render(images=[{"name": "collections-service", **image}], **settings)
         [job] = objects(rendered, "Job")
@@ -39,8 +41,8 @@ class Images(unittest.TestCase):
     def test_the_same_image_has_the_same_job(self):
         self.assertEqual(self.job_of(self.REPLACEMENTS[2]), self.job_of(self.REPLACEMENTS[2]))
         # Also where something else changes.
-        changed = [{"name": "collections-service", "behavior": "merge", "literals": ["COLLECTIONS_DRAIN_SECONDS=10"]}]
-        self.assertEqual(self.job_of(self.REPLACEMENTS[2]), self.job_of(self.REPLACEMENTS[2], configMapGenerator=changed))
+        changed = [{"target": {"kind": "ConfigMap", "name": "collections-service"}, "patch": self.PATCH}]
+        self.assertEqual(self.job_of(self.REPLACEMENTS[2]), self.job_of(self.REPLACEMENTS[2], patches=changed))
 
     def test_overlays_differ(self):
         names = set()

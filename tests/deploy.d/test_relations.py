@@ -6,6 +6,8 @@ import re
 import subprocess
 import unittest
 
+import yaml
+
 import manifests
 from manifests import container_of, labels_of, named, objects, pod_of, selects, variables, workloads
 
@@ -154,6 +156,19 @@ class Relations(unittest.TestCase):
         for volume in pod.get("volumes", []):
             self.assertEqual(volume["secret"]["defaultMode"], 0o440)
             self.assertEqual(pod["securityContext"]["fsGroup"], pod["securityContext"]["runAsGroup"])
+
+    def test_the_production_overlay_changes_what_it_names(self):
+        """A setting that has no effect would go unnoticed, because the overlay has the components' own values."""
+        text = (manifests.DEPLOY / "overlays/prod/kustomization.yaml").read_text()
+        rendered = manifests.render_text(text.replace("example", "changed"), options=True)
+        left = [
+            (each["kind"], each["metadata"]["name"], line)
+            for each in rendered
+            if each["kind"] in ("ConfigMap", "HTTPRoute", "GRPCRoute", "NetworkPolicy", "Deployment", "Job")
+            for line in yaml.safe_dump(each).splitlines()
+            if "example" in line
+        ]
+        self.assertEqual(left, [])
 
     def test_the_production_overlay_lists_every_secret(self):
         text = (manifests.DEPLOY / "overlays/prod/kustomization.yaml").read_text()
