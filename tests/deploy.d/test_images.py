@@ -1,6 +1,7 @@
 """The migration Job's name follows the image: a Job cannot be changed once it exists."""
 
 import re
+import tomllib
 import unittest
 
 import manifests
@@ -43,6 +44,12 @@ class Images(unittest.TestCase):
         # Also where something else changes.
         changed = [{"target": {"kind": "ConfigMap", "name": "collections-service"}, "patch": self.PATCH}]
         self.assertEqual(self.job_of(self.REPLACEMENTS[2]), self.job_of(self.REPLACEMENTS[2], patches=changed))
+
+    def test_the_default_image_is_that_of_the_version(self):
+        version = tomllib.loads((manifests.ROOT / "Cargo.toml").read_text())["package"]["version"]
+        for name in ("base", "overlays/prod"):
+            [job] = objects(manifests.renders()[name], "Job")
+            self.assertTrue(container_of(job)["image"].endswith(f":{version}"), name)
 
     def test_overlays_differ(self):
         names = set()
