@@ -81,9 +81,9 @@ class RestCaller:
 
 
 def together(calls):
-    """Makes all calls at one time, and counts their results."""
+    """Makes the calls, several at one time, and counts their results."""
     results = {}
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(8) as pool:
         for result in pool.map(lambda call: call(), calls):
             results[result] = results.get(result, 0) + 1
     return results

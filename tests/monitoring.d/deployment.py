@@ -35,7 +35,9 @@ class Deployment:
         self.certificates = Certificates(folder / "authority")
         self.outsiders = Certificates(folder / "outsiders")
         self.key_file, self.jwks = folder / "credentials.key", folder / "jwks.json"
-        self.next_number = 0
+        # The collections that are not destroyed yet, by owner.
+        self.free = {owner(user): list(range(user or USERS, COLLECTIONS + 1, USERS)) for user in range(USERS)}
+        self.turn = 0
         bin_folder = folder / "bin"
         bin_folder.mkdir()
         (bin_folder / "collections-service").symlink_to(binary)
@@ -148,10 +150,9 @@ class Deployment:
         """Ids that nothing has destroyed yet, with their owners: all of one user's, if it is given."""
         taken = []
         while len(taken) < count:
-            self.next_number += 1
-            if user in (None, owner(self.next_number)):
-                taken.append((f"custom-{self.next_number}", owner(self.next_number)))
-        assert self.next_number <= COLLECTIONS, "the collections are used up"
+            self.turn += 1
+            owned_by = owner(self.turn) if user is None else user
+            taken.append((f"custom-{self.free[owned_by].pop()}", owned_by))
         return taken
 
     def load(self, count):
