@@ -16,8 +16,8 @@ PARTS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 METRIC = r"(?<![\w:./-])(?:collections|process|rpc_server|http_server|db_client)_[a-z0-9_]+(?![\w:(])"
 # Several at one time, in a pattern for grep: `collections_(ready|queue_depth)`.
 METRIC_PATTERN = r"\b((?:collections|process)_[a-z0-9_]*)\(([a-z0-9_|]+)\)([a-z0-9_]*)"
-# Other names of this form: the crate in log lines, and a database.
-NO_METRICS = {"collections_service", "collections_damaged"}
+# Other names of this form: the crate in log lines, a database, and roles of one.
+NO_METRICS = {"collections_service", "collections_damaged", "collections_gateway", "collections_migrator"}
 
 
 def alerts():
