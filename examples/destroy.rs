@@ -4,8 +4,8 @@
 //! over them. For mutual TLS set TLS_CA, TLS_CERT and TLS_KEY to PEM files. To repeat an operation whose outcome is unknown, set
 //! REQUEST_ID to the one that was printed.
 //!
-//! A program of its own generates the client from `proto/collections/v1/collections.proto` with tonic-prost-build. tonic has
-//! no service config, so this program retries by the policy in `deploy/service-config.json`, and it has no health checks:
+//! Another crate generates the client from `proto/collections/v1/collections.proto` with tonic-prost-build. tonic has no service
+//! config, so this program retries by the policy in `deploy/service-config.json`, and it has no health checks:
 //! a replica that is not serving answers UNAVAILABLE, which is retried.
 //!
 //! Exit codes: 0 destroyed, 3 not found, 4 not permitted, 5 outcome unknown, 2 wrong arguments, 1 any other error.
@@ -105,11 +105,11 @@ async fn run(
 /// A channel that spreads calls over the addresses. It connects when it is used.
 fn connect(addresses: &str) -> Result<Channel, Box<dyn Error>> {
     let tls = match env::var("TLS_CA") {
-        Ok(ca) => Some(
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(fs::read(ca)?)).identity(
+        Ok(ca) => {
+            Some(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(fs::read(ca)?)).identity(
                 Identity::from_pem(fs::read(env::var("TLS_CERT")?)?, fs::read(env::var("TLS_KEY")?)?),
-            ),
-        ),
+            ))
+        }
         Err(_) => None,
     };
     let mut endpoints = Vec::new();
