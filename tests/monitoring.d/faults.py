@@ -61,7 +61,7 @@ def unknown_callers(site):
 )
 def wrong_configuration(site):
     """a replica with a wrong public origin, an expiring certificate, no Redis and no JWKS"""
-    lifetime = datetime.timedelta(seconds=20)
+    lifetime = datetime.timedelta(seconds=15)
     site.certificates.issue_server("expiring", lifetime)
     expiry = time.monotonic() + lifetime.total_seconds()
     site.two.start()

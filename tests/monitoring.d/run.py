@@ -33,15 +33,21 @@ def check(name, function, *arguments):
     return True
 
 
-def promtool(*arguments):
-    run = subprocess.run(["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+class Promtool:
+    """A run of promtool in the background, because tests of rules take seconds of CPU time."""
+
+    def __init__(self, *arguments):
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(["promtool", *arguments], cwd=MONITORING, **streams)
+
+    def succeeds(self):
+        output, _ = self.process.communicate()
+        assert self.process.returncode == 0, output
 
 
 def check_files():
-    check("promtool check rules", promtool, "check", "rules", "rules.yaml")
-    check("promtool check config", promtool, "check", "config", "prometheus.yml")
-    check("promtool test rules", promtool, "test", "rules", "rules_test.yaml")
+    check("promtool check rules", Promtool("check", "rules", "rules.yaml").succeeds)
+    check("promtool check config", Promtool("check", "config", "prometheus.yml").succeeds)
     check("each alert has tests", documents.check_rule_tests)
     check("each alert has its section in the runbook", documents.check_runbook)
     check("the dashboard is well-formed", documents.check_dashboard)
@@ -136,7 +142,6 @@ RESOLVED = {
     "CollectionsTargetDown",
     "CollectionsReloadFailing",
     "CollectionsCertificateExpiresSoon",
-    "CollectionsErasureLate",
     "CollectionsInFlightNearLimit",
     "CollectionsNotReady",
     "CollectionsNoReplicaReady",
@@ -145,7 +150,7 @@ RESOLVED = {
 
 def check_site(site):
     prometheus = site.prometheus
-    for _ in range(8):
+    for _ in range(6):
         site.load(12)
         time.sleep(1)
     check("every rule has data", check_rules, prometheus)
@@ -159,6 +164,7 @@ def check_site(site):
 
 
 def main(binary):
+    rule_tests = Promtool("test", "rules", "rules_test.yaml")
     check_files()
     folder = Path(tempfile.mkdtemp(prefix="monitoring-"))
     # PostgreSQL's own user has a folder in it.
@@ -167,6 +173,7 @@ def main(binary):
     try:
         if check("everything starts", lambda: (site.prepare(), site.start())):
             check_site(site)
+        check("promtool test rules", rule_tests.succeeds)
         if failed:
             site.show_logs()
     finally:
