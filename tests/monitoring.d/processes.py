@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import random
 import re
 import signal
 import socket
@@ -27,9 +28,15 @@ def wait_for(what, condition, patience=PATIENCE):
 
 
 def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that no connection takes before its listener is started: one below those that the system gives out."""
+    while True:
+        port = random.randrange(15000, 30000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 def accepts(port):
