@@ -30,8 +30,10 @@ impl Observed {
         metrics.in_flight_limit.set(signed(admission.limit()));
         metrics.queue_depth.set(signed(store.queue_depth()));
         metrics.ready.set(i64::from(checks.is_ready()));
-        if let Some(read_at) = jwks.as_ref().and_then(Jwks::last_success) {
-            metrics.jwks_last_success.get_or_create(&[]).set(read_at.timestamp());
+        if let Some(jwks) = jwks {
+            // 0 where there was none yet, so that an alert can see it.
+            let fetched_at = jwks.last_success().map_or(0, |time| time.timestamp());
+            metrics.jwks_last_success.get_or_create(&[]).set(fetched_at);
         }
         metrics.text(format)
     }

@@ -55,7 +55,7 @@ pub struct Families {
     pub rate_limit_fallback: Gauge,
     /// How often Redis became unavailable.
     pub rate_limit_fallbacks: Counter,
-    /// The Unix time of the last successful fetch; without a value where there is no key set.
+    /// The Unix time of the last successful fetch, 0 before there was one; without a value where there is no `--jwks`.
     pub jwks_last_success: Family<NoLabels, Gauge>,
     /// 1 while calls can be served.
     pub ready: Gauge,
@@ -131,7 +131,7 @@ impl Metrics {
                 .counter("collections_rate_limit_fallbacks", "How often Redis became unavailable"),
             jwks_last_success: builder.family(
                 "collections_jwks_last_success_timestamp_seconds",
-                "Unix time of the last successful fetch of the key set (--jwks)",
+                "Unix time of the last successful fetch of the key set (--jwks), 0 before there was one",
                 Gauge::default,
             ),
             ready: builder.gauge("collections_ready", "1 while calls can be served, as /readyz reports"),
