@@ -3,11 +3,12 @@
 //
 //	M=Mcollections/v1/collections.proto=example.org/collections/v1
 //	mkdir -p target/go/src
-//	protoc -I proto --go_opt=$M --go_out=target/go/src --go-grpc_opt=$M --go-grpc_out=target/go/src collections/v1/collections.proto
+//	protoc -I proto --go_opt=$M --go_out=target/go/src --go-grpc_opt=$M --go-grpc_out=target/go/src \
+//		collections/v1/collections.proto
 //	export GO111MODULE=off GOPATH=$PWD/target/go:/usr/share/gocode GRPC_GO_RETRY=on
 //	go run examples/destroy.go ADDRESS USER ID
 //
-// The import path example.org/collections/v1 is what M says: choose your own. grpc-go 1.33, which Debian 12 has, retries only with
+// M has the import path of the generated code: choose your own. grpc-go 1.33, which Debian 12 has, retries only with
 // GRPC_GO_RETRY=on.
 //
 // ADDRESS is a gRPC target: 127.0.0.1:50051 for `collections-service dev`, or dns:///NAME:PORT for all addresses of a name.

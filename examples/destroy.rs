@@ -78,7 +78,10 @@ async fn main() -> ExitCode {
     };
     // One for the operation, the same in every attempt: without it, a retry after a lost answer gets NOT_FOUND.
     #[expect(clippy::disallowed_methods, reason = "only the service's own ids come from its Entropy")]
-    let request_id = env::var("REQUEST_ID").unwrap_or_else(|_| Uuid::new_v4().to_string());
+    let request_id = match env::var("REQUEST_ID") {
+        Ok(repeated) if !repeated.is_empty() => repeated,
+        _ => Uuid::new_v4().to_string(),
+    };
     match run(addresses, user, DestroyRequest { id: id.clone(), request_id: request_id.clone() }).await {
         Ok(Ok(())) => {
             println!("destroyed {id}");
