@@ -12,7 +12,9 @@ mod database;
 mod dev;
 mod edge;
 mod environment;
+mod exit;
 mod gateway;
+mod heading;
 mod healthcheck;
 mod import;
 mod input;
@@ -34,30 +36,37 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
+use clap::{
+    ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
+};
 use tokio::runtime::Builder;
 
 use crate::{
     config::{self, DatabaseUrl},
     domain::Secret,
     net::install_crypto_provider,
-    store::ConnectError,
     telemetry::{self, LogFormat},
 };
 
-/// Permanently delete collections owned by the authenticated user: a gRPC service with a Twitter-API-1.1 gateway.
+pub use exit::Exit;
+use exit::Invocation;
+
+/// Permanently delete collections owned by the authenticated user: a gRPC service with a Twitter-API-1.1 gateway
 #[derive(Debug, Parser)]
-#[command(name = "collections-service", version, propagate_version = true)]
+#[command(name = "collections-service", version = VERSION, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
-    /// The format of log lines
-    #[arg(long, global = true, value_enum, env = "COLLECTIONS_LOG_FORMAT")]
+    /// The format of log lines and of the error that ends the program
+    /// [default: json for serve and gateway, pretty for other commands]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = "COLLECTIONS_LOG_FORMAT", help_heading = heading::LOG)]
     log_format: Option<LogFormat>,
-    /// Which log lines are written, in the form of RUST_LOG
+    /// Which log lines are written, in the form of `RUST_LOG`
     #[arg(
         long,
         global = true,
+        value_name = "FILTER",
         default_value = "info,sea_orm_migration=warn,sqlx=error",
-        env = "COLLECTIONS_LOG"
+        env = "COLLECTIONS_LOG",
+        help_heading = heading::LOG
     )]
     log: String,
     #[command(subcommand)]
@@ -66,86 +75,91 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run on this machine alone, with an embedded database and data to destroy
+    /// Run the service on this machine alone, with an embedded database and demo data
+    ///
+    /// Creates the database, collections of a demo user, and an OAuth application with a token, and prints commands that destroy
+    /// some of them. Any caller can name any user, so it serves loopback addresses only.
     Dev(dev::Args),
     /// Run the service
+    ///
+    /// Serves gRPC callers and, unless `--rest-addr off`, 1.1 clients over REST, until SIGTERM or SIGINT. Then health reports
+    /// NOT_SERVING, new calls are refused with UNAVAILABLE, and accepted calls are finished. A second signal ends the process
+    /// at once, with exit code 1. It waits, not ready, while the database is unavailable or has an older schema.
     Serve(Box<serve::Args>),
-    /// Run the REST gateway alone, in front of the service elsewhere
+    /// Run the REST gateway in a process of its own, in front of a service elsewhere
+    ///
+    /// Verifies 1.1 clients against the database of the service, and calls the RPC as a trusted peer with the name in its
+    /// certificate. It needs SELECT on the `oauth_` tables and on `seaql_migrations`.
     Gateway(Box<gateway::Args>),
-    /// Create or inspect the database schema
+    /// Create the database schema, or print its state
     Migrate(migrate::Args),
-    /// Print what the database holds about one id: exit 1 when it is unknown, or its rows contradict each other
+    /// Print what the database holds about one collection
+    ///
+    /// Whether the collection is live or destroyed, when and by which caller, and whether its entries are erased. The exit code
+    /// is 1 when the id is unknown, or its rows contradict each other.
     Inspect(inspect::Args),
-    /// Check the whole database for rows that contradict each other: exit 1 when one is found and not fixed
+    /// Check the whole database for rows that contradict each other
+    ///
+    /// It can run next to a running service. The exit code is 1 when something is found and not fixed.
     Verify(verify::Args),
-    /// Import collections and their entries from NDJSON (`deploy/IMPORT.md`)
+    /// Import collections and their entries from NDJSON
+    ///
+    /// A line is rejected or imported whole, and what is committed stays. `deploy/IMPORT.md` describes the format.
     Import(import::Args),
     /// Manage OAuth applications and access tokens
     Credentials(credentials::Args),
     /// Erase the entries of destroyed collections
+    ///
+    /// Does what `serve` does in the background, until nothing is left of what was destroyed before the command began.
     Purge(purge::Args),
     /// Export tombstones, and apply them to a restored database
     Tombstones(tombstones::Args),
-    /// Ask a running service for its health: exit 0 serving, 1 arguments, 2 connection, 3 RPC, 4 not serving
+    /// Print the health of a running service
+    ///
+    /// Calls the gRPC health service of an admin listener. Exit codes: 0 serving, 1 wrong arguments, 2 no connection, 3 the call
+    /// failed, 4 not serving.
     Healthcheck(healthcheck::Args),
 }
 
-/// Why a command ended early, with its exit code.
-#[derive(Debug)]
-pub enum Exit {
-    /// Usage or configuration: 2, or 1 from `healthcheck`.
-    Usage(String),
-    /// The same, where clap has printed the message.
-    Reported,
-    /// Anything else: 1.
-    Failed(String),
-    /// A code of the command's own, with its message.
-    Code(u8, String),
-}
+/// The package's version, with the commit that the program was built from where it is known.
+const VERSION: &str = if REVISION.is_empty() {
+    env!("CARGO_PKG_VERSION")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("COLLECTIONS_REVISION"), ")")
+};
 
-impl Exit {
-    fn usage(error: impl fmt::Display) -> Self {
-        Self::Usage(error.to_string())
-    }
+/// The commit that the program was built from, or empty.
+const REVISION: &str = env!("COLLECTIONS_REVISION");
 
-    fn failed(error: impl fmt::Display) -> Self {
-        Self::Failed(error.to_string())
-    }
+const EXAMPLES: &str = "Examples:
+  collections-service dev
+  collections-service serve --help
+  collections-service migrate status --database-url postgres://collections@127.0.0.1/collections
 
-    fn database_url(error: ConnectError) -> Self {
-        Self::Usage(format!("--database-url: {error}"))
-    }
-
-    fn report(self) -> ExitCode {
-        let (code, message) = match self {
-            Self::Usage(message) => (usage_code(), message),
-            Self::Reported => return ExitCode::from(usage_code()),
-            Self::Failed(message) => (1, message),
-            Self::Code(code, message) => (code, message),
-        };
-        // The exit code is the result, whether or not the message can be written.
-        drop(writeln!(io::stderr(), "error: {message}"));
-        ExitCode::from(code)
-    }
-}
+Every flag with a variable can be given by that variable. An empty variable counts as not set, and an unknown COLLECTIONS_ variable is an error. Exit codes: 0 done, 2 wrong usage or configuration, 1 any other error; `healthcheck` has its own.";
 
 /// Parses the arguments, runs the command, gives the exit code.
 pub fn run() -> ExitCode {
     let command = environment::ignore_empty(Cli::command());
+    let invocation = Invocation::of_process();
     install_crypto_provider();
     let parsed =
         command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let outcome = match parsed {
-        Ok((cli, matches)) => execute(cli, &matches),
-        Err(error) => usage(&error),
+        Ok((cli, matches)) => execute(cli, &matches, invocation.log_format()),
+        Err(error) => usage(&error, invocation.log_format()),
     };
-    outcome.map_or_else(Exit::report, |()| ExitCode::SUCCESS)
+    outcome.map_or_else(|exit| exit.report(&invocation), |()| ExitCode::SUCCESS)
 }
 
 /// Help, or clap's message about what is wrong. A misspelt variable comes first: it may be why something is missing.
-fn usage(error: &clap::Error) -> Result<(), Exit> {
+fn usage(error: &clap::Error, format: LogFormat) -> Result<(), Exit> {
     if error.exit_code() != 0 {
         environment::refuse_unknown(&Cli::command())?;
+        let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        if format == LogFormat::Json && !is_help {
+            return Err(Exit::Usage(on_one_line(&error.to_string())));
+        }
     }
     drop(error.print());
     match error.exit_code() {
@@ -154,17 +168,12 @@ fn usage(error: &clap::Error) -> Result<(), Exit> {
     }
 }
 
-/// 2, but 1 for `healthcheck`, whose codes are those of container probes.
-fn usage_code() -> u8 {
-    let mut arguments = std::env::args_os().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.to_string_lossy().as_ref() {
-            "--log" | "--log-format" => drop(arguments.next()),
-            option if option.starts_with('-') => {}
-            command => return if command == "healthcheck" { 1 } else { 2 },
-        }
-    }
-    2
+/// What clap reports to be wrong, without the usage that follows.
+fn on_one_line(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let wrong = message.split("\nUsage: ").next().unwrap_or(message);
+    let wrong = wrong.split("\nFor more information").next().unwrap_or(wrong);
+    wrong.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Writes a line to standard output, which may be closed or full.
@@ -174,11 +183,10 @@ fn print(line: impl fmt::Display) -> Result<(), Exit> {
     written.map_err(|error| Exit::Failed(format!("standard output: {error}")))
 }
 
-fn execute(cli: Cli, matches: &ArgMatches) -> Result<(), Exit> {
+fn execute(cli: Cli, matches: &ArgMatches, format: LogFormat) -> Result<(), Exit> {
     environment::refuse_unknown(&Cli::command())?;
     refuse_password_argument(matches)?;
-    let human = matches!(cli.command, Command::Dev(_));
-    let format = cli.log_format.unwrap_or(if human { LogFormat::Pretty } else { LogFormat::Json });
+    let format = cli.log_format.unwrap_or(format);
     let log = telemetry::install(format, &cli.log).map_err(|error| Exit::Usage(format!("--log: {error}")))?;
     let runtime = runtime(&cli.command).enable_all().build().map_err(Exit::failed)?;
     runtime.spawn(log.report_dropped());
@@ -249,11 +257,23 @@ fn refuse_password_argument(matches: &ArgMatches) -> Result<(), Exit> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_usage_error_fits_on_one_line() {
+        let refused =
+            super::Cli::command().try_get_matches_from(["collections-service", "gateway", "--upstrem=x"]);
+        let message = super::on_one_line(&refused.unwrap_err().to_string());
+        assert_eq!(
+            message,
+            "unexpected argument '--upstrem' found tip: a similar argument exists: '--upstream'"
+        );
     }
 }

@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
+use tracing::Subscriber;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, prelude::*};
+use tracing_subscriber::{EnvFilter, Layer, fmt::MakeWriter, prelude::*, registry::LookupSpan};
 
 use crate::config;
 
@@ -30,7 +31,9 @@ pub use trace::{
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
+    /// One JSON object on each line, for programs
     Json,
+    /// Text, for people
     Pretty,
 }
 
@@ -108,14 +111,11 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
         .finish(PacedWriter(BufWriter::with_capacity(config::telemetry::WRITE_SIZE, io::stderr())));
     let log = Log { _writer: guard, dropped: writer.error_counter() };
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let installed = match format {
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            registry.with(lines).try_init()
-        }
+        LogFormat::Json => registry.with(json_lines(writer)).try_init(),
         LogFormat::Pretty => {
-            registry.with(lines.compact().with_target(false).with_ansi(io::stderr().is_terminal())).try_init()
+            let lines = tracing_subscriber::fmt::layer().with_writer(writer).compact().with_target(false);
+            registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init()
         }
     };
     // A second installation can only come from a test; the first one stays in effect.
@@ -123,4 +123,28 @@ pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscribe
         let _first = DROPPED.set(log.dropped.clone());
     }
     Ok(log)
+}
+
+fn json_lines<S, W>(writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false).json();
+    lines.flatten_event(true).with_current_span(false).with_span_list(false)
+}
+
+/// Writes the error that ends the program to standard error, in the format of log lines. It is written at once, whatever the
+/// log's filter, and a failure to write it is ignored: the exit code is the result.
+pub fn write_error(format: LogFormat, message: &str) {
+    match format {
+        LogFormat::Json => {
+            let line = tracing_subscriber::registry().with(json_lines(io::stderr));
+            tracing::subscriber::with_default(
+                line,
+                || tracing::error!(target: "collections_service::cli", "{message}"),
+            );
+        }
+        LogFormat::Pretty => drop(writeln!(io::stderr(), "error: {message}")),
+    }
 }

@@ -6,74 +6,104 @@ use std::{path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
 
-use super::{Exit, print};
+use super::{Exit, database::DatabaseArgs, print};
 use crate::{
-    config::{self, DatabaseUrl},
-    domain::{Clock, Entropy, UserId},
+    config,
+    domain::{Entropy, UserId},
     store::{CredentialError, Credentials, KeyRing, Store},
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service credentials create-app --name 'a client'
+  collections-service credentials issue-token --consumer-key <KEY> --user 119476949
+  collections-service credentials list
+
+Every example takes the database from COLLECTIONS_DATABASE_URL and the key file from COLLECTIONS_CREDENTIALS_KEY_FILE.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
-}
-
-#[derive(Debug, clap::Args)]
-struct Target {
-    /// sqlite:<path> or postgres://<user>@<host>/<database>
-    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
-    database_url: DatabaseUrl,
 }
 
 /// What is needed to make secrets.
 #[derive(Debug, clap::Args)]
 struct Sealing {
     #[command(flatten)]
-    target: Target,
-    /// The keys that seal secrets: a line a key, `<key id>:<base64 of 32 bytes>`, the one to seal with first
-    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
+    database: DatabaseArgs,
+    /// The file with the keys that seal OAuth secrets
+    ///
+    /// Each line is `<key id>:<base64 of 32 bytes>`, and the first key seals. The file must not be readable by all users.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
     credentials_key_file: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make an application; prints its consumer key and secret
+    /// Create an application, and print its consumer key and secret
+    ///
+    /// The secret is printed once, and cannot be shown again.
+    #[command(after_help = "Example:
+  collections-service credentials create-app --name 'a client'
+
+The example takes the database from COLLECTIONS_DATABASE_URL and the key file from COLLECTIONS_CREDENTIALS_KEY_FILE.")]
     CreateApp {
         #[command(flatten)]
         sealing: Sealing,
-        /// What people call it
+        /// The application's name, for people
         #[arg(long, value_parser = parse_name)]
         name: String,
     },
-    /// Issue an access token; prints it with its secret
+    /// Issue an access token, and print it with its secret
+    ///
+    /// The secret is printed once, and cannot be shown again.
+    #[command(after_help = "Examples:
+  collections-service credentials issue-token --consumer-key <KEY> --user 119476949
+  collections-service credentials issue-token --consumer-key <KEY> --user 119476949 --read-only
+
+Every example takes the database from COLLECTIONS_DATABASE_URL and the key file from COLLECTIONS_CREDENTIALS_KEY_FILE.")]
     IssueToken {
         #[command(flatten)]
         sealing: Sealing,
-        /// The application it is for
-        #[arg(long)]
+        /// The consumer key of the application that uses the token
+        #[arg(long, value_name = "KEY")]
         consumer_key: String,
-        /// The user it acts for
-        #[arg(long)]
+        /// The id of the user on whose behalf the token acts
+        #[arg(long, value_name = "ID")]
         user: UserId,
-        /// Let it read only, as 1.1 applications without write permission
+        /// Issue a token that may not write: each destroy is refused with code 261
         #[arg(long)]
         read_only: bool,
     },
-    /// Revoke an access token for good; every replica refuses it within 30 s
+    /// Revoke an access token
+    ///
+    /// It cannot be undone. Every replica refuses the token within 30 seconds.
+    #[command(after_help = "Example:
+  collections-service credentials revoke-token --token <TOKEN>
+
+The example takes the database from COLLECTIONS_DATABASE_URL.")]
     RevokeToken {
         #[command(flatten)]
-        target: Target,
-        /// The token itself, as `list` shows it
+        database: DatabaseArgs,
+        /// The token, as `credentials list` shows it
         #[arg(long)]
         token: String,
     },
     /// List applications and tokens, without secrets
+    #[command(after_help = "Example:
+  collections-service credentials list
+
+The example takes the database from COLLECTIONS_DATABASE_URL.")]
     List {
         #[command(flatten)]
-        target: Target,
+        database: DatabaseArgs,
     },
-    /// Seal every secret under the first key of the key file; beside a running service, and again where interrupted
+    /// Seal every stored secret with the first key of the key file
+    ///
+    /// It can run while the service runs. Run it again when it was interrupted.
+    #[command(after_help = "Example:
+  collections-service credentials rotate-key --credentials-key-file credentials.key
+
+The example takes the database from COLLECTIONS_DATABASE_URL.")]
     RotateKey {
         #[command(flatten)]
         sealing: Sealing,
@@ -94,27 +124,18 @@ pub async fn run(args: Args) -> Result<(), Exit> {
             let (token, secret) = (&issued.token, issued.secret.expose());
             print(format_args!("token         {token}\ntoken_secret  {secret}")).map_err(lost(token))?;
         }
-        Command::RevokeToken { target, token } => {
-            target.open().await?.revoke_token(&token).await.map_err(unknown_is_usage)?;
+        Command::RevokeToken { database, token } => {
+            database.open_migrated().await?.revoke_token(&token).await.map_err(unknown_is_usage)?;
             print(format_args!("revoked  {token}"))?;
         }
-        Command::List { target } => list(&target.open().await?).await?,
+        Command::List { database } => list(&database.open_migrated().await?).await?,
         Command::RotateKey { sealing } => {
             let keys = sealing.keys()?;
-            let credentials = Credentials::new(sealing.target.open().await?, keys.clone());
+            let credentials = Credentials::new(sealing.database.open_migrated().await?, keys.clone());
             rotate::run(&credentials, &keys.current()).await?;
         }
     }
     Ok(())
-}
-
-impl Target {
-    async fn open(&self) -> Result<Store, Exit> {
-        let store = Store::open(&self.database_url, Clock::System, Entropy::default()).await;
-        let store = store.map_err(Exit::database_url)?;
-        store.check_schema().await.map_err(Exit::failed)?;
-        Ok(store)
-    }
 }
 
 impl Sealing {
@@ -124,7 +145,7 @@ impl Sealing {
 
     async fn open(&self) -> Result<Credentials, Exit> {
         let keys = self.keys()?;
-        let credentials = Credentials::new(self.target.open().await?, keys);
+        let credentials = Credentials::new(self.database.open_migrated().await?, keys);
         // What other keys sealed would keep the service from starting.
         credentials.check().await.map_err(|error| match error {
             CredentialError::Sealed(_) => Exit::Usage(format!("--credentials-key-file: {error}")),

@@ -12,7 +12,9 @@ use std::{
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 
-use super::{Exit, address::Address, credentials::read_keys, print, serve::drain, signal::Stop};
+use super::{
+    Exit, address::Address, credentials::read_keys, heading::LISTENERS, print, serve::drain, signal::Stop,
+};
 use crate::{
     config::{self, DatabaseUrl},
     domain::{Clock, CollectionId, Entropy, Secret, UserId},
@@ -29,18 +31,21 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service dev
+  collections-service dev --data-dir /tmp/collections --grpc-addr 127.0.0.1:0 --rest-addr 127.0.0.1:0 --admin-addr 127.0.0.1:0")]
 pub struct Args {
-    /// The folder for the database and its key; made if it is not there
-    #[arg(long, default_value = "collections-dev", env = "COLLECTIONS_DATA_DIR")]
+    /// The folder for the database and its key, which is created where it does not exist
+    #[arg(long, value_name = "FOLDER", default_value = "collections-dev", env = "COLLECTIONS_DATA_DIR")]
     data_dir: PathBuf,
     /// The address of the gRPC listener
-    #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR", help_heading = LISTENERS)]
     grpc_addr: Address,
     /// The address of the REST listener
-    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR", help_heading = LISTENERS)]
     rest_addr: Address,
-    /// The address of the admin listener: health and metrics
-    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    /// The address of the admin listener: health for probes, and metrics
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR", help_heading = LISTENERS)]
     admin_addr: Address,
 }
 
@@ -146,8 +151,7 @@ async fn serve(
     let running = Running::start(store, settings).await.map_err(port_taken)?;
     print_commands(&running, &demo, &entropy, folder)?;
     stop.requested().await;
-    drain(running).await;
-    Ok(())
+    drain(running, &mut stop).await
 }
 
 fn port_taken(error: StartError) -> Exit {

@@ -4,7 +4,10 @@ use std::{net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::Exit;
+use super::{
+    Exit,
+    heading::{GRPC_CALLERS, REST_CLIENTS, TLS},
+};
 use crate::{
     identity::{PeerName, oauth1::Origin},
     net::{ClientAuth, ClientAuthority, KeyPair, ServerTls},
@@ -17,38 +20,48 @@ use crate::{
 /// The gRPC listener's TLS, and the callers that may name a user.
 #[derive(Debug, clap::Args)]
 pub struct GrpcTls {
-    /// The gRPC listener's certificate chain, PEM; read again when it changes
-    #[arg(long, env = "COLLECTIONS_TLS_CERT", requires = "tls_key")]
+    /// PEM file of the gRPC listener's certificate chain
+    ///
+    /// It is read again when it changes.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_TLS_CERT", requires = "tls_key", help_heading = TLS)]
     tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, env = "COLLECTIONS_TLS_KEY", requires = "tls_cert")]
+    /// PEM file of the private key of `--tls-cert`
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_TLS_KEY", requires = "tls_cert", help_heading = TLS)]
     tls_key: Option<PathBuf>,
-    /// The authorities that sign callers' certificates, PEM: [<scope>=]<file>; repeatable. A scope (spiffe://example.org,
-    /// example.org or .example.org) limits them to the SPIFFE IDs of that trust domain, or to DNS names with that suffix
-    #[arg(long, value_name = "[SCOPE=]FILE", env = "COLLECTIONS_CLIENT_CA", value_delimiter = ',', requires_all = ["tls_cert", "trusted_peer"])]
+    /// PEM file of the authorities that sign callers' certificates
+    ///
+    /// A scope limits the names that the file's authorities may issue: `spiffe://example.org` to SPIFFE IDs of that trust
+    /// domain, `example.org` to that DNS name and those below it, `.example.org` to those below it.
+    #[arg(long, value_name = "[SCOPE=]FILE", env = "COLLECTIONS_CLIENT_CA", value_delimiter = ',', requires_all = ["tls_cert", "trusted_peer"], help_heading = GRPC_CALLERS)]
     client_ca: Vec<ClientAuthority>,
-    /// A service whose x-user-id is accepted: the SPIFFE ID or DNS name in its certificate; repeatable
-    #[arg(long, env = "COLLECTIONS_TRUSTED_PEER", value_delimiter = ',', requires = "client_ca")]
+    /// A service whose `x-user-id` is accepted: the SPIFFE ID or DNS name in its certificate
+    #[arg(long, value_name = "NAME", env = "COLLECTIONS_TRUSTED_PEER", value_delimiter = ',', requires = "client_ca", help_heading = GRPC_CALLERS)]
     pub trusted_peer: Vec<PeerName>,
 }
 
 /// The REST listener's transport and origins.
 #[derive(Debug, clap::Args)]
 pub struct Edge {
-    /// An origin that REST clients sign for, such as https://api.twitter.com; repeatable. Without any, each request's own
-    #[arg(long, env = "COLLECTIONS_PUBLIC_ORIGIN", value_delimiter = ',')]
+    /// An origin that REST clients sign for, such as `https://api.twitter.com` [default: the origin of each request]
+    ///
+    /// Needed behind a proxy that terminates TLS or changes the host name, unless the proxy is a `--trusted-proxy`.
+    #[arg(long, value_name = "ORIGIN", env = "COLLECTIONS_PUBLIC_ORIGIN", value_delimiter = ',', help_heading = REST_CLIENTS)]
     public_origin: Vec<Origin>,
-    /// The REST listener's certificate chain, PEM; read again when it changes
-    #[arg(long, env = "COLLECTIONS_REST_TLS_CERT", requires = "rest_tls_key")]
+    /// PEM file of the REST listener's certificate chain
+    ///
+    /// It is read again when it changes.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_REST_TLS_CERT", requires = "rest_tls_key", help_heading = TLS)]
     rest_tls_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, env = "COLLECTIONS_REST_TLS_KEY", requires = "rest_tls_cert")]
+    /// PEM file of the private key of `--rest-tls-cert`
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_REST_TLS_KEY", requires = "rest_tls_cert", help_heading = TLS)]
     rest_tls_key: Option<PathBuf>,
-    /// Refuse REST requests that were not sent over TLS, to this process or to a trusted proxy
-    #[arg(long, env = "COLLECTIONS_REQUIRE_TLS")]
+    /// Refuse REST requests that were sent without TLS, with code 92
+    ///
+    /// TLS may end at this process or at a `--trusted-proxy`.
+    #[arg(long, env = "COLLECTIONS_REQUIRE_TLS", help_heading = TLS)]
     require_tls: bool,
-    /// Addresses (such as 10.0.0.0/8) of proxies whose x-forwarded-proto is trusted; repeatable
-    #[arg(long, env = "COLLECTIONS_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network)]
+    /// An address, or a network such as `10.0.0.0/8`, of proxies whose `x-forwarded-proto` is trusted
+    #[arg(long, value_name = "NETWORK", env = "COLLECTIONS_TRUSTED_PROXY", value_delimiter = ',', value_parser = parse_network, help_heading = TLS)]
     trusted_proxy: Vec<IpNet>,
 }
 

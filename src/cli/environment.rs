@@ -10,6 +10,8 @@ use super::Exit;
 const PREFIX: &str = "COLLECTIONS_";
 /// Variables whose empty value differs from none: here, the process as a whole instead of the service.
 const MAY_BE_EMPTY: [&str; 1] = ["COLLECTIONS_HEALTHCHECK_SERVICE"];
+/// Variables of the build, not of the program. Cargo also sets them for the programs that it runs.
+const OF_THE_BUILD: [&str; 1] = ["COLLECTIONS_REVISION"];
 
 /// Makes clap ignore the variables that are empty.
 pub fn ignore_empty(command: Command) -> Command {
@@ -27,7 +29,7 @@ fn ignore_if_empty(argument: Arg) -> Arg {
 /// # Errors
 /// The environment has a `COLLECTIONS_…` variable that no flag reads, and that is not empty.
 pub fn refuse_unknown(command: &Command) -> Result<(), Exit> {
-    let mut known = HashSet::new();
+    let mut known = HashSet::from(OF_THE_BUILD.map(str::to_owned));
     collect(command, &mut known);
     let mut unknown: Vec<String> = env::vars_os()
         .filter(|(_, value)| !value.is_empty())

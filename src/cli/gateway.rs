@@ -3,11 +3,19 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{
-    Exit, address::Address, credentials::read_keys, edge::Edge, jwt::JwtArgs, rate_limit::RateLimitArgs,
-    serve::run_settings, traces::TraceArgs,
+    Exit,
+    address::Address,
+    credentials::read_keys,
+    database::DatabaseArgs,
+    edge::Edge,
+    heading::{DATABASE, LISTENERS, PROCESS, REST_CLIENTS, UPSTREAM},
+    jwt::JwtArgs,
+    rate_limit::RateLimitArgs,
+    serve::run_settings,
+    traces::TraceArgs,
 };
 use crate::{
-    config::{self, DatabaseUrl},
+    config,
     domain::{Clock, Entropy},
     net::{ClientTls, KeyPair},
     server::{Rpc, Settings},
@@ -17,54 +25,70 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The RPC: https://<host>:<port>. Calls take turns among all addresses of the host
-    #[arg(long, env = "COLLECTIONS_UPSTREAM")]
+    /// The RPC: `https://<host>:<port>`
+    ///
+    /// Calls take turns among all addresses of the host.
+    #[arg(long, value_name = "URL", env = "COLLECTIONS_UPSTREAM", help_heading = UPSTREAM)]
     upstream: UpstreamUrl,
-    /// The authorities that sign the RPC's certificate, PEM; without them, those that browsers trust
-    #[arg(long, env = "COLLECTIONS_UPSTREAM_CA")]
+    /// PEM file of the authorities that sign the RPC's certificate [default: the authorities that browsers trust]
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_UPSTREAM_CA", help_heading = UPSTREAM)]
     upstream_ca: Option<PathBuf>,
-    /// The certificate chain by which this gateway authenticates to the RPC as a trusted peer, PEM; read again when it changes
-    #[arg(long, env = "COLLECTIONS_UPSTREAM_CERT", requires = "upstream_key")]
+    /// PEM file of the certificate chain by which this gateway authenticates to the RPC as a trusted peer
+    ///
+    /// It is read again when it changes.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_UPSTREAM_CERT", requires = "upstream_key", help_heading = UPSTREAM)]
     upstream_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, env = "COLLECTIONS_UPSTREAM_KEY", requires = "upstream_cert")]
+    /// PEM file of the private key of `--upstream-cert`
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_UPSTREAM_KEY", requires = "upstream_cert", help_heading = UPSTREAM)]
     upstream_key: Option<PathBuf>,
-    /// The database with the OAuth applications and tokens: sqlite:<path> or postgres://<user>@<host>/<database>
-    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
-    database_url: DatabaseUrl,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Connections to PostgreSQL
-    #[arg(long, default_value_t = 4, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, value_name = "COUNT", default_value_t = 4, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(2..=1000), help_heading = DATABASE)]
     database_connections: u32,
-    /// The keys that open OAuth secrets
-    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
-    credentials_key_file: PathBuf,
-    /// The address of the REST listener. Of a host name, the first address that belongs to this machine is used
-    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    /// The address of the REST listener
+    ///
+    /// Of a host name such as `localhost:8080`, the first address that belongs to this machine is used.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR", help_heading = LISTENERS)]
     rest_addr: Address,
     /// The address of the admin listener: health for probes, and metrics, without TLS
-    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR", help_heading = LISTENERS)]
     admin_addr: Address,
-    #[command(flatten)]
-    jwt: JwtArgs,
+    /// The file with the keys that open OAuth secrets
+    ///
+    /// Each line is `<key id>:<base64 of 32 bytes>`. The file must not be readable by all users. It is read again when it
+    /// changes.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_CREDENTIALS_KEY_FILE", help_heading = REST_CLIENTS)]
+    credentials_key_file: PathBuf,
     #[command(flatten)]
     edge: Edge,
     #[command(flatten)]
+    jwt: JwtArgs,
+    #[command(flatten)]
     rate_limit: RateLimitArgs,
-    /// Threads that serve. TLS handshakes and bearer tokens have threads of their own
-    #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Threads that serve requests
+    ///
+    /// TLS handshakes and the verification of bearer tokens have threads of their own.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = PROCESS)]
     pub worker_threads: u16,
     /// Seconds that accepted requests have to finish after SIGTERM
-    #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = PROCESS)]
     drain_seconds: u64,
     #[command(flatten)]
     traces: TraceArgs,
 }
 
+const EXAMPLES: &str = "Example:
+  collections-service gateway --rest-addr 0.0.0.0:8080 --upstream https://collections.example.org:50051 --upstream-ca ca.pem --upstream-cert gateway.pem --upstream-key gateway.key --credentials-key-file credentials.key
+
+The example takes the database from COLLECTIONS_DATABASE_URL.";
+
 pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args).await?;
     let capacity = Capacity::without_destroys(args.database_connections);
-    run_settings(&args.database_url, capacity, args.worker_threads, settings, || ()).await
+    run_settings(args.database.url(), capacity, args.worker_threads, settings, || ()).await
 }
 
 async fn settings(args: &Args) -> Result<Settings, Exit> {

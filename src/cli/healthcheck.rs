@@ -14,19 +14,33 @@ use tonic_health::pb::{
 use super::{Exit, address::Address, print};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service healthcheck
+  collections-service healthcheck --addr localhost:9090 --service ''")]
 pub struct Args {
     /// The address of an admin listener, or of a gRPC listener without TLS
-    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_HEALTHCHECK_ADDR")]
-    addr: Address,
-    /// The service to check; empty for the process as a whole
     #[arg(
         long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9090",
+        env = "COLLECTIONS_HEALTHCHECK_ADDR"
+    )]
+    addr: Address,
+    /// The service to check; an empty name stands for the process as a whole
+    #[arg(
+        long,
+        value_name = "NAME",
         default_value = "collections.v1.CollectionsService",
         env = "COLLECTIONS_HEALTHCHECK_SERVICE"
     )]
     service: String,
-    /// How long to wait, in milliseconds
-    #[arg(long, default_value_t = 2000, env = "COLLECTIONS_HEALTHCHECK_TIMEOUT_MS")]
+    /// How long to wait for the answer, in milliseconds
+    #[arg(
+        long,
+        value_name = "MILLISECONDS",
+        default_value_t = 2000,
+        env = "COLLECTIONS_HEALTHCHECK_TIMEOUT_MS"
+    )]
     timeout_ms: u64,
 }
 

@@ -12,31 +12,37 @@ use clap::value_parser;
 use super::{Exit, database::DatabaseArgs};
 use crate::config::import;
 
-/// A line is rejected or imported whole, and what is committed stays. `deploy/IMPORT.md` describes the format.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   collections-service import collections.ndjson.zst
   collections-service import --dry-run collections.ndjson
-  ssh backup cat collections.ndjson | collections-service import --name nightly -")]
+  ssh backup cat collections.ndjson | collections-service import --name nightly -
+
+Every example takes the database from COLLECTIONS_DATABASE_URL.")]
 pub struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// A file of collections, one a line, compressed where its name ends with .gz or .zst; `-` or none: standard input
+    /// The file of collections, one on each line; `-` or none for standard input
+    ///
+    /// A file whose name ends with `.gz` or `.zst` is decompressed.
     file: Option<PathBuf>,
-    /// Continue the unfinished import of this name; begin at the start where there is none
+    /// Continue the unfinished import of this name, or begin at the start where there is none
     #[arg(long, env = "COLLECTIONS_IMPORT_RESUME")]
     resume: bool,
     /// The name under which the progress is stored [default: the file's name, or `stdin`]
-    #[arg(long, env = "COLLECTIONS_IMPORT_NAME", value_parser = parse_name)]
+    #[arg(long, value_name = "NAME", env = "COLLECTIONS_IMPORT_NAME", value_parser = parse_name)]
     name: Option<String>,
-    /// The file for the lines that are not imported, which is written over unless an import is resumed
-    /// [default: <FILE>.rejects.ndjson, or stdin.rejects.ndjson]
-    #[arg(long, env = "COLLECTIONS_IMPORT_REJECTS")]
+    /// The file for the lines that are not imported [default: `<FILE>.rejects.ndjson` or `stdin.rejects.ndjson`]
+    ///
+    /// It is overwritten, unless an import is resumed.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_IMPORT_REJECTS")]
     rejects: Option<PathBuf>,
-    /// Stop after the batch in which there are more rejects than this
-    #[arg(long, default_value_t = import::MAX_REJECTS, env = "COLLECTIONS_IMPORT_MAX_REJECTS", value_parser = value_parser!(u64))]
+    /// Stop after the batch in which more lines than this have been rejected
+    #[arg(long, value_name = "COUNT", default_value_t = import::MAX_REJECTS, env = "COLLECTIONS_IMPORT_MAX_REJECTS", value_parser = value_parser!(u64))]
     max_rejects: u64,
-    /// Check every line against the database and write nothing to it. Lines are not compared with one another
+    /// Check every line against the database, and write nothing to it
+    ///
+    /// Lines are not compared with one another.
     #[arg(long, env = "COLLECTIONS_IMPORT_DRY_RUN", conflicts_with = "resume")]
     dry_run: bool,
 }

@@ -6,12 +6,17 @@ use super::{Exit, database::DatabaseArgs, print};
 use crate::{domain::CollectionId, store::Inspected};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service inspect custom-388061495298244609
+  collections-service inspect --json custom-388061495298244609
+
+Every example takes the database from COLLECTIONS_DATABASE_URL.")]
 pub struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// The collection's id, `custom-…`
+    /// The collection's id, such as `custom-388061495298244609`
     id: CollectionId,
-    /// Print one JSON object
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }

@@ -2,22 +2,28 @@
 
 use std::path::PathBuf;
 
-use super::Exit;
+use super::{Exit, heading::BEARER_TOKENS};
 use crate::jwks::{JwksSource, Jwt};
 
 #[derive(Debug, clap::Args)]
 pub struct JwtArgs {
-    /// The keys that sign bearer tokens, as a JWKS: a file, or an https URL. Enables bearer tokens
-    #[arg(long, env = "COLLECTIONS_JWKS")]
+    /// The keys that sign bearer tokens, as a JWKS: a file, or an https URL; enables bearer tokens
+    ///
+    /// A URL is fetched every five minutes, and a file is read when it changes.
+    #[arg(long, value_name = "FILE|URL", env = "COLLECTIONS_JWKS", help_heading = BEARER_TOKENS)]
     jwks: Option<String>,
-    /// The authorities of the JWKS URL's certificate, in PEM. Without it, those that browsers trust
-    #[arg(long, env = "COLLECTIONS_JWKS_CA")]
+    /// PEM file of the authorities that sign the certificate of the JWKS URL [default: the authorities that browsers trust]
+    ///
+    /// It is read at the start.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_JWKS_CA", help_heading = BEARER_TOKENS)]
     jwks_ca: Option<PathBuf>,
-    /// The issuer of bearer tokens, an exact match. Needed with --jwks
-    #[arg(long, env = "COLLECTIONS_JWT_ISSUER")]
+    /// The issuer of bearer tokens: the exact text of the claim `iss`; required with `--jwks`
+    #[arg(long, value_name = "ISSUER", env = "COLLECTIONS_JWT_ISSUER", help_heading = BEARER_TOKENS)]
     jwt_issuer: Option<String>,
-    /// An audience that bearer tokens may be for; repeatable. Needed with --jwks
-    #[arg(long, env = "COLLECTIONS_JWT_AUDIENCE", value_delimiter = ',')]
+    /// An audience of bearer tokens; required with `--jwks`
+    ///
+    /// The claim `aud` must be, or hold, one of these texts.
+    #[arg(long, value_name = "AUDIENCE", env = "COLLECTIONS_JWT_AUDIENCE", value_delimiter = ',', help_heading = BEARER_TOKENS)]
     jwt_audience: Vec<String>,
 }
 

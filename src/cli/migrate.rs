@@ -5,6 +5,9 @@ use clap::Subcommand;
 use super::{Exit, database::DatabaseArgs, print, signal::Stop};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service migrate up --database-url 'sqlite:collections.sqlite?mode=rwc'
+  collections-service migrate status --database-url postgres://collections@127.0.0.1/collections")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -12,9 +15,17 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Apply every missing version, oldest first. Of several at one time, one works and the others wait
+    /// Apply every missing version, oldest first
+    ///
+    /// When several processes run it at the same time, one works and the others wait. A version cannot be undone.
+    #[command(after_help = "Example:
+  collections-service migrate up --database-url 'sqlite:collections.sqlite?mode=rwc'")]
     Up(DatabaseArgs),
-    /// List the versions. Exit 1 when one is missing
+    /// List the versions, and whether each is applied
+    ///
+    /// The exit code is 1 when one is missing.
+    #[command(after_help = "Example:
+  collections-service migrate status --database-url postgres://collections@127.0.0.1/collections")]
     Status(DatabaseArgs),
 }
 

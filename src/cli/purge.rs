@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Exit, database::DatabaseArgs, print, progress::Progress, signal::Stop};
+use super::{Exit, database::DatabaseArgs, heading::PURGE, print, progress::Progress, signal::Stop};
 use crate::{
     config,
     jobs::purge::PurgeSettings,
@@ -12,8 +12,12 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  collections-service purge --once --database-url sqlite:collections.sqlite")]
 pub struct Args {
-    /// Erase what was destroyed until now, then end. An SQLite file is rewritten, and destroys wait for that
+    /// Erase what was destroyed until now, then end
+    ///
+    /// An SQLite file is rewritten, and destroys wait while that is done.
     #[arg(long, required = true)]
     once: bool,
     #[command(flatten)]
@@ -25,11 +29,13 @@ pub struct Args {
 /// How fast entries are erased.
 #[derive(Debug, clap::Args)]
 pub struct PaceArgs {
-    /// Entries that are erased in one step
-    #[arg(long, default_value_t = config::purge::BATCH, env = "COLLECTIONS_PURGE_BATCH", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Entries that are erased in one step, at most
+    #[arg(long, value_name = "COUNT", default_value_t = config::purge::BATCH, env = "COLLECTIONS_PURGE_BATCH", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = PURGE)]
     purge_batch: u32,
-    /// The shortest pause between two steps, in milliseconds. It is at least four times as long as the step
-    #[arg(long, default_value_t = config::purge::PAUSE.as_millis() as u64, env = "COLLECTIONS_PURGE_PAUSE", value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    /// The shortest pause between two steps, in milliseconds
+    ///
+    /// The pause is four times as long as the step took, and not shorter than this.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = config::purge::PAUSE.as_millis() as u64, env = "COLLECTIONS_PURGE_PAUSE", value_parser = clap::value_parser!(u64).range(0..=60_000), help_heading = PURGE)]
     purge_pause: u64,
 }
 

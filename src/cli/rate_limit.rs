@@ -1,6 +1,6 @@
 //! Rate limits: flags of every command that serves requests.
 
-use super::Exit;
+use super::{Exit, heading::LIMITS};
 use crate::{
     config,
     domain::{Clock, Secret},
@@ -11,11 +11,14 @@ use crate::{
 /// The flags of commands that serve REST.
 #[derive(Debug, clap::Args)]
 pub struct RateLimitArgs {
-    /// REST requests of one user in each window, such as 300/15m; 0 for no limit
-    #[arg(long, default_value_t = Rule::default(), env = "COLLECTIONS_RATE_LIMIT")]
+    /// REST requests that one user may make in each window, such as `300/15m`; 0 for no limit
+    #[arg(long, value_name = "REQUESTS/WINDOW", default_value_t = Rule::default(), env = "COLLECTIONS_RATE_LIMIT", help_heading = LIMITS)]
     rate_limit: Rule,
-    /// A Redis that counts the requests of all replicas together: redis://<host>:<port>. Without it each one counts its own
-    #[arg(long, env = "COLLECTIONS_REDIS_URL", hide_env_values = true)]
+    /// The Redis that counts the requests of all replicas together: `redis://<host>:<port>`, or `rediss://` for TLS
+    ///
+    /// Without it, and while it is unavailable, each replica counts its own. A password is accepted in the variable, but not
+    /// on the command line.
+    #[arg(long, value_name = "URL", env = "COLLECTIONS_REDIS_URL", hide_env_values = true, help_heading = LIMITS)]
     redis_url: Option<Secret>,
 }
 

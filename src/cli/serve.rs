@@ -3,10 +3,12 @@
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    Exit,
+    Exit, VERSION,
     address::{Address, AddressError},
     credentials::read_keys,
+    database::DatabaseArgs,
     edge::{Edge, GrpcTls},
+    heading::{DATABASE, GRPC_CALLERS, LIMITS, LISTENERS, PROCESS, PURGE, REST_CLIENTS},
     jwt::JwtArgs,
     purge::PaceArgs,
     rate_limit::{self, RateLimitArgs},
@@ -23,63 +25,93 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// sqlite:<path> or postgres://<user>@<host>/<database>
-    #[arg(long, env = "COLLECTIONS_DATABASE_URL", hide_env_values = true)]
-    database_url: DatabaseUrl,
-    /// Connections to PostgreSQL: one for each batch in flight, one for readiness, one for the purge, the others for credentials
-    /// and destroys that wait for a locked row
-    #[arg(long, default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(4..=1000))]
-    database_connections: u32,
-    /// Destroys in one statement
-    #[arg(long, default_value_t = config::store::BATCH_MAX, env = "COLLECTIONS_BATCH_MAX", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    batch_max: u32,
-    /// Statements at one time. More of them make smaller batches; SQLite has one
-    #[arg(long, default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64))]
-    batches_in_flight: u32,
-    /// Whether this process erases the entries of destroyed collections. At least one process must
-    #[arg(long, value_enum, default_value_t = Switch::On, env = "COLLECTIONS_PURGE")]
-    purge: Switch,
     #[command(flatten)]
-    purge_pace: PaceArgs,
-    /// The address of the gRPC listener. Of a host name, the first address that belongs to this machine is used
-    #[arg(long, default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR")]
+    database: DatabaseArgs,
+    /// Connections to PostgreSQL
+    ///
+    /// One for each batch in flight, one for readiness, one for the purge, the others for credentials and for destroys that
+    /// wait for a locked row. SQLite gets one.
+    #[arg(long, value_name = "COUNT", default_value_t = 8, env = "COLLECTIONS_DATABASE_CONNECTIONS", value_parser = clap::value_parser!(u32).range(4..=1000), help_heading = DATABASE)]
+    database_connections: u32,
+    /// Destroys in one statement, at most
+    #[arg(long, value_name = "COUNT", default_value_t = config::store::BATCH_MAX, env = "COLLECTIONS_BATCH_MAX", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = DATABASE)]
+    batch_max: u32,
+    /// Statements that destroy at the same time
+    ///
+    /// More of them make smaller batches. SQLite has one.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, env = "COLLECTIONS_BATCHES_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=64), help_heading = DATABASE)]
+    batches_in_flight: u32,
+    /// The address of the gRPC listener: the service, health and reflection
+    ///
+    /// Of a host name such as `localhost:50051`, the first address that belongs to this machine is used.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051", env = "COLLECTIONS_GRPC_ADDR", help_heading = LISTENERS)]
     grpc_addr: Address,
-    /// The address of the REST listener, or `off`
-    #[arg(long, default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR")]
+    /// The address of the REST listener, which serves the 1.1 API, or `off`
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080", env = "COLLECTIONS_REST_ADDR", help_heading = LISTENERS)]
     rest_addr: RestAddr,
     /// The address of the admin listener: health for probes, and metrics, without TLS
-    #[arg(long, default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9090", env = "COLLECTIONS_ADMIN_ADDR", help_heading = LISTENERS)]
     admin_addr: Address,
     #[command(flatten)]
     grpc_tls: GrpcTls,
+    /// Accept `x-user-id` from every caller, for development
+    ///
+    /// Accepted only where `--grpc-addr` has loopback addresses alone.
+    #[arg(long, env = "COLLECTIONS_INSECURE_IDENTITY", help_heading = GRPC_CALLERS)]
+    insecure_identity: bool,
     #[command(flatten)]
     jwt: JwtArgs,
+    /// The file with the keys that seal OAuth secrets; required by the REST listener
+    ///
+    /// Each line is `<key id>:<base64 of 32 bytes>`, and the first key seals. The file must not be readable by all users. It
+    /// is read again when it changes.
+    #[arg(long, value_name = "FILE", env = "COLLECTIONS_CREDENTIALS_KEY_FILE", help_heading = REST_CLIENTS)]
+    credentials_key_file: Option<PathBuf>,
     #[command(flatten)]
     edge: Edge,
     #[command(flatten)]
     rate_limit: RateLimitArgs,
-    /// gRPC calls of one calling service in each window, such as 10000/1h; 0 for no limit
-    #[arg(long, default_value = "0", env = "COLLECTIONS_CALLER_RATE_LIMIT")]
+    /// gRPC calls that one calling service may make in each window, such as `10000/1h`; 0 for no limit
+    #[arg(long, value_name = "CALLS/WINDOW", default_value = "0", env = "COLLECTIONS_CALLER_RATE_LIMIT", help_heading = LIMITS)]
     caller_rate_limit: Rule,
-    /// The keys that OAuth secrets are sealed with. Required for the REST gateway
-    #[arg(long, env = "COLLECTIONS_CREDENTIALS_KEY_FILE")]
-    credentials_key_file: Option<PathBuf>,
-    /// Accept x-user-id from any caller. Only where --grpc-addr has loopback addresses alone
-    #[arg(long, env = "COLLECTIONS_INSECURE_IDENTITY")]
-    insecure_identity: bool,
-    /// Calls in flight; more are refused at once with UNAVAILABLE. When places are scarce, one caller gets a quarter of them
-    #[arg(long, default_value_t = config::calls::IN_FLIGHT, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Calls in flight; further calls are refused at once with UNAVAILABLE
+    ///
+    /// One client address, user or calling service never gets more places than are free, so that some stay free for others.
+    #[arg(long, value_name = "COUNT", default_value_t = config::calls::IN_FLIGHT, env = "COLLECTIONS_MAX_IN_FLIGHT", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = LIMITS)]
     max_in_flight: u32,
-    /// Threads that serve. One does what PostgreSQL can take; TLS handshakes and bearer tokens have threads of their own
-    #[arg(long, default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Whether this process erases the entries of destroyed collections
+    ///
+    /// At least one process that uses the database must.
+    #[arg(long, value_enum, default_value_t = Switch::On, env = "COLLECTIONS_PURGE", help_heading = PURGE)]
+    purge: Switch,
+    #[command(flatten)]
+    purge_pace: PaceArgs,
+    /// Threads that serve calls
+    ///
+    /// One thread can use all that PostgreSQL can do. TLS handshakes and the verification of bearer tokens have threads of
+    /// their own.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, env = "COLLECTIONS_WORKER_THREADS", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = PROCESS)]
     pub worker_threads: u16,
     /// Seconds that accepted calls have to finish after SIGTERM
-    #[arg(long, default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, env = "COLLECTIONS_DRAIN_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600), help_heading = PROCESS)]
     drain_seconds: u64,
     #[command(flatten)]
     traces: TraceArgs,
 }
+
+const EXAMPLES: &str = "Examples:
+  A gRPC service with TLS, called by the service `orders`, without the REST listener:
+  collections-service serve --rest-addr off --grpc-addr 0.0.0.0:50051 --tls-cert server.pem --tls-key server.key --client-ca ca.pem --trusted-peer spiffe://example.org/orders
+
+  The REST listener for 1.1 clients, behind a proxy that terminates TLS:
+  collections-service serve --rest-addr 0.0.0.0:8080 --credentials-key-file credentials.key --public-origin https://api.example.org
+
+  Bearer tokens over gRPC and REST:
+  collections-service serve --credentials-key-file credentials.key --jwks https://issuer.example/.well-known/jwks.json --jwt-issuer https://issuer.example --jwt-audience https://collections.example
+
+Every example takes the database from COLLECTIONS_DATABASE_URL.";
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Switch {
@@ -108,11 +140,17 @@ pub async fn run(args: Args) -> Result<(), Exit> {
     let settings = settings(&args).await?;
     let capacity = capacity(&args)?;
     let insecure = args.insecure_identity;
+    let unidentified = !insecure && settings.jwt.is_none() && args.grpc_tls.trusted_peer.is_empty();
     let clear = settings.jwt.is_some() && settings.is_in_clear();
-    run_settings(&args.database_url, capacity, args.worker_threads, settings, || {
+    run_settings(args.database.url(), capacity, args.worker_threads, settings, || {
         if insecure {
             tracing::warn!(
                 "--insecure-identity: any process on this machine can destroy the collections of every user"
+            );
+        }
+        if unidentified {
+            tracing::warn!(
+                "no gRPC caller can be identified, so every destroy over gRPC is refused; to accept callers give --trusted-peer or --jwks"
             );
         }
         if clear {
@@ -141,9 +179,9 @@ pub async fn run_settings(
     // The task that a multi-threaded runtime blocks on is not on a worker thread: to run the batches there would add a switch
     // of threads to each call.
     let driver = tokio::spawn(driver.run());
-    let served = serve.await;
+    serve.await?;
     let _in_time = tokio::time::timeout(config::store::CLOSE_TIMEOUT, driver).await;
-    served
+    Ok(())
 }
 
 async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl FnOnce()) -> Result<(), Exit> {
@@ -155,7 +193,7 @@ async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl F
         other => Exit::failed(other),
     })?;
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = VERSION,
         grpc = running.grpc.map(tracing::field::display),
         rest = running.rest.map(tracing::field::display),
         admin = %running.admin,
@@ -163,17 +201,28 @@ async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl F
     );
     serving();
     stop.requested().await;
-    drain(running).await;
-    Ok(())
+    drain(running, &mut stop).await
 }
 
 /// Drains the server, and logs the result.
-pub async fn drain(running: Running) {
+///
+/// # Errors
+/// A second signal was received before the drain was complete.
+pub async fn drain(running: Running, stop: &mut Stop) -> Result<(), Exit> {
     tracing::info!("draining");
-    if running.drain().await {
-        tracing::info!("stopped");
-    } else {
-        tracing::warn!("stopped with connections still open");
+    tokio::select! {
+        biased;
+        is_complete = running.drain() => {
+            if is_complete {
+                tracing::info!("stopped");
+            } else {
+                tracing::warn!("stopped with connections still open");
+            }
+            Ok(())
+        }
+        () = stop.requested() => {
+            Err(Exit::failed("stopped by a second signal before the drain was complete; calls in flight were cut off"))
+        }
     }
 }
 

@@ -9,13 +9,21 @@ use crate::store::{Inconsistency, Store, VerifyChunk, VerifyError, VerifyPhase, 
 use report::{Report, counted};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  collections-service verify
+  collections-service verify --fix
+  collections-service verify --json
+
+Every example takes the database from COLLECTIONS_DATABASE_URL.")]
 pub struct Args {
     #[command(flatten)]
     database: DatabaseArgs,
-    /// Repair what can be repaired: delete orphan entries and queue rows without tombstone, queue unfinished purges again
+    /// Repair what can be repaired
+    ///
+    /// Deletes entries without a collection and queue rows without a tombstone, and queues unfinished purges again.
     #[arg(long)]
     fix: bool,
-    /// Print one JSON object
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }

@@ -23,6 +23,7 @@ mod faults;
 mod forgeries;
 mod fuzz;
 mod gateway;
+mod help;
 mod histories;
 mod hostile;
 mod ids;

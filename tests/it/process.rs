@@ -150,10 +150,10 @@ struct Held {
 }
 
 impl Held {
-    async fn on(ground: &Ground) -> Self {
+    async fn on(ground: &Ground, more: &[&str]) -> Self {
         ground.put(1, OWNER).await;
         ground.put(2, OWNER).await;
-        let program = Program::serve(ground, &[]).await;
+        let program = Program::serve(ground, more).await;
         let lock = ground.connection().await.begin().await.unwrap();
         lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
         let mut client = rpc(&program.grpc);
@@ -169,7 +169,7 @@ impl Held {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_answers_what_was_accepted() {
     let ground = Ground::new(Backend::Postgres).await;
-    let Held { program, lock, call, request } = Held::on(&ground).await;
+    let Held { program, lock, call, request } = Held::on(&ground, &[]).await;
     program.signal(Signal::SIGTERM);
     // New calls are refused.
     let admin = program.admin.trim_start_matches("http://");
@@ -192,6 +192,26 @@ async fn a_drain_answers_what_was_accepted() {
     assert_eq!(status.code(), Some(0), "{log:?}");
     let with = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!((with("\"stopped\""), with("\"Cancelled\"")), (1, 1), "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_a_drain_at_once() {
+    for threads in ["1", "2"] {
+        let ground = Ground::new(Backend::Postgres).await;
+        let Held { program, lock, call, request } = Held::on(&ground, &["--worker-threads", threads]).await;
+        program.signal(Signal::SIGTERM);
+        program.wait_for_health(4).await;
+        program.signal(Signal::SIGINT);
+        let (status, log) = program.ended(Duration::from_secs(5)).await;
+        assert_eq!(status.code(), Some(1), "{log:?}");
+        let last: serde_json::Value = serde_json::from_str(log.last().unwrap()).unwrap();
+        assert_eq!(last["level"], "ERROR", "{log:?}");
+        assert!(last["message"].as_str().unwrap().starts_with("stopped by a second signal"), "{log:?}");
+        assert!(!log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
+        call.await.unwrap().unwrap_err();
+        request.abort();
+        lock.rollback().await.unwrap();
+    }
 }
 
 async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {
