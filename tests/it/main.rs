@@ -14,6 +14,7 @@ mod architecture;
 mod batches;
 mod certificates;
 mod cli;
+mod configuration;
 mod connecting;
 mod deletion;
 mod destroy;

@@ -33,20 +33,6 @@ fn its_table_has_every_error() {
     }
 }
 
-#[tokio::test]
-async fn its_table_has_every_flag() {
-    let (_, help, _) = program::run(&["serve", "--help"], &[]).await;
-    let words =
-        |start: &'static str| help.split([' ', '=', ']', '\n']).filter(move |word| word.starts_with(start));
-    let (flags, variables) = (words("--"), words("COLLECTIONS_"));
-    let missing: Vec<_> = flags
-        .filter(|flag| !["--help", "--version"].contains(flag))
-        .chain(variables)
-        .filter(|word| !README.contains(&format!("| `{word}` |")))
-        .collect();
-    assert_eq!(missing, [] as [&str; 0], "not in the README's table");
-}
-
 /// A role with what the README says that `serve` needs, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_grants_suffice() {
