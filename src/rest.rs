@@ -7,7 +7,12 @@ mod transport;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, body::Body, response::Response, routing::post};
+use axum::{
+    Router,
+    body::Body,
+    response::Response,
+    routing::{get, post},
+};
 use http::Request;
 
 use crate::{
@@ -24,6 +29,9 @@ pub use transport::TransportPolicy;
 
 /// The one path of the API.
 pub const PATH: &str = "/1.1/collections/destroy.json";
+
+/// The path of the API's description in OpenAPI 3.1.
+pub const OPENAPI_PATH: &str = "/openapi.json";
 
 /// What the gateway authenticates and limits its clients by.
 #[derive(Clone, Debug)]
@@ -49,6 +57,7 @@ pub fn refuse_request<B>(request: &Request<B>, metrics: &Metrics) -> Response<Bo
 pub fn router(api: Arc<dyn DestroyApi>, admission: Admission, edge: Edge) -> Router {
     Router::new()
         .route(PATH, post(handler::destroy).fallback(handler::wrong_method))
+        .route(OPENAPI_PATH, get(handler::describe).fallback(handler::method_not_allowed))
         .fallback(handler::unknown_path)
         .with_state(Arc::new(Gateway::new(api, admission, edge)))
 }

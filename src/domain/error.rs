@@ -57,6 +57,8 @@ pub enum EdgeError {
     UnknownPath,
     TlsRequired,
     BodyTooLarge,
+    /// Another method than GET and HEAD on a document.
+    MethodNotAllowed,
 }
 
 /// One line of the table.
@@ -202,7 +204,8 @@ impl From<DestroyError> for DestroyFailure {
 
 impl EdgeError {
     /// All of them, in the table's order.
-    pub const ALL: [Self; 4] = [Self::WrongMethod, Self::UnknownPath, Self::TlsRequired, Self::BodyTooLarge];
+    pub const ALL: [Self; 5] =
+        [Self::WrongMethod, Self::UnknownPath, Self::TlsRequired, Self::BodyTooLarge, Self::MethodNotAllowed];
 
     /// HTTP status, 1.1 code and message: these failures have no gRPC side.
     #[must_use]
@@ -212,6 +215,7 @@ impl EdgeError {
             Self::UnknownPath => (404, 34, NO_PAGE),
             Self::TlsRequired => (403, 92, "SSL is required"),
             Self::BodyTooLarge => (413, 44, "Request body is too large."),
+            Self::MethodNotAllowed => (405, 86, "This method requires a GET."),
         }
     }
 
@@ -223,6 +227,7 @@ impl EdgeError {
             Self::UnknownPath => "UNKNOWN_PATH",
             Self::TlsRequired => "TLS_REQUIRED",
             Self::BodyTooLarge => "BODY_TOO_LARGE",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
         }
     }
 }

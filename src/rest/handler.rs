@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
 use tokio::time::Instant;
 
 use super::{
-    Edge, PATH,
+    Edge, OPENAPI_PATH, PATH,
     body::RequestBody,
     reply::{Outcome, ReplyContext},
 };
@@ -31,19 +31,32 @@ pub struct Gateway {
     large_bodies: Admission,
 }
 
-/// Handles the one method of the one path.
+/// Handles the one method of the API.
 pub async fn destroy(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
     gateway.handle(request, None).await
 }
 
-/// Handles every other method.
+/// Handles every other method on its path.
 pub async fn wrong_method(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
-    gateway.handle(request, Some(EdgeError::WrongMethod)).await
+    gateway.handle(request, Some(Outcome::Refused(EdgeError::WrongMethod))).await
 }
 
 /// Handles every other path.
 pub async fn unknown_path(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
-    gateway.handle(request, Some(EdgeError::UnknownPath)).await
+    gateway.handle(request, Some(Outcome::Refused(EdgeError::UnknownPath))).await
+}
+
+/// Handles GET and HEAD of the OpenAPI description.
+pub async fn describe(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
+    gateway.handle(request, Some(Outcome::Described)).await
+}
+
+/// Handles every other method of a document.
+pub async fn method_not_allowed(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request<Body>,
+) -> Response<Body> {
+    gateway.handle(request, Some(Outcome::Refused(EdgeError::MethodNotAllowed))).await
 }
 
 impl Gateway {
@@ -54,8 +67,8 @@ impl Gateway {
         Self { api, admission, edge, large_bodies }
     }
 
-    /// Responds to a request, with an error where its path or method is `refused`.
-    async fn handle(&self, request: Request<Body>, refused: Option<EdgeError>) -> Response<Body> {
+    /// Responds to a request. `decided` is the outcome that its path and method lead to, of any but a destroy.
+    async fn handle(&self, request: Request<Body>, decided: Option<Outcome>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let peer = parts.extensions.get::<Peer>();
         let transport = &self.edge.transport;
@@ -70,11 +83,11 @@ impl Gateway {
         };
         let fields = fields(&parts, &context.transaction, &self.edge.traces);
         let record = CallRecord::new(CallFields { is_secure, ..fields }, &self.edge.metrics);
-        let refused =
-            if transport.require_tls && !is_secure { Some(EdgeError::TlsRequired) } else { refused };
+        let is_refused = transport.require_tls && !is_secure;
+        let decided = if is_refused { Some(Outcome::Refused(EdgeError::TlsRequired)) } else { decided };
         let mut body = RequestBody::new(&parts, body);
-        let outcome = match refused {
-            Some(error) => Outcome::Refused(error),
+        let outcome = match decided {
+            Some(outcome) => outcome,
             None => self.process(&parts, &mut body, origin.as_ref(), &record, &mut context).await,
         };
         // The outcome stands, however long the rest of the body takes.
@@ -242,7 +255,7 @@ struct Parsed<'a> {
 
 /// The path, if it is one that is served.
 fn route(path: &str) -> Option<&'static str> {
-    (path == PATH).then_some(PATH)
+    [PATH, OPENAPI_PATH].into_iter().find(|route| *route == path)
 }
 
 /// Counts a request that is refused before it is read.

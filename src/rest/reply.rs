@@ -1,4 +1,4 @@
-//! 1.1 responses: always JSON, always with the same headers.
+//! 1.1 responses, always JSON with the same headers, and the OpenAPI description.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -18,6 +18,8 @@ pub enum Outcome {
     Destroyed,
     Failed(DestroyError),
     Refused(EdgeError),
+    /// The OpenAPI description was asked for.
+    Described,
     /// The client disconnected before it had sent its body.
     Cancelled,
 }
@@ -54,8 +56,17 @@ const HSTS: HeaderValue = HeaderValue::from_static("max-age=631138519");
 /// As many headers as most responses have, with those that hyper adds.
 const USUAL_HEADERS: usize = 14;
 
-/// Headers of every response, as the 1.1 API sent them.
-const FIXED: [(HeaderName, HeaderValue); 6] = [
+/// The OpenAPI description of the REST API.
+const OPENAPI: &str = include_str!("../../proto/openapi.json");
+
+/// Headers of the OpenAPI description, which changes with the program alone.
+const OF_DOCUMENT: [(HeaderName, HeaderValue); 2] = [
+    (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600")),
+];
+
+/// Headers of every other response, as the 1.1 API sent them.
+const NOT_CACHED: [(HeaderName, HeaderValue); 4] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=utf-8")),
     (
         header::CACHE_CONTROL,
@@ -63,6 +74,10 @@ const FIXED: [(HeaderName, HeaderValue); 6] = [
     ),
     (header::PRAGMA, HeaderValue::from_static("no-cache")),
     (header::EXPIRES, HeaderValue::from_static("Tue, 31 Mar 1981 05:00:00 GMT")),
+];
+
+/// Headers of every response, as the 1.1 API sent them.
+const FIXED: [(HeaderName, HeaderValue); 2] = [
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN")),
 ];
@@ -72,6 +87,7 @@ impl Outcome {
     fn rendered(self) -> (u16, Cow<'static, str>) {
         let (http, code, message) = match self {
             Self::Destroyed => return (200, r#"{"destroyed":true}"#.into()),
+            Self::Described => return (200, OPENAPI.into()),
             Self::Failed(error) => {
                 let row = error.row();
                 (row.http, row.code, row.message)
@@ -94,6 +110,7 @@ impl Outcome {
             Self::Failed(error) => CallOutcome::Failed(error),
             Self::Refused(error) => CallOutcome::Refused(error),
             Self::Cancelled => CallOutcome::Cancelled,
+            Self::Described => CallOutcome::Described,
         }
     }
 
@@ -104,6 +121,11 @@ impl Outcome {
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         headers.reserve(USUAL_HEADERS);
+        if self == Self::Described {
+            headers.extend(OF_DOCUMENT);
+        } else {
+            headers.extend(NOT_CACHED);
+        }
         headers.extend(FIXED);
         insert_text(headers, "x-transaction-id", &context.transaction);
         headers.insert("x-response-time", u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).into());
@@ -112,6 +134,9 @@ impl Outcome {
         }
         if context.is_secure {
             headers.insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+        }
+        if self == Self::Refused(EdgeError::MethodNotAllowed) {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         if status == 401 {
             insert_text(headers, "www-authenticate", &format!("OAuth realm=\"{}\"", context.realm));

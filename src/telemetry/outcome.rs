@@ -13,6 +13,8 @@ pub enum CallOutcome {
     Status(GrpcCode),
     /// The caller disconnected, or the call was aborted.
     Cancelled,
+    /// The description of the REST API was sent.
+    Described,
 }
 
 impl CallOutcome {
@@ -25,6 +27,7 @@ impl CallOutcome {
             Self::Refused(error) => error.name(),
             Self::Status(code) => code.name(),
             Self::Cancelled => GrpcCode::Cancelled.name(),
+            Self::Described => "DESCRIBED",
         }
     }
 
@@ -33,6 +36,7 @@ impl CallOutcome {
         match self {
             Self::Ok => "Ok",
             Self::Cancelled => "Cancelled",
+            Self::Described => "Described",
             other => other.reason(),
         }
     }
@@ -44,8 +48,8 @@ impl CallOutcome {
             Self::Ok => GrpcCode::Ok,
             Self::Failed(error) => error.row().grpc,
             Self::Status(code) => code,
-            // The edge's errors have none, and no gRPC call ends with one.
-            Self::Refused(_) => GrpcCode::Unknown,
+            // REST's own outcomes: no gRPC call ends with one.
+            Self::Refused(_) | Self::Described => GrpcCode::Unknown,
             Self::Cancelled => GrpcCode::Cancelled,
         }
     }
