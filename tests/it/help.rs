@@ -3,6 +3,8 @@
 use clap::{Command, CommandFactory, error::ErrorKind};
 use collections_service::cli::Cli;
 
+use super::support::program::command;
+
 /// Calls this for the program and for every command of it, with the words that lead there.
 fn for_each(command: &Command, path: &[&str], visit: &mut impl FnMut(&Command, &[&str])) {
     visit(command, path);
@@ -65,5 +67,23 @@ fn every_flag_of_a_server_has_a_heading() {
             let is_clap = ["help", "version"].contains(&id);
             assert!(is_clap || flag.get_help_heading().is_some(), "{name} --{id} has no heading");
         }
+    }
+}
+
+/// The help of every command as a terminal of 100 columns shows it.
+#[tokio::test]
+async fn help_is_as_stored() {
+    let mut paths = Vec::new();
+    for_each(&Cli::command(), &[], &mut |_, path| {
+        paths.push(path.iter().map(ToString::to_string).collect::<Vec<_>>());
+    });
+    assert!(paths.len() > 15, "{paths:?}");
+    for path in paths {
+        let mut arguments: Vec<_> = path.iter().map(String::as_str).collect();
+        arguments.push("--help");
+        let output = command(&arguments).env("COLUMNS", "100").output().await.unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{path:?}");
+        let name = if path.is_empty() { "program".to_owned() } else { path.join("_") };
+        insta::assert_snapshot!(name, String::from_utf8(output.stdout).unwrap());
     }
 }

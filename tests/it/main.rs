@@ -38,6 +38,7 @@ mod lost_answers;
 mod matrix;
 mod model;
 mod oauth_cases;
+mod openapi;
 mod pgbouncer;
 mod placement;
 mod plans;
