@@ -99,12 +99,18 @@ pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
+/// The filter of these directives. rustls logs what its peers do wrong, with values of theirs: a line for each, and of any length.
+/// The reason of a failed handshake is logged by `net`. A directive for rustls has precedence.
+fn env_filter(directives: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    EnvFilter::builder().parse(format!("rustls=off,{directives}"))
+}
+
 /// Installs the log for this process. `filter` takes the directives of `RUST_LOG`.
 ///
 /// # Errors
 /// The filter does not parse.
 pub fn install(format: LogFormat, filter: &str) -> Result<Log, tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::builder().parse(filter)?;
+    let filter = env_filter(filter)?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(config::telemetry::QUEUED_LINES)
         .thread_name("log")
@@ -146,5 +152,19 @@ pub fn write_error(format: LogFormat, message: &str) {
             );
         }
         LogFormat::Pretty => drop(writeln!(io::stderr(), "error: {message}")),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test")]
+mod tests {
+    #[test]
+    fn lines_of_rustls_are_written_on_request_alone() {
+        for (directives, expected) in [("info", "rustls=off"), ("info,rustls=debug", "rustls=debug")] {
+            let filter = super::env_filter(directives).expect("a filter").to_string();
+            assert!(filter.split(',').any(|directive| directive == expected), "{filter}");
+            assert_eq!(filter.matches("rustls").count(), 1, "{filter}");
+        }
+        assert!(super::env_filter("info,=").is_err());
     }
 }
