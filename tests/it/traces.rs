@@ -119,6 +119,12 @@ async fn records_gateway_rpc_and_statement_as_one_tree() {
         assert_eq!(attribute(statement, "db.operation.name"), "destroy");
         assert!(!statement.attributes.contains_key("db.operation.batch.size"));
 
+        let scrape =
+            http::Request::get("/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
+        let (_, _, metrics) = send(&service.admin, scrape.body(String::new()).unwrap()).await;
+        let is_exemplar = |line: &&str| line.starts_with("rpc_server_call") && line.contains(&trace(7));
+        assert_eq!(metrics.lines().filter(is_exemplar).count(), 1, "{metrics}");
+
         let (outer, inner) = (stop(gateway).await, stop(service).await);
         let (outer, inner) = (lines(&outer, "request")[0], lines(&inner, "call")[0]);
         for (line, span) in [(outer, edge), (inner, served)] {
@@ -177,7 +183,7 @@ async fn links_a_statement_with_all_recorded_calls_that_share_it() {
     assert_eq!(statement.links.len(), linked.len());
     assert_eq!(linked, recorded.iter().filter(|trace| **trace != first.trace).cloned().collect());
     for id in &statement.links {
-        assert_eq!(of(id).links, [statement.id.clone()], "no link back");
+        assert_eq!(of(id).links, std::slice::from_ref(&statement.id), "no link back");
     }
 }
 
