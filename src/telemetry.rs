@@ -7,7 +7,8 @@ mod trace;
 
 use std::{
     io::{self, BufWriter, IsTerminal, Stderr, Write},
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -88,7 +89,7 @@ impl Write for PacedWriter {
     /// Called by the writer's thread when no line waits any more.
     fn flush(&mut self) -> io::Result<()> {
         let flushed = self.0.flush();
-        std::thread::sleep(config::telemetry::WRITE_INTERVAL);
+        thread::sleep(config::telemetry::WRITE_INTERVAL);
         flushed
     }
 }
@@ -140,18 +141,24 @@ where
     lines.flatten_event(true).with_current_span(false).with_span_list(false)
 }
 
-/// Writes the error that ends the program to standard error, in the format of log lines. It is written at once, whatever the
-/// log's filter, and a failure to write it is ignored: the exit code is the result.
-pub fn write_error(format: LogFormat, message: &str) {
-    match format {
-        LogFormat::Json => {
-            let line = tracing_subscriber::registry().with(json_lines(io::stderr));
-            tracing::subscriber::with_default(
-                line,
-                || tracing::error!(target: "collections_service::cli", "{message}"),
-            );
+/// Writes the error that ends the program to standard error, in the format of log lines and whatever the log's filter. The
+/// exit code is the result: an error that cannot be written within [`config::telemetry::LAST_LINE_TIMEOUT`] is dropped.
+pub fn write_error(format: LogFormat, message: String) {
+    let (done, is_done) = mpsc::channel();
+    // A thread of its own, because a write to a full pipe blocks.
+    let writer = thread::Builder::new().name("error".to_owned()).spawn(move || {
+        match format {
+            LogFormat::Json => {
+                let line = tracing_subscriber::registry().with(json_lines(io::stderr));
+                let log = || tracing::error!(target: "collections_service::cli", "{message}");
+                tracing::subscriber::with_default(line, log);
+            }
+            LogFormat::Pretty => drop(writeln!(io::stderr(), "error: {message}")),
         }
-        LogFormat::Pretty => drop(writeln!(io::stderr(), "error: {message}")),
+        let _sent = done.send(());
+    });
+    if writer.is_ok() {
+        let _written = is_done.recv_timeout(config::telemetry::LAST_LINE_TIMEOUT);
     }
 }
 

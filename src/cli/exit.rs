@@ -42,7 +42,7 @@ impl Exit {
             Self::Failed(message) => (1, message),
             Self::Code(code, message) => (code, message),
         };
-        write_error(invocation.log_format(), &message);
+        write_error(invocation.log_format(), message);
         ExitCode::from(code)
     }
 }

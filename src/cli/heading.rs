@@ -11,3 +11,4 @@ pub const LIMITS: &str = "Limits";
 pub const PURGE: &str = "Purge";
 pub const PROCESS: &str = "Process";
 pub const LOG: &str = "Log";
+pub const TRACES: &str = "Traces";

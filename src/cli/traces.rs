@@ -2,7 +2,7 @@
 
 use std::{env, fmt, fs, str::FromStr, time::Duration};
 
-use super::Exit;
+use super::{Exit, heading::TRACES};
 use crate::{
     config::traces,
     domain::{Entropy, Secret},
@@ -12,13 +12,15 @@ use crate::{
 /// The flags of commands that serve.
 #[derive(Debug, clap::Args)]
 pub struct TraceArgs {
-    /// The collector that traces are sent to over OTLP/gRPC: http://<host>:<port> or https://<host>:<port>. Without it,
-    /// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT; without any, there are no traces
-    #[arg(long, value_name = "URL", env = "COLLECTIONS_OTLP_ENDPOINT", hide_env_values = true)]
+    /// The collector that traces are sent to over OTLP/gRPC: http://<host>:<port> or https://<host>:<port>
+    ///
+    /// Without it, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT is used; without any, there are no traces.
+    #[arg(long, value_name = "URL", env = "COLLECTIONS_OTLP_ENDPOINT", hide_env_values = true, help_heading = TRACES)]
     otlp_endpoint: Option<Secret>,
-    /// The share of traces that are recorded, from 0 to 1, where the caller has not decided. Without it, OTEL_TRACES_SAMPLER or
-    /// 0.01
-    #[arg(long, value_name = "RATIO", env = "COLLECTIONS_OTLP_SAMPLE")]
+    /// The share of traces that are recorded, from 0 to 1, where the caller has not decided
+    ///
+    /// Without it, OTEL_TRACES_SAMPLER is used, or else 0.01.
+    #[arg(long, value_name = "RATIO", env = "COLLECTIONS_OTLP_SAMPLE", help_heading = TRACES)]
     otlp_sample: Option<SampleRatio>,
 }
 

@@ -104,7 +104,7 @@ impl Required {
 }
 
 fn borrowed(result: &Result<(), String>) -> Result<(), &str> {
-    result.as_ref().map(|()| ()).map_err(String::as_str)
+    result.as_ref().copied().map_err(String::as_str)
 }
 
 impl Optional {

@@ -134,6 +134,17 @@ async fn errors_have_the_format_of_the_log() {
 }
 
 #[tokio::test]
+async fn an_error_that_cannot_be_written_does_not_delay_the_end() {
+    use std::io::Write;
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let size = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap();
+    writer.write_all(&vec![b'x'; usize::try_from(size).unwrap()]).unwrap();
+    let mut child = command(&["serve"]).stderr(writer).spawn().unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(20), child.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[tokio::test]
 async fn serve_warns_where_no_grpc_caller_can_be_identified() {
     let ground = Ground::new(Backend::Sqlite).await;
     for (program, warnings) in

@@ -112,13 +112,13 @@ impl Seen {
     }
 
     fn edge(&mut self, answer: &Answer, error: EdgeError) {
-        self.0.entry(error.reason()).or_default().insert(shown(answer));
+        self.0.entry(error.name()).or_default().insert(shown(answer));
     }
 
     /// Each row with all that was answered for it, in the table's order.
     fn shown(&self) -> String {
         let reasons = DestroyError::ALL.map(|error| error.row().reason).into_iter();
-        let reasons = reasons.chain(EdgeError::ALL.map(EdgeError::reason));
+        let reasons = reasons.chain(EdgeError::ALL.map(EdgeError::name));
         let seen = reasons.filter_map(|reason| Some((reason, self.0.get(reason)?)));
         let texts = seen.map(|(reason, answers)| {
             let answers: Vec<_> = answers.iter().map(String::as_str).collect();
@@ -150,7 +150,7 @@ fn the_table_is_the_contracts() {
     }
     for error in EdgeError::ALL {
         let (http, code, message) = error.row();
-        writeln!(table, "{} | - | {http} | {code} | {message}", error.reason()).unwrap();
+        writeln!(table, "{} | - | {http} | {code} | {message}", error.name()).unwrap();
     }
     insta::assert_snapshot!(table);
 }

@@ -38,7 +38,7 @@ fn rows() -> Vec<(&'static str, u16, u16, &'static str)> {
     });
     let edge = EdgeError::ALL.map(|error| {
         let (http, code, message) = error.row();
-        (error.reason(), http, code, message)
+        (error.name(), http, code, message)
     });
     rows.into_iter().chain(edge).collect()
 }

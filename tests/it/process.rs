@@ -339,7 +339,6 @@ async fn each_call_leaves_one_line_and_no_secret() {
     assert_eq!(send(&program.rest, request).await.0, 200);
     ground.connection().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
     destroy(&mut rpc, OWNER, "custom-3", "").await.unwrap_err();
-    let rest = program.rest.clone();
     program.signal(Signal::SIGTERM);
     let (_, lines) = program.ended(Duration::from_secs(25)).await;
 
@@ -369,8 +368,4 @@ async fn each_call_leaves_one_line_and_no_secret() {
     assert!(calls[2]["error"].as_str().unwrap().contains("no such table"), "{}", calls[2]);
     let levels: Vec<_> = calls.iter().map(|call| &call["level"]).collect();
     assert_eq!(levels, ["INFO", "INFO", "ERROR"]);
-    let refused = requests[0];
-    assert_eq!(refused["outcome"], "TIMESTAMP_OUT_OF_BOUNDS");
-    assert_eq!(refused["server.address"], rest.trim_start_matches("http://"));
-    assert_eq!(calls[0]["rpc.method"], "collections.v1.CollectionsService/Destroy");
 }

@@ -170,7 +170,9 @@ impl Calls {
 
     /// Observes a REST request.
     pub fn observe_http(&self, request: HttpRequest<'_>, call: Observed) {
-        self.count(REST, &self.rest_ok, &call);
+        if call.outcome != CallOutcome::Described {
+            self.count(REST, &self.rest_ok, &call);
+        }
         let HttpRequest { method, route, status, is_secure } = request;
         let series = || {
             let is_server_error = status.is_some_and(|status| status >= 500);
