@@ -2,7 +2,6 @@
 certificates of the names that cert-manager would issue."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -14,7 +13,7 @@ import uuid
 
 import manifests
 import postgres
-from manifests import container_of, named, objects, variables, workloads
+from manifests import container_of, objects, variables, workloads
 
 BINARY = os.environ["BINARY"]
 ROLES = ["collections_migrator", "collections", "collections_gateway"]
@@ -175,20 +174,3 @@ class Program(unittest.TestCase):
                             env = self.environment(rendered, workload, database)
                             with self.running(container_of(workload)["args"], env):
                                 pass
-
-    def test_the_admin_pod_has_the_secrets_of_the_manifests(self):
-        pod = json.loads((manifests.DEPLOY / "admin-pod.json").read_text())
-        workload = {"spec": {"template": pod}}
-        found = manifests.secrets(workload)
-        job = [each for each in workloads(manifests.everything()) if each["kind"] == "Job"][0]
-        gateway = named(manifests.everything(), "Deployment", "collections-gateway")
-        expected = manifests.secrets(job) | {each for each in manifests.secrets(gateway) if each[0] == "collections-credentials"}
-        self.assertEqual(found, expected)
-        for field in ("securityContext", "serviceAccountName", "enableServiceLinks", "automountServiceAccountToken"):
-            expected = manifests.pod_of(job)[field]
-            if field == "securityContext":
-                expected = {**expected, "fsGroup": 65532}
-            self.assertEqual(pod["spec"][field], expected, field)
-        [container] = pod["spec"]["containers"]
-        for field in ("securityContext", "resources"):
-            self.assertEqual(container[field], container_of(job)[field], field)
