@@ -17,6 +17,7 @@ from manifests import container_of, objects, variables, workloads
 
 BINARY = os.environ["BINARY"]
 ROLES = ["collections_migrator", "collections", "collections_gateway"]
+FUNCTIONS = ["destroy_collections_v1", "purge_collections_v1"]
 KEY = "test:dGhpcyBrZXkgaXMgZm9yIGRldmVsb3BtZW50IG9ubHk="
 
 
@@ -101,11 +102,8 @@ class Program(unittest.TestCase):
                 self.denied("collections_gateway", database, f"SELECT FROM {table}")
             self.denied("collections", database, "DELETE FROM oauth_applications")
             self.denied("collections_gateway", database, "SELECT FROM purge_queue")
-            functions = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND has_function_privilege"
-            granted = self.psql(self.url("collections", database), "-c", f"{functions}(oid, 'EXECUTE') ORDER BY 1").split()
-            self.assertEqual(granted, ["destroy_collections_v1", "purge_collections_v1"])
-            granted = self.psql(self.url("collections_gateway", database), "-c", f"{functions}(oid, 'EXECUTE')").split()
-            self.assertEqual(granted, [])
+            self.assertEqual(self.functions("collections", database), FUNCTIONS)
+            self.assertEqual(self.functions("collections_gateway", database), [])
 
             key = {"COLLECTIONS_CREDENTIALS_KEY_FILE": str(self.folder / "credentials.key")}
             created = run(
@@ -118,6 +116,19 @@ class Program(unittest.TestCase):
             # Ready means that a destroy was rehearsed.
             with self.running(["serve"], listeners | {"COLLECTIONS_DATABASE_URL": self.url("collections", database)}):
                 pass
+
+    def test_a_database_that_was_migrated_before_gets_its_grants(self):
+        with self.database() as database:
+            self.psql(f"{self.server}/{database}", "-c", "CREATE ROLE collections_migrator LOGIN")
+            self.psql(f"{self.server}/{database}", "-c", "GRANT CREATE ON SCHEMA public TO collections_migrator")
+            self.migrate(database)
+            self.psql(f"{self.server}/{database}", "-f", str(manifests.DEPLOY / "roles.sql"))
+            self.assertEqual(self.functions("collections", database), FUNCTIONS)
+
+    def functions(self, role, database):
+        """Returns the names of our functions that a role may run."""
+        query = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND has_function_privilege"
+        return self.psql(self.url(role, database), "-c", f"{query}(oid, 'EXECUTE') ORDER BY 1").split()
 
     def issue(self, folder, certificate):
         """Writes what cert-manager would write for a Certificate: tls.crt, tls.key and ca.crt."""
