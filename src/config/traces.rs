@@ -5,7 +5,7 @@ use std::time::Duration;
 /// The share of traces that are recorded where the caller has not decided. One process serves some 40,000 calls a second: all of
 /// them would be more than a collector takes, and a hundredth is still several hundred traces a second.
 pub const SAMPLE_RATIO: f64 = 0.01;
-/// Spans that wait to be exported, some 1 KiB each. Further ones are dropped (`OTEL_BSP_MAX_QUEUE_SIZE`).
+/// Spans that wait to be exported. Further ones are dropped (`OTEL_BSP_MAX_QUEUE_SIZE`).
 pub const SPAN_QUEUE: usize = 2048;
 /// Spans in one export (`OTEL_BSP_MAX_EXPORT_BATCH_SIZE`).
 pub const SPAN_BATCH: usize = 512;
