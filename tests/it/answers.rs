@@ -11,7 +11,7 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::{process::Command, task::JoinSet};
 
 use super::support::{
-    Backend, Ground, OWNER, PATH, destroy,
+    Backend, OWNER, PATH, TestDatabase, destroy,
     pki::Authority,
     program::{Program, path},
     rpc,
@@ -55,28 +55,28 @@ async fn all_arrive(dialects: &[Dialect], flags: &[&str], url: &str, body: &Path
 }
 
 /// Bodies of these sizes, as files.
-fn bodies(ground: &Ground, sizes: &[usize]) -> Vec<(usize, PathBuf)> {
+fn bodies(database: &TestDatabase, sizes: &[usize]) -> Vec<(usize, PathBuf)> {
     let write = |size: &usize| {
-        let file = ground.folder.path().join(format!("body-{size}"));
+        let file = database.folder.path().join(format!("body-{size}"));
         std::fs::write(&file, vec![b'a'; *size]).unwrap();
         (*size, file)
     };
     sizes.iter().map(write).collect()
 }
 
-async fn tls(ground: &Ground) -> Vec<String> {
-    let (certificate, key) = Authority::new("ours").server().write(ground.folder.path(), "rest");
+async fn tls(database: &TestDatabase) -> Vec<String> {
+    let (certificate, key) = Authority::new("ours").server().write(database.folder.path(), "rest");
     ["--rest-tls-cert", path(&certificate), "--rest-tls-key", path(&key)].map(str::to_owned).to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_arrive_with_bodies_of_every_size() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let bodies = bodies(&ground, &[100, 20_000, 100_000, 20_000_000]);
-    let flags = tls(&ground).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let bodies = bodies(&database, &[100, 20_000, 100_000, 20_000_000]);
+    let flags = tls(&database).await;
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     for (scheme, dialects, flags) in [("http", &CLEARTEXT[..], &[][..]), ("https", &TLS[..], &flags[..])] {
-        let program = Program::serve(&ground, flags).await;
+        let program = Program::serve(&database, flags).await;
         let origin = program.rest.replace("http", scheme);
         for (size, body) in &bodies {
             // The longest ones once without waiting for `100 Continue`, which curl does of its own accord.
@@ -93,14 +93,14 @@ async fn refusals_arrive_with_bodies_of_every_size() {
 /// The one place is taken by a call that waits for a locked database.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_arrive_in_overload() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let bodies = bodies(&ground, &[100, 20_000, 60_000]);
-    let flags = tls(&ground).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let bodies = bodies(&database, &[100, 20_000, 60_000]);
+    let flags = tls(&database).await;
     let flags: Vec<_> = flags.iter().map(String::as_str).collect();
     for (scheme, dialects, flags) in [("http", &CLEARTEXT[..], &[][..]), ("https", &TLS[..], &flags[..])] {
-        let program = Program::serve(&ground, &[flags, &["--max-in-flight", "1"]].concat()).await;
+        let program = Program::serve(&database, &[flags, &["--max-in-flight", "1"]].concat()).await;
         let url = format!("{}{PATH}", program.rest.replace("http", scheme));
-        let locked = ground.connection().await.begin().await.unwrap();
+        let locked = database.connection().await.begin().await.unwrap();
         locked.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
         let mut calls = JoinSet::new();
         let grpc = program.grpc.clone();

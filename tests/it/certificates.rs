@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use super::{
     support::{
-        App, Backend, Ground, NOW, OWNER, grpc_of,
+        App, Backend, NOW, OWNER, TestDatabase, grpc_of,
         pki::{Authority, For, Leaf, TlsRpc, client_config, tls_rpc},
         program::{Program, path},
         reason, wait_until,
@@ -28,8 +28,8 @@ const PARTNER: &str = "billing.partner.example";
 
 /// A service whose clients' authorities are these, each with a scope or none, and whose own certificate is the first's.
 async fn app(authorities: &[(&str, &Authority)]) -> App {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let folder = ground.folder.path();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let folder = database.folder.path();
     let mut tls = server_tls(folder, authorities[0].1);
     let written = authorities.iter().enumerate().map(|(number, (scope, authority))| {
         let file = authority.write(folder, &format!("ca{number}.pem"));
@@ -37,7 +37,7 @@ async fn app(authorities: &[(&str, &Authority)]) -> App {
         text.parse::<ClientAuthority>().unwrap()
     });
     tls.clients = ClientAuth::Optional(written.collect());
-    App::start_with(ground, |settings| {
+    App::start_with(database, |settings| {
         let grpc = grpc_of(settings);
         grpc.tls = Some(tls);
         grpc.insecure_identity = false;
@@ -144,7 +144,7 @@ async fn a_call_is_refused_once_its_certificate_has_expired() {
     let leaf = authority.issue_until(&[SERVICE], Duration::from_secs(NOW.cast_unsigned() + 60));
     let mut rpc = tls_rpc(&app.grpc, &authority, Some(&leaf));
     for (now, expected) in [(NOW, ACCEPTED), (NOW + 60, ACCEPTED), (NOW + 61, NOT_ALLOWED)] {
-        app.ground.set_clock(now);
+        app.database.set_clock(now);
         assert_eq!(answer(&mut rpc).await, expected, "{now}");
     }
     wait_for_answer(&mut rpc, NO_CONNECTION).await;
@@ -159,14 +159,14 @@ async fn a_call_is_refused_once_its_authority_was_replaced() {
         |authority: &Authority| tls_rpc(&app.grpc, &kept, Some(&authority.issue(&[SERVICE], For::Client)));
     let (mut old_rpc, mut kept_rpc) = (rpc(&old), rpc(&kept));
     assert_eq!((answer(&mut old_rpc).await, answer(&mut kept_rpc).await), (ACCEPTED.into(), ACCEPTED.into()));
-    Authority::new("new").write(app.ground.folder.path(), "ca1.pem");
+    Authority::new("new").write(app.database.folder.path(), "ca1.pem");
     wait_for_answer(&mut old_rpc, NO_CONNECTION).await;
     assert_eq!(answer(&mut kept_rpc).await, ACCEPTED);
 }
 
 /// For the log line of a refused call.
 #[test]
-fn a_certificate_is_described_by_its_names_and_why_they_do_not_count() {
+fn a_certificate_is_described_by_its_names_and_their_validity() {
     let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<_>>();
     let described = |permitted: &[&str], not_permitted: &[&str], now: i64, rejected: bool| {
         let verified = VerifiedNames {
@@ -208,17 +208,17 @@ async fn fail(program: &Program, authority: &Authority, leaf: &Leaf) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn failed_handshakes_are_logged_together_with_the_names_they_bore() {
+async fn failed_handshakes_are_logged_with_the_names_of_the_certificate() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let ground = Ground::new(Backend::Sqlite).await;
-    let folder = ground.folder.path().to_owned();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let folder = database.folder.path().to_owned();
     server_tls(&folder, &ours);
     let file = |name: &str| path(&folder.join(name)).to_owned();
     let (certificate, key) = (file("server.pem"), file("server.key"));
     let scoped = format!("spiffe://example.org={}", file("ca.pem"));
     let flags =
         ["--tls-cert", &certificate, "--tls-key", &key, "--client-ca", &scoped, "--trusted-peer", SERVICE];
-    let program = Program::serve_strictly(&ground, &flags).await;
+    let program = Program::serve_strictly(&database, &flags).await;
     let others = ["a", "b"].map(|letter| format!("{}.example", letter.repeat(60)));
     let leaf = theirs.issue(&[SERVICE, &others[0], &others[1]], For::Client);
     for _ in 0..20 {

@@ -11,16 +11,16 @@ use sea_orm::ConnectionTrait;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::support::{
-    Backend, CONSUMER, Ground,
+    Backend, CONSUMER, TestDatabase,
     program::{Program, command, path, run},
     write_private,
 };
 
 #[tokio::test]
 async fn serve_refuses_what_is_unsafe_or_half_given() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key = ground.folder.path().join("key");
-    let (key, url) = (path(&key), ground.url.as_str());
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key = database.folder.path().join("key");
+    let (key, url) = (path(&key), database.url.as_str());
     for (arguments, named) in [
         (&["--database-url", url][..], "--credentials-key-file"),
         (
@@ -94,7 +94,7 @@ async fn serve_refuses_what_is_unsafe_or_half_given() {
             run(&["serve", "--credentials-key-file", key], &[("COLLECTIONS_DATABASE_URL", wrong)]).await;
         assert!(code == 2 && errors.contains("--database-url") && !errors.contains("secret"), "{errors}");
     }
-    let bad = ground.folder.path().join("bad");
+    let bad = database.folder.path().join("bad");
     write_private(&bad, "key:c2hvcnQ=\n");
     let (code, _, errors) =
         run(&["serve", "--database-url", url, "--credentials-key-file", path(&bad)], &[]).await;
@@ -146,9 +146,9 @@ async fn an_error_that_cannot_be_written_does_not_delay_the_end() {
 
 #[tokio::test]
 async fn serve_warns_where_no_grpc_caller_can_be_identified() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     for (program, warnings) in
-        [(Program::serve_strictly(&ground, &[]).await, 1), (Program::serve(&ground, &[]).await, 0)]
+        [(Program::serve_strictly(&database, &[]).await, 1), (Program::serve(&database, &[]).await, 0)]
     {
         program.signal(Signal::SIGTERM);
         let (_, log) = program.ended(Duration::from_secs(10)).await;
@@ -227,7 +227,7 @@ async fn service_links_of_kubernetes_get_a_hint() {
 #[tokio::test]
 async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Stdio};
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let mut no_text = command(&["credentials", "create-app", "--name"]);
     let output = no_text.arg(OsStr::from_bytes(b"\xff")).output().await.unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -236,8 +236,8 @@ async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
     assert_eq!(run(&["healthcheck", "--bogus"], &[]).await.0, 1);
     assert_eq!(run(&["--log", "debug", "healthcheck", "--bogus"], &[]).await.0, 1);
     let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
-    let key = ground.folder.path().join("key");
-    let with = ["--database-url", &ground.url, "--credentials-key-file", path(&key), "--name", "x"];
+    let key = database.folder.path().join("key");
+    let with = ["--database-url", &database.url, "--credentials-key-file", path(&key), "--name", "x"];
     let mut unheard = command(&[&["credentials", "create-app"][..], &with].concat());
     let child = unheard.stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().await.unwrap();
@@ -282,13 +282,13 @@ async fn a_schema_is_made_once_and_checked() {
 
 #[tokio::test]
 async fn serve_refuses_keys_that_open_nothing() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let other = ground.folder.path().join("other");
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let other = database.folder.path().join("other");
     write_private(&other, &KeyRing::generate_line("test", &Entropy::default()));
-    let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", path(&other)];
+    let serve = ["serve", "--database-url", &database.url, "--credentials-key-file", path(&other)];
     let (code, _, errors) = run(&serve, &[]).await;
     assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");
-    let create = ["credentials", "create-app", "--name", "x", "--database-url", &ground.url];
+    let create = ["credentials", "create-app", "--name", "x", "--database-url", &database.url];
     let (code, _, errors) =
         run(&[&create[..], &["--credentials-key-file", path(&other)]].concat(), &[]).await;
     assert!(code == 2 && errors.contains("--credentials-key-file"), "{errors}");
@@ -296,10 +296,12 @@ async fn serve_refuses_keys_that_open_nothing() {
 
 #[tokio::test]
 async fn credentials_are_shown_once() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key = ground.folder.path().join("key");
-    let with =
-        [("COLLECTIONS_DATABASE_URL", ground.url.as_str()), ("COLLECTIONS_CREDENTIALS_KEY_FILE", path(&key))];
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key = database.folder.path().join("key");
+    let with = [
+        ("COLLECTIONS_DATABASE_URL", database.url.as_str()),
+        ("COLLECTIONS_CREDENTIALS_KEY_FILE", path(&key)),
+    ];
     let field = |text: &str, name: &str| -> String {
         let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
         line.and_then(|line| line.split_whitespace().nth(1))
@@ -321,7 +323,7 @@ async fn credentials_are_shown_once() {
     for secret in [field(&app, "consumer_secret"), field(&issued, "token_secret"), CONSUMER.1.to_owned()] {
         assert!(!listed.contains(&secret), "{listed}");
         for file in ["db", "db-wal"] {
-            let file = std::fs::read(ground.folder.path().join(file)).unwrap();
+            let file = std::fs::read(database.folder.path().join(file)).unwrap();
             let clear = file.windows(secret.len()).any(|window| window == secret.as_bytes());
             assert!(!clear, "a secret is stored in the clear");
         }
@@ -344,8 +346,8 @@ async fn credentials_are_shown_once() {
 
 #[tokio::test]
 async fn healthcheck_exits_as_probes_do() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let admin = program.admin.trim_start_matches("http://");
     let check = async |more: &[&str]| run(&[&["healthcheck", "--addr"], more].concat(), &[]).await.0;
     assert_eq!(check(&[admin]).await, 0);
@@ -385,8 +387,8 @@ async fn addresses_may_be_host_names() {
 /// The end of a terminal session, or an operator who expects that it reloads files.
 #[tokio::test]
 async fn sighup_ends_no_server() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     program.signal(Signal::SIGHUP);
     program.wait_until_ready().await;
     program.signal(Signal::SIGTERM);

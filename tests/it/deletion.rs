@@ -6,10 +6,10 @@ use collections_service::store::{DELETION_RULES, DeletionRule, PurgeLimits};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 
 use super::{
-    batches::{repeatable, together},
+    batches::{destroy_concurrently, destroy_with_request_id},
     destroy::on_both,
     purge::{count, put_with_entries},
-    support::{Backend, Ground},
+    support::{Backend, TestDatabase},
 };
 
 on_both!(every_column_has_a_rule, the_rules_hold);
@@ -39,34 +39,34 @@ mod cases {
     use super::*;
 
     pub async fn every_column_has_a_rule(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         let listed = DELETION_RULES.iter().map(|rule| {
             let columns = rule.columns.iter().map(|column| (*column).to_owned()).collect();
             (rule.table.to_owned(), columns)
         });
-        assert_eq!(schema(&ground.connection().await).await, listed.collect());
+        assert_eq!(schema(&database.connection().await).await, listed.collect());
     }
 
     /// The rows of two collections, before and after the destroy and the purge of one.
     pub async fn the_rules_hold(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        put_with_entries(&ground, 1, 3).await;
-        put_with_entries(&ground, 2, 3).await;
-        let connection = ground.connection().await;
+        let database = TestDatabase::new(backend).await;
+        put_with_entries(&database, 1, 3).await;
+        put_with_entries(&database, 2, 3).await;
+        let connection = database.connection().await;
         let rows = async |table: &str, id: i64| {
             let column = if table == "collection_entries" { "collection_id" } else { "id" };
             count(&connection, &format!("{table} WHERE {column} = {id}")).await
         };
         let of =
             |rule| DELETION_RULES.iter().filter(move |table| table.rule == rule).map(|table| table.table);
-        together(&ground.store, [repeatable(1, 0)]).await;
+        destroy_concurrently(&database.store, [destroy_with_request_id(1, 0)]).await;
         for table in of(DeletionRule::Destroyed) {
             assert_eq!((rows(table, 1).await, rows(table, 2).await), (0, 1), "{table}");
         }
         for table in of(DeletionRule::Purged) {
             assert_eq!((rows(table, 1).await, rows(table, 2).await), (3, 3), "{table}");
         }
-        let mut purger = ground.store.purger(PurgeLimits::once(100));
+        let mut purger = database.store.purger(PurgeLimits::once(100));
         while !purger.step().await.unwrap().is_pass_complete {}
         for table in of(DeletionRule::Purged) {
             assert_eq!((rows(table, 1).await, rows(table, 2).await), (0, 3), "{table}");

@@ -4,7 +4,7 @@ use collections_service::proto::DestroyResponse;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use tonic::Code;
 
-use super::support::{App, Backend, Ground, OTHER, OWNER, destroy, grpc_of, reason};
+use super::support::{App, Backend, OTHER, OWNER, TestDatabase, destroy, grpc_of, reason};
 
 const UUID: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 
@@ -96,13 +96,13 @@ mod cases {
             name: String::new(),
             entries: Vec::new(),
         };
-        assert!(!app.ground.store.insert_collection(again).await.unwrap());
+        assert!(!app.database.store.insert_collection(again).await.unwrap());
         assert_eq!(app.owned_by(OWNER).await, [] as [i64; 0]);
     }
 }
 
 #[tokio::test]
-async fn nobody_is_believed_without_one_valid_user() {
+async fn exactly_one_valid_user_is_required() {
     let app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
     for users in
@@ -122,9 +122,9 @@ async fn nobody_is_believed_without_one_valid_user() {
 }
 
 #[tokio::test]
-async fn nobody_is_believed_unless_it_was_asked_for() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let app = App::start_with(ground, |settings| {
+async fn user_metadata_is_ignored_without_insecure_identity() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let app = App::start_with(database, |settings| {
         grpc_of(settings).insecure_identity = false;
     })
     .await;
@@ -135,7 +135,7 @@ async fn nobody_is_believed_unless_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_in_time_beside_a_silent_connection() {
+async fn a_drain_ends_in_time_despite_a_silent_connection() {
     let mut app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
     let mut rpc = app.rpc();

@@ -19,7 +19,7 @@ fn http() -> Client<HttpConnector, Body> {
 }
 
 #[tokio::test]
-async fn both_listeners_tell_their_health() {
+async fn both_listeners_serve_health() {
     let app = App::start(Backend::Sqlite).await;
     let admin = format!("http://{}", app.running.as_ref().unwrap().admin);
     for origin in [&app.grpc, &admin] {

@@ -23,8 +23,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    Answer, App, BLOCKED, Backend, CONSUMER, Ground, NOW, OTHER, OWNER, PATH, cluster::Cluster, destroy,
-    fresh_database, oauth::Signer, reason, user, wait_for,
+    Answer, App, BLOCKED, Backend, CONSUMER, NOW, OTHER, OWNER, PATH, TestDatabase, cluster::Cluster,
+    destroy, fresh_database, oauth::Signer, reason, user, wait_for,
 };
 
 /// A form signed with these credentials.
@@ -158,8 +158,8 @@ fn the_table_is_the_contracts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_row_is_answered() {
     let mut cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let app = Arc::new(App::start_with(ground, |settings| settings.max_in_flight = 1).await);
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    let app = Arc::new(App::start_with(database, |settings| settings.max_in_flight = 1).await);
     app.put(1, OWNER).await;
     app.put(2, OTHER).await;
     let (mut grpc, mut rest) = (Seen::default(), Seen::default());
@@ -203,7 +203,7 @@ async fn every_row_is_answered() {
 
 /// A user whose limit is used up, and a service that requires TLS.
 async fn limited(seen: &mut Seen) {
-    let app = App::start_with(Ground::new(Backend::Sqlite).await, |settings| {
+    let app = App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| {
         let rule = "1/15m".parse().unwrap();
         let limit = RateLimit::new(rule, settings.clock.clone(), None);
         settings.rest.as_mut().unwrap().rate_limit = Some(limit);
@@ -212,7 +212,7 @@ async fn limited(seen: &mut Seen) {
     let form = || signed(&app, &Signer::owner(), "custom-3");
     seen.answer(&app.send(form()).await, "COLLECTION_NOT_FOUND");
     seen.answer(&app.send(form()).await, "RATE_LIMITED");
-    let strict = App::start_with(Ground::new(Backend::Sqlite).await, |settings| {
+    let strict = App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| {
         settings.rest.as_mut().unwrap().transport.require_tls = true;
     })
     .await;
@@ -315,20 +315,20 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
     seen.answer(&app.send(signed(app, &stranger, "custom-1")).await, "APPLICATION_INVALID");
     let astray = Signer { consumer: ("x".to_owned(), CONSUMER.1.to_owned()), ..good.clone() };
     seen.answer(&app.send(signed(app, &astray, "custom-1")).await, "APPLICATION_INVALID");
-    let other = app.ground.credentials.create_app("other").await.unwrap();
+    let other = app.database.credentials.create_app("other").await.unwrap();
     let consumer = (other.consumer_key, other.secret.expose().to_owned());
     let borrowed = Signer { consumer, ..good.clone() };
     seen.answer(&app.send(signed(app, &borrowed, "custom-1")).await, "TOKEN_INVALID");
     let userless = Signer { token: None, ..good.clone() };
     seen.answer(&app.send(signed(app, &userless, "custom-1")).await, "USER_CONTEXT_REQUIRED");
-    let credentials = &app.ground.credentials;
+    let credentials = &app.database.credentials;
     let token = credentials.issue_token(CONSUMER.0, user(OWNER), false).await.unwrap();
     let reader = Signer { token: Some((token.token, token.secret.expose().to_owned())), ..good.clone() };
     seen.answer(&app.send(signed(app, &reader, "custom-1")).await, "WRITE_ACCESS_REQUIRED");
 
     let suspended = credentials.create_app("suspended").await.unwrap();
     let suspend = "UPDATE oauth_applications SET suspended = true WHERE name = 'suspended'";
-    app.ground.connection().await.execute_unprepared(suspend).await.unwrap();
+    app.database.connection().await.execute_unprepared(suspend).await.unwrap();
     let token = credentials.issue_token(&suspended.consumer_key, user(OWNER), true).await.unwrap();
     let signer = Signer {
         consumer: (suspended.consumer_key, suspended.secret.expose().to_owned()),
@@ -340,7 +340,7 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
 
 /// One call waits for a row that somebody else has locked; there is room for one.
 async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
-    let locked = app.ground.connection().await.begin().await.unwrap();
+    let locked = app.database.connection().await.begin().await.unwrap();
     locked.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     let waiting = tokio::spawn({
         let app = app.clone();
@@ -354,7 +354,7 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
             app.rpc().destroy(request).await.unwrap_err()
         }
     });
-    let admin = app.ground.connection().await;
+    let admin = app.database.connection().await;
     wait_for(&admin, BLOCKED).await;
     grpc.status(&destroy(&mut app.rpc(), OWNER, "custom-3", "").await.unwrap_err(), "OVERLOADED");
     rest.answer(&app.send(signed(app, &Signer::owner(), "custom-3")).await, "OVERLOADED");
@@ -367,7 +367,7 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
 /// A database that refuses a row.
 async fn broken(app: &App, grpc: &mut Seen, rest: &mut Seen) {
     app.put(99, OWNER).await;
-    let admin = app.ground.connection().await;
+    let admin = app.database.connection().await;
     let refuse = "ALTER TABLE destroyed_collections ADD CONSTRAINT refuse CHECK (id <> 99) NOT VALID";
     admin.execute_unprepared(refuse).await.unwrap();
     let mut rpc = app.rpc();

@@ -20,9 +20,9 @@ use tokio::{
 use tonic::Code;
 
 use super::{
-    batches::{asked, outcome_of},
+    batches::{destroy_of, outcome_of},
     support::{
-        App, BLOCKED, Backend, CONNECTIONS, Ground, OWNER, Rpc, cluster::Cluster, connect, destroy,
+        App, BLOCKED, Backend, CONNECTIONS, OWNER, Rpc, TestDatabase, cluster::Cluster, connect, destroy,
         fresh_database, fresh_postgres, oauth::Signer, user, wait_for, wait_until,
     },
 };
@@ -31,7 +31,7 @@ use super::{
 async fn serialization_failures_are_retried() {
     let url = fresh_postgres().await;
     let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
-    let app = App::start_with(Ground::on(Some(strict)).await, |_| ()).await;
+    let app = App::start_with(TestDatabase::on(Some(strict)).await, |_| ()).await;
     let codes = super::destroy::race(&app, "").await;
     assert_eq!(codes.iter().filter(|code| **code == Code::Ok).count(), 1, "{codes:?}");
     assert_eq!(codes.iter().filter(|code| **code == Code::NotFound).count(), 63, "{codes:?}");
@@ -42,13 +42,13 @@ async fn serialization_failures_are_retried() {
 async fn an_id_in_flight_does_not_return() {
     let url = fresh_postgres().await;
     let strict = format!("{url}?options[default_transaction_isolation]=repeatable%20read");
-    let ground = Ground::on(Some(strict)).await;
-    ground.put(1, OWNER).await;
-    let rival = ground.connection().await.begin().await.unwrap();
+    let database = TestDatabase::on(Some(strict)).await;
+    database.put(1, OWNER).await;
+    let rival = database.connection().await.begin().await.unwrap();
     rival.execute_unprepared("DELETE FROM collections").await.unwrap();
     let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
     rival.execute_unprepared(tombstone).await.unwrap();
-    let store = ground.store.clone();
+    let store = database.store.clone();
     let again = NewCollection {
         id: CollectionId::new(1).unwrap(),
         owner: user(OWNER),
@@ -56,10 +56,10 @@ async fn an_id_in_flight_does_not_return() {
         entries: vec![1],
     };
     let import = tokio::spawn(async move { store.insert_collection(again).await });
-    wait_for(&ground.connection().await, BLOCKED).await;
+    wait_for(&database.connection().await, BLOCKED).await;
     rival.commit().await.unwrap();
     assert!(!import.await.unwrap().unwrap());
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
 }
 
 /// Connections that fall silent, as after the fail-over of an address, are replaced: those of batches, and those of single
@@ -70,7 +70,7 @@ async fn silent_connections_are_replaced() {
     let (listener, through, server) = front(&url).await;
     let silence = watch::Sender::new(false);
     tokio::spawn(relay_until(listener, server, silence.subscribe()));
-    let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
+    let app = App::start_with(TestDatabase::on(Some(through)).await, |_| ()).await;
     let calls = || -> Vec<_> {
         let call =
             |mut rpc: Rpc, id| async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await };
@@ -152,16 +152,16 @@ async fn a_deadlock_is_retried() {
     // Sooner than the destroy on its own gives up waiting for a lock.
     let soon = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 300', current_database()); END $$";
     Database::connect(&url).await.unwrap().execute_unprepared(soon).await.unwrap();
-    let app = App::start_with(Ground::on(Some(url)).await, |_| ()).await;
+    let app = App::start_with(TestDatabase::on(Some(url)).await, |_| ()).await;
     app.put(1, OWNER).await;
     // This session never gives way; the destroy takes the row first, then wants the tombstone.
-    let rival = app.ground.connection().await.begin().await.unwrap();
+    let rival = app.database.connection().await.begin().await.unwrap();
     rival.execute_unprepared("SET LOCAL deadlock_timeout = '30s'").await.unwrap();
     let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
     rival.execute_unprepared(tombstone).await.unwrap();
     let mut rpc = app.rpc();
     let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
-    let admin = app.ground.connection().await;
+    let admin = app.database.connection().await;
     // In a batch it would give up before the deadlock is noticed; alone it waits. PostgreSQL checks for a deadlock once in
     // each wait, so that this one has to be young.
     tokio::time::sleep(2 * BATCH_LOCK_TIMEOUT).await;
@@ -176,9 +176,10 @@ async fn a_deadlock_is_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_database_is_survived() {
+async fn the_service_resumes_after_an_outage_of_the_database() {
     let mut cluster = Cluster::start().await;
-    let app = App::start_with(Ground::on(Some(fresh_database(&cluster.url()).await)).await, |_| ()).await;
+    let app =
+        App::start_with(TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await, |_| ()).await;
     for id in 1..=4 {
         app.put(id, OWNER).await;
     }
@@ -232,12 +233,12 @@ async fn wait_for_health(app: &App, serving: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_starts_first_waits_for_its_database() {
+async fn a_service_that_starts_before_its_database_becomes_ready() {
     let mut cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    ground.put(1, OWNER).await;
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    database.put(1, OWNER).await;
     cluster.stop();
-    let program = super::support::program::Program::serve(&ground, &[]).await;
+    let program = super::support::program::Program::serve(&database, &[]).await;
     let mut rpc = super::support::rpc(&program.grpc);
     let refused = destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
@@ -250,13 +251,13 @@ async fn a_service_that_starts_first_waits_for_its_database() {
 
 /// However many destroys wait for locked rows, others are served, and so is health.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn locked_rows_do_not_take_health_with_them() {
+async fn locked_rows_do_not_affect_health() {
     let app = App::start(Backend::Postgres).await;
     let locked = i64::from(3 * CONNECTIONS);
     for id in 1..=locked + 1 {
         app.put(id, OWNER).await;
     }
-    let lock = app.ground.connection().await.begin().await.unwrap();
+    let lock = app.database.connection().await.begin().await.unwrap();
     let rows = format!("SELECT id FROM collections WHERE id <= {locked} FOR UPDATE");
     lock.execute_unprepared(&rows).await.unwrap();
     let call = |id: i64| {
@@ -264,11 +265,11 @@ async fn locked_rows_do_not_take_health_with_them() {
         tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await })
     };
     let stuck: Vec<_> = (1..=locked).map(call).collect();
-    let admin = app.ground.connection().await;
+    let admin = app.database.connection().await;
     wait_for(&admin, &format!("{BLOCKED} OFFSET 3")).await;
     let begun = Instant::now();
     call(locked + 1).await.unwrap().unwrap();
-    app.ground.store.check_schema().await.unwrap();
+    app.database.store.check_schema().await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     wait_for_health(&app, true).await;
     lock.rollback().await.unwrap();
@@ -279,11 +280,11 @@ async fn locked_rows_do_not_take_health_with_them() {
 
 /// The cause is logged each time that it changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readiness_says_why_not() {
-    let mut ground = Ground::new(Backend::Sqlite).await;
+async fn the_cause_of_not_being_ready_is_logged() {
+    let mut database = TestDatabase::new(Backend::Sqlite).await;
     let (listener, through, server) = front(&fresh_postgres().await).await;
-    ground.url = through;
-    let program = super::support::program::Program::serve(&ground, &[]).await;
+    database.url = through;
+    let program = super::support::program::Program::serve(&database, &[]).await;
     let sent = Sent::default();
     tokio::spawn(relay(listener, server, sent.clone()));
     program.wait_for_log(2, "not ready").await;
@@ -296,25 +297,25 @@ async fn readiness_says_why_not() {
 /// The deadline passes before there is a connection, or SQLite's write lock.
 #[tokio::test]
 async fn a_late_destroy_is_not_sent() {
-    let late = |id| Destroy { deadline: Instant::now() + Duration::from_millis(100), ..asked(id) };
-    let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    let (listener, through, server) = front(&ground.url).await;
-    let store = connect(&through, Capacity::of(1), &ground.clock).await;
+    let late = |id| Destroy { deadline: Instant::now() + Duration::from_millis(100), ..destroy_of(id) };
+    let database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    let (listener, through, server) = front(&database.url).await;
+    let store = connect(&through, Capacity::of(1), &database.clock).await;
     assert_eq!(outcome_of(&store, late(1)).await, Err(DestroyError::DeadlineExceeded));
     tokio::spawn(relay(listener, server, Sent::default()));
     // The same connection executes what is still in the queue, in order.
-    assert_eq!(outcome_of(&store, asked(2)).await, Err(DestroyError::NotFound));
-    assert_eq!(ground.owned_by(OWNER).await, [1]);
+    assert_eq!(outcome_of(&store, destroy_of(2)).await, Err(DestroyError::NotFound));
+    assert_eq!(database.owned_by(OWNER).await, [1]);
 
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    let rival = ground.connection().await.begin().await.unwrap();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    let rival = database.connection().await.begin().await.unwrap();
     rival.execute_unprepared("UPDATE collections SET name = ''").await.unwrap();
-    assert_eq!(outcome_of(&ground.store, late(1)).await, Err(DestroyError::DeadlineExceeded));
+    assert_eq!(outcome_of(&database.store, late(1)).await, Err(DestroyError::DeadlineExceeded));
     rival.rollback().await.unwrap();
-    assert_eq!(outcome_of(&ground.store, asked(2)).await, Err(DestroyError::NotFound));
-    assert_eq!(ground.owned_by(OWNER).await, [1]);
+    assert_eq!(outcome_of(&database.store, destroy_of(2)).await, Err(DestroyError::NotFound));
+    assert_eq!(database.owned_by(OWNER).await, [1]);
 }
 
 /// Messages that a client sent to PostgreSQL, by their type bytes.
@@ -325,7 +326,7 @@ async fn a_destroy_is_one_round_trip() {
     let url = fresh_postgres().await;
     let ((listener, through, server), sent) = (front(&url).await, Sent::default());
     tokio::spawn(relay(listener, server, sent.clone()));
-    let app = App::start_with(Ground::on(Some(through)).await, |_| ()).await;
+    let app = App::start_with(TestDatabase::on(Some(through)).await, |_| ()).await;
     let mut rpc = app.rpc();
     for id in 1..=30 {
         app.put(id, OWNER).await;

@@ -28,7 +28,7 @@ use tonic::Status;
 use super::{
     errors::{assert_answer, error_body, signed},
     support::{
-        App, Backend, Ground, OTHER, OWNER, PATH, form_now,
+        App, Backend, OTHER, OWNER, PATH, TestDatabase, form_now,
         oauth::Signer,
         pki::{Authority, For},
         program::{Program, path, run},
@@ -41,22 +41,22 @@ const DESTROYED: &str = r#"{"destroyed":true}"#;
 
 /// Two processes with a network between them, and certificates for both.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_speaks_for_its_users_as_a_trusted_peer() {
-    let ground = Ground::new(Backend::Postgres).await;
+async fn a_trusted_gateway_calls_for_its_users() {
+    let database = TestDatabase::new(Backend::Postgres).await;
     for (id, owner) in [(1, OWNER), (2, OTHER), (3, OWNER)] {
-        ground.put(id, owner).await;
+        database.put(id, owner).await;
     }
-    let folder = ground.folder.path();
+    let folder = database.folder.path();
     let authority = Authority::new("ours");
     let (cert, key) = authority.server().write(folder, "server");
     let ca = authority.write(folder, "ca.pem");
     let (own_cert, own_key) = authority.issue(&[GATEWAY], For::Client).write(folder, "gateway");
     let [cert, key, ca] = [&cert, &key, &ca].map(|file| path(file).to_owned());
     let tls = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &ca, "--trusted-peer", GATEWAY];
-    let service = Program::serve_strictly(&ground, &tls).await;
+    let service = Program::serve_strictly(&database, &tls).await;
     let upstream = service.grpc.replace("http://", "https://");
     let own = ["--upstream-ca", &ca, "--upstream-cert", path(&own_cert), "--upstream-key", path(&own_key)];
-    let gateway = Program::gateway(&ground, &upstream, &own).await;
+    let gateway = Program::gateway(&database, &upstream, &own).await;
 
     let mut forged = form_now(&gateway.rest, "custom-2");
     forged.headers_mut().insert("x-user-id", OTHER.to_string().parse().unwrap());
@@ -64,7 +64,7 @@ async fn it_speaks_for_its_users_as_a_trusted_peer() {
     assert_answer(&send(&gateway.rest, form_now(&gateway.rest, "custom-1")).await, 200, DESTROYED);
     assert_eq!(send(&gateway.rest, form_now(&gateway.rest, "custom-1")).await.0, 404);
     let query = Statement::from_string(DbBackend::Postgres, "SELECT caller FROM destroyed_collections");
-    let row = ground.connection().await.query_one_raw(query).await.unwrap().unwrap();
+    let row = database.connection().await.query_one_raw(query).await.unwrap().unwrap();
     assert_eq!(row.try_get::<String>("", "caller").unwrap(), format!("mtls:{GATEWAY}"));
 
     // A new certificate, which is used for the next connection.
@@ -80,7 +80,7 @@ async fn it_speaks_for_its_users_as_a_trusted_peer() {
     let (status, log) = gateway.ended(Duration::from_secs(9)).await;
     assert_eq!(status.code(), Some(0));
     assert!(log.iter().any(|line| line.contains("the upstream did not answer")), "{log:?}");
-    assert_eq!(ground.owned_by(OWNER).await, [3]);
+    assert_eq!(database.owned_by(OWNER).await, [3]);
 }
 
 /// What a stand-in for the RPC does with each call in turn; the last goes on for ever.
@@ -167,9 +167,9 @@ async fn answer(turn: Turn) -> Result<Response<BoxBody<Bytes, Infallible>>, std:
 
 /// A gateway in this process, in front of this address.
 async fn gateway(upstream: &str) -> App {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let url = upstream.parse().unwrap();
-    App::start_with(ground, |settings| {
+    App::start_with(database, |settings| {
         settings.rpc = Rpc::Upstream(url, ClientTls { authorities: None, key_pair: None });
     })
     .await
@@ -179,7 +179,7 @@ const KEY: &str = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
 
 /// A call that may have been sent is sent again under an idempotency key alone.
 #[tokio::test]
-async fn it_sends_again_only_what_is_safe() {
+async fn only_safe_calls_are_retried() {
     for (turns, key, status, calls) in [
         (&[Turn::Unavailable, Turn::Destroys][..], true, 200, 2),
         (&[Turn::Unavailable, Turn::Destroys], false, 503, 1),
@@ -201,7 +201,7 @@ async fn it_sends_again_only_what_is_safe() {
 
 /// The authenticated user and the remaining time are forwarded; headers of the client that name them are not.
 #[tokio::test]
-async fn it_forwards_the_user_and_the_time_that_is_left() {
+async fn the_user_and_the_remaining_time_are_forwarded() {
     let rpc = StandIn::on("127.0.0.1:0", &[Turn::Destroys]).await.unwrap();
     let app = gateway(&format!("http://{}", rpc.address)).await;
     let signed = signed(&app, &Signer::owner(), "custom-1");
@@ -231,7 +231,7 @@ async fn it_forwards_the_user_and_the_time_that_is_left() {
 
 /// An RPC that takes calls and never answers, or never ends its answer, costs each its deadline; the client gets JSON.
 #[tokio::test]
-async fn it_gives_up_at_the_deadline() {
+async fn a_call_without_an_answer_ends_at_its_deadline() {
     for turns in [&[Turn::Hangs], &[Turn::HangsAfterHeaders]] {
         let rpc = StandIn::on("127.0.0.1:0", turns).await.unwrap();
         let app = gateway(&format!("http://{}", rpc.address)).await;
@@ -244,7 +244,7 @@ async fn it_gives_up_at_the_deadline() {
 
 /// A gateway that is not on the list is not the fault of its clients.
 #[tokio::test]
-async fn it_takes_a_refusal_of_itself_upon_itself() {
+async fn a_rejection_of_the_gateway_is_not_blamed_on_the_user() {
     let rpc = StandIn::on("127.0.0.1:0", &[Turn::Refuses]).await.unwrap();
     let app = gateway(&format!("http://{}", rpc.address)).await;
     let answer = app.send(signed(&app, &Signer::owner(), "custom-1")).await;
@@ -252,9 +252,9 @@ async fn it_takes_a_refusal_of_itself_upon_itself() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_not_whole_is_refused() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key_file = path(&ground.folder.path().join("key")).to_owned();
+async fn incomplete_gateway_flags_are_rejected() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key_file = path(&database.folder.path().join("key")).to_owned();
     for (flags, expected) in [
         (vec![], "--upstream"),
         (vec!["--upstream", "collections:50051"], "--upstream"),
@@ -272,7 +272,7 @@ async fn a_gateway_that_is_not_whole_is_refused() {
         (vec!["--upstream", "http://127.0.0.1:1", "--require-tls"], "--require-tls"),
     ] {
         let arguments = [&["gateway", "--credentials-key-file", &key_file][..], &flags].concat();
-        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
         assert_eq!(code, 2, "{flags:?}: {error}");
         assert!(error.contains(expected), "{flags:?}: {error}");
     }

@@ -184,11 +184,11 @@ fn check(backend: Backend) {
 }
 
 #[test]
-fn every_history_is_that_of_the_model_on_sqlite() {
+fn every_history_matches_the_model_on_sqlite() {
     check(Backend::Sqlite);
 }
 
 #[test]
-fn every_history_is_that_of_the_model_on_postgres() {
+fn every_history_matches_the_model_on_postgres() {
     check(Backend::Postgres);
 }

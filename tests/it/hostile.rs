@@ -17,7 +17,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     support::{
-        Backend, Ground, OWNER, PATH,
+        Backend, OWNER, PATH, TestDatabase,
         attack::{ATTACKER, Attack, connect_from},
         destroy, form_now,
         pki::Authority,
@@ -66,9 +66,9 @@ async fn is_closed(stream: &mut TcpStream, limit: Duration) -> bool {
 
 /// The connections that have been idle for the longest are evicted for new ones, which do not wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silence_holds_no_place() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+async fn silent_connections_do_not_block_others() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let (grpc, rest) =
         (program.grpc.trim_start_matches("http://"), program.rest.trim_start_matches("http://"));
     let mut known = rpc(&program.grpc);
@@ -108,12 +108,12 @@ async fn silence_holds_no_place() {
 
 /// TLS handshakes that do not begin.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_handshakes_hold_no_place() {
-    let ground = Ground::new(Backend::Sqlite).await;
+async fn slow_handshakes_do_not_block_others() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let authority = Authority::new("ours");
-    let (cert, key) = authority.server().write(ground.folder.path(), "server");
+    let (cert, key) = authority.server().write(database.folder.path(), "server");
     let flags = ["--rest-tls-cert", path(&cert), "--rest-tls-key", path(&key)];
-    let program = Program::serve(&ground, &flags).await;
+    let program = Program::serve(&database, &flags).await;
     let mut streams = open(Attack::Silence, program.rest.trim_start_matches("http://"), MANY).await;
     let shown = tokio::time::timeout(Duration::from_secs(5), tls::shown(&program.rest, &authority));
     assert!(!shown.await.expect("a handshake waits").is_empty());
@@ -126,8 +126,8 @@ async fn slow_handshakes_hold_no_place() {
 /// Requests that are reset at once, headers without an end, and frames that cost nothing to send.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_frames_end_the_connection() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let mut known = rpc(&program.grpc);
     for attack in [
         Attack::RapidReset,
@@ -158,8 +158,8 @@ async fn floods_of_frames_end_the_connection() {
 /// Watching health needs no user, so the streams have a limit; probes, which only check, are served all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_without_a_user_have_a_limit() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     for origin in [&program.grpc, &program.admin] {
         let ask = || HealthCheckRequest { service: String::new() };
         let (mut held, mut refused) = (Vec::new(), 0);
@@ -187,9 +187,9 @@ async fn streams_without_a_user_have_a_limit() {
 
 /// Requests whose bodies do not arrive hold no places, so that a body which arrives late is served all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_bodies_hold_no_places() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &["--max-in-flight", "8"]).await;
+async fn slow_bodies_do_not_count_as_in_flight() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &["--max-in-flight", "8"]).await;
     let rest = program.rest.trim_start_matches("http://");
     let _held = open(Attack::SlowBody, rest, 300).await;
     let request = form_now(&program.rest, "custom-1");
@@ -211,8 +211,8 @@ async fn slow_bodies_hold_no_places() {
 /// A client far away takes its time between the connection and its first call, while another address opens connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_from_one_address_evicts_no_other() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve_with_files(&ground, FEW_FILES).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve_with_files(&database, FEW_FILES).await;
     let rest = program.rest.trim_start_matches("http://");
     let distant = connect_from(ATTACKER, rest).await.unwrap();
     let mut idle = connect_from(ATTACKER, rest).await.unwrap();
@@ -231,9 +231,9 @@ async fn a_flood_from_one_address_evicts_no_other() {
 
 /// Connections that each hold an unfinished call, and answer PINGs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unfinished_calls_hold_no_place() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve_with_files(&ground, FEW_FILES).await;
+async fn unfinished_calls_do_not_block_others() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve_with_files(&database, FEW_FILES).await;
     let grpc = program.grpc.trim_start_matches("http://");
     let mut streams = open(Attack::UnfinishedCheck, grpc, TOO_MANY_FOR_FILES).await;
     for _ in 0..3 {
@@ -248,8 +248,8 @@ async fn unfinished_calls_hold_no_place() {
 /// Few bytes that decode to many: each connection sends about 15 kB and makes 1.5 MB of headers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn compressed_headers_use_a_bounded_amount_of_memory() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let grpc = program.grpc.trim_start_matches("http://");
     let mut streams = Vec::new();
     for _ in 0..200 {
@@ -267,9 +267,9 @@ async fn compressed_headers_use_a_bounded_amount_of_memory() {
 
 /// Connections to one listener must leave files for the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_low_limit_of_files_stops_no_listener() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve_with_files(&ground, FEW_FILES).await;
+async fn a_low_limit_of_open_files_blocks_no_listener() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve_with_files(&database, FEW_FILES).await;
     let rest = program.rest.trim_start_matches("http://");
     let mut flood = Vec::new();
     for _ in 0..TOO_MANY_FOR_FILES {
@@ -289,9 +289,9 @@ async fn a_low_limit_of_files_stops_no_listener() {
 
 /// The largest body that is read, in frames of a hundred bytes, on a connection that has not completed a call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_in_small_frames_is_no_flood() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+async fn a_body_in_small_frames_is_accepted() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let frames =
         (0..655).map(|_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![b'x'; 100]))));
     let body = StreamBody::new(futures_util::stream::iter(frames));
@@ -303,8 +303,8 @@ async fn a_body_in_small_frames_is_no_flood() {
 /// While the process stands still, a client gives up forty calls; it resets them before they are accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_time_out_together_do_not_end_their_connection() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let mut known = rpc(&program.grpc);
     assert_eq!(destroy(&mut known, OWNER, "custom-1", "").await.unwrap_err().code(), Code::NotFound);
     program.signal(Signal::SIGSTOP);
@@ -327,8 +327,8 @@ async fn calls_that_time_out_together_do_not_end_their_connection() {
 /// The HTTP/2 library refuses an authority with two ports before any of our code has the request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_malformed_authority_is_logged() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let mut stream =
         Attack::TwoPorts.open_from(HERE, program.grpc.trim_start_matches("http://")).await.unwrap();
     // Until its reset, a frame of 13 bytes with PROTOCOL_ERROR, has arrived.
@@ -342,8 +342,8 @@ async fn a_malformed_authority_is_logged() {
 /// HTTP/1.1 bodies within the limit, in chunks of one byte: six bytes for each of content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bodies_in_tiny_chunks_use_a_bounded_amount_of_memory() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let rest = program.rest.trim_start_matches("http://");
     let mut streams = open(Attack::TinyChunks, rest, 50).await;
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 404);

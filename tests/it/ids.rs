@@ -3,7 +3,7 @@
 use collections_service::domain::{CollectionId, UserId};
 
 #[test]
-fn nothing_else_is_accepted() {
+fn malformed_ids_are_rejected() {
     let bad = [
         "",
         "custom-",

@@ -16,11 +16,11 @@ use sea_orm::{ConnectionTrait, QueryResult, Statement};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::support::{Backend, Ground, program};
+use super::support::{Backend, TestDatabase, program};
 
 /// A database, and a folder with the input.
 pub struct ImportFixture {
-    pub ground: Ground,
+    pub database: TestDatabase,
 }
 
 /// Exit code, standard output, standard error.
@@ -28,11 +28,11 @@ pub type Ended = (i32, String, String);
 
 impl ImportFixture {
     pub async fn new(backend: Backend) -> Self {
-        Self { ground: Ground::new(backend).await }
+        Self { database: TestDatabase::new(backend).await }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.ground.folder.path().join(name)
+        self.database.folder.path().join(name)
     }
 
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
@@ -43,8 +43,8 @@ impl ImportFixture {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = program::command(&[&["import"], arguments].concat());
         command
-            .env("COLLECTIONS_DATABASE_URL", &self.ground.url)
-            .current_dir(self.ground.folder.path())
+            .env("COLLECTIONS_DATABASE_URL", &self.database.url)
+            .current_dir(self.database.folder.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
@@ -65,11 +65,11 @@ impl ImportFixture {
     }
 
     pub async fn execute(&self, sql: &str) {
-        self.ground.connection().await.execute_unprepared(sql).await.unwrap();
+        self.database.connection().await.execute_unprepared(sql).await.unwrap();
     }
 
     pub async fn rows(&self, sql: &str) -> Vec<QueryResult> {
-        let connection = self.ground.connection().await;
+        let connection = self.database.connection().await;
         let query = Statement::from_string(connection.get_database_backend(), sql);
         let rows = connection.query_all_raw(query).await.unwrap();
         connection.close().await.unwrap();

@@ -28,13 +28,13 @@ use super::support::{
 use DestroyError::{StoreUnavailable, TokenInvalid};
 
 /// A verifier over a source, and its clock.
-struct Bench {
+struct VerifierFixture {
     jwks: Jwks,
     verifier: Verifier,
     time: Arc<AtomicI64>,
 }
 
-impl Bench {
+impl VerifierFixture {
     async fn new(source: JwksSource) -> Self {
         let time = Arc::new(AtomicI64::new(NOW));
         let clock = Clock::Set(time.clone());
@@ -70,7 +70,7 @@ fn pair() -> (Key, Key) {
 async fn an_unknown_key_is_fetched_once() {
     let (old, new) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     assert_eq!((fixture.user(&old).await, endpoint.fetches()), (Ok(OWNER), 1));
     endpoint.publish(&[&old, &new]);
     endpoint.change(|reply| reply.after = Duration::from_millis(200));
@@ -89,7 +89,7 @@ async fn an_unknown_key_is_fetched_once() {
 async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
     let (old, new) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     let begun = Instant::now();
     // What would be refused under any key brings about no fetch at all.
     let header = json!({"alg": "HS256", "kid": "unknown"});
@@ -121,7 +121,7 @@ async fn a_flood_of_unknown_keys_does_not_reach_the_issuer() {
 async fn a_call_does_not_wait_long_for_a_key() {
     let (old, new) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     endpoint.publish(&[&new]);
     endpoint.change(|reply| reply.after = Duration::from_secs(3));
     let begun = Instant::now();
@@ -137,10 +137,10 @@ async fn a_call_does_not_wait_long_for_a_key() {
 }
 
 #[tokio::test]
-async fn the_last_good_keys_are_kept_but_not_for_ever() {
+async fn the_last_loaded_keys_are_kept_for_a_limited_time() {
     let (old, new) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     let good = jwks(&[&old]);
     let many: Vec<Value> = (0..=config::jwks::KEY_LIMIT).map(|_| old.jwk.clone()).collect();
     for (status, body) in [
@@ -182,7 +182,7 @@ async fn the_last_good_keys_are_kept_but_not_for_ever() {
 async fn revoked_keys_are_rejected() {
     let (key, _) = pair();
     let endpoint = Endpoint::start(&[&key]).await;
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     assert_eq!(fixture.user(&key).await, Ok(OWNER));
     endpoint.publish(&[]);
     assert!(fixture.jwks.refresh().await);
@@ -190,11 +190,11 @@ async fn revoked_keys_are_rejected() {
 }
 
 #[tokio::test]
-async fn without_keys_no_token_is_at_fault() {
+async fn without_keys_calls_are_unavailable() {
     let (old, _) = pair();
     let endpoint = Endpoint::start(&[&old]).await;
     endpoint.change(|reply| reply.status = 503);
-    let fixture = Bench::new(endpoint.source()).await;
+    let fixture = VerifierFixture::new(endpoint.source()).await;
     assert_eq!(fixture.user(&old).await, Err(StoreUnavailable));
     assert_eq!(fixture.verify("a.b.c").await, Err(TokenInvalid));
     endpoint.change(|reply| reply.status = 200);
@@ -204,7 +204,7 @@ async fn without_keys_no_token_is_at_fault() {
     // A server whose certificate no trusted authority issued counts as unavailable, and the log has the reason.
     let foreign = Endpoint::start(&[&old]).await;
     for ca in [None, Some(endpoint.ca.as_path())] {
-        let fixture = Bench::new(JwksSource::new(&foreign.url, ca).unwrap()).await;
+        let fixture = VerifierFixture::new(JwksSource::new(&foreign.url, ca).unwrap()).await;
         assert_eq!(fixture.user(&old).await, Err(StoreUnavailable));
         let cause = fixture.jwks.keys().unwrap_err().to_string();
         assert!(cause.contains("certificate"), "{cause}");

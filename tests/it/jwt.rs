@@ -19,8 +19,8 @@ use super::{
     errors::{assert_answer, error_body, form},
     forgeries::Keys,
     support::{
-        App, Backend, Ground, NOW, OTHER, OWNER, PATH,
-        jwt::{AUDIENCE, CLIENT, FixedKeys, ISSUER, Key, believing, claims, claims_with, file},
+        App, Backend, NOW, OTHER, OWNER, PATH, TestDatabase,
+        jwt::{AUDIENCE, CLIENT, FixedKeys, ISSUER, Key, claims, claims_with, file, jwt_settings},
         oauth::Signer,
         user,
     },
@@ -207,9 +207,9 @@ async fn keys_of_two_kinds_may_share_an_id() {
 }
 
 async fn app(keys: &[&Key]) -> App {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let source = file(ground.folder.path(), keys);
-    App::start_with(ground, |settings| settings.jwt = Some(believing(source))).await
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let source = file(database.folder.path(), keys);
+    App::start_with(database, |settings| settings.jwt = Some(jwt_settings(source))).await
 }
 
 #[tokio::test]
@@ -228,7 +228,7 @@ async fn a_token_destroys_over_rest() {
     assert_eq!(app.send(bearer(&token, "custom-4")).await.0, 403);
     let query = "SELECT caller FROM destroyed_collections WHERE id = 1";
     let row =
-        app.ground.connection().await.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await;
+        app.database.connection().await.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await;
     assert_eq!(row.unwrap().unwrap().try_get_by_index::<String>(0).unwrap(), format!("jwt:{CLIENT}"));
 
     // Two credentials at once are none, whichever of them is good.

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use tonic::{Code, Request};
 
 use super::support::{
-    Backend, Ground, OTHER, OWNER, form_at,
+    Backend, OTHER, OWNER, TestDatabase, form_at,
     program::{Program, run},
     rpc, send,
 };
@@ -30,8 +30,8 @@ fn call_for(id: &str, request_id: &str) -> Request<DestroyRequest> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_reader_stops_neither_calls_nor_health_nor_the_shutdown() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let mut program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let mut program = Program::serve(&database, &[]).await;
     program.wait_until_ready().await;
     program.stall_log();
     let mut callers = tokio::task::JoinSet::new();
@@ -76,11 +76,11 @@ fn shown(line: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lines_are_as_stored() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OTHER).await;
-    ground.put(3, OWNER).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    database.put(2, OTHER).await;
+    database.put(3, OWNER).await;
+    let program = Program::serve(&database, &[]).await;
     let mut client = rpc(&program.grpc);
     let key = "7c9e6679-7425-40de-944b-e07fc1f90ae7";
     client.destroy(call_for("custom-1", key)).await.unwrap();
@@ -105,8 +105,8 @@ async fn lines_are_as_stored() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_from_outside_are_cut() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let long = "x".repeat(4000);
     rpc(&program.grpc).destroy(call(&long)).await.unwrap_err();
     let request =

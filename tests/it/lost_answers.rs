@@ -12,9 +12,9 @@ use std::{
 use collections_service::domain::Destroyed;
 
 use super::{
-    batches::{asked, tombstones},
+    batches::{destroy_of, tombstones},
     faults::front,
-    support::{Backend, Ground, OWNER, connect, relay::lose_answers},
+    support::{Backend, OWNER, TestDatabase, connect, relay::lose_answers},
 };
 
 /// Calls, and how many of them are in flight at one time.
@@ -37,19 +37,19 @@ fn every_second_destroy(cuts: Arc<AtomicU32>) -> impl Fn(&[u8]) -> bool {
 
 #[tokio::test]
 async fn a_lost_acknowledgement_is_answered_with_what_happened() {
-    let ground = Ground::new(Backend::Postgres).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
     for id in 1..=CALLS {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
-    let ((listener, through, server), cuts) = (front(&ground.url).await, Arc::new(AtomicU32::new(0)));
+    let ((listener, through, server), cuts) = (front(&database.url).await, Arc::new(AtomicU32::new(0)));
     tokio::spawn(lose_answers(listener, server, every_second_destroy(cuts.clone())));
-    let store = connect(&through, collections_service::store::Capacity::of(4), &ground.clock).await;
+    let store = connect(&through, collections_service::store::Capacity::of(4), &database.clock).await;
     let caller = |first: i64| {
         let store = store.clone();
         tokio::spawn(async move {
             let mut outcomes = Vec::new();
             for id in (first..=CALLS).step_by(usize::try_from(CALLERS).unwrap()) {
-                outcomes.push((id, store.destroy(asked(id)).await));
+                outcomes.push((id, store.destroy(destroy_of(id)).await));
             }
             outcomes
         })
@@ -64,6 +64,6 @@ async fn a_lost_acknowledgement_is_answered_with_what_happened() {
         }
     }
     assert!(cuts.load(Ordering::Relaxed) >= 5, "{cuts:?} answers were lost");
-    assert_eq!(tombstones(&ground).await, CALLS);
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(tombstones(&database).await, CALLS);
+    assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
 }

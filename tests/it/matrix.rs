@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::{
     support::{
-        App, Backend, Ground, OTHER, OWNER, grpc_of,
-        jwt::{Key, believing, claims, claims_with, file, hs256, unsigned},
+        App, Backend, OTHER, OWNER, TestDatabase, grpc_of,
+        jwt::{Key, claims, claims_with, file, hs256, jwt_settings, unsigned},
         pki::{Authority, For, TlsRpc, rpc_at},
         reason,
     },
@@ -168,19 +168,19 @@ async fn call(rpc: &mut TlsRpc, named: Named, token: Option<&str>, id: i64) -> S
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_cell_is_answered_as_it_should() {
+async fn every_combination_gets_the_specified_answer() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let key = Key::new("k", Algorithm::RS256);
-    let ground = Ground::new(Backend::Sqlite).await;
-    let tls = server_tls(ground.folder.path(), &ours);
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let tls = server_tls(database.folder.path(), &ours);
     assert!(matches!(tls.clients, ClientAuth::Optional(_)));
-    let jwks = file(ground.folder.path(), &[&key]);
-    let app = App::start_with(ground, |settings| {
+    let jwks = file(database.folder.path(), &[&key]);
+    let app = App::start_with(database, |settings| {
         let grpc = grpc_of(settings);
         grpc.tls = Some(tls);
         grpc.insecure_identity = false;
         grpc.trusted_peers = [SERVICE.parse().unwrap()].into_iter().collect();
-        settings.jwt = Some(believing(jwks));
+        settings.jwt = Some(jwt_settings(jwks));
     })
     .await;
     let mut remaining = Vec::new();

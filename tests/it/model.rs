@@ -105,7 +105,7 @@ async fn run_scenario(app: &App, scenario: Scenario) -> Result<(), TestCaseError
         }
     }
     for ((id, owner), state) in ids.iter().zip(&scenario.owners).zip(states) {
-        let stands = app.ground.store.collections_of(user(*owner), 100_000).await.unwrap();
+        let stands = app.database.store.collections_of(user(*owner), 100_000).await.unwrap();
         let stands = stands.iter().any(|standing| standing.get() == *id);
         prop_assert_eq!(stands, state == State::Alive, "custom-{}", id);
     }
@@ -129,11 +129,11 @@ fn check(backend: Backend) {
 }
 
 #[test]
-fn callers_are_told_the_truth_on_sqlite() {
+fn outcomes_match_the_model_on_sqlite() {
     check(Backend::Sqlite);
 }
 
 #[test]
-fn callers_are_told_the_truth_on_postgres() {
+fn outcomes_match_the_model_on_postgres() {
     check(Backend::Postgres);
 }

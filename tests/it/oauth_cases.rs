@@ -11,7 +11,7 @@ use parameters::{IN_A_FORM, PARAMETERS, Signed};
 use super::{
     rest::raw,
     support::{
-        App, Backend, CONSUMER, Ground, NOW, PATH, TOKEN,
+        App, Backend, CONSUMER, NOW, PATH, TOKEN, TestDatabase,
         oauth::{Signer, escape, in_form, in_header},
     },
 };
@@ -406,7 +406,7 @@ fn addressed(rows: &[Addressed]) -> Vec<Case> {
 #[tokio::test]
 async fn edge_cases() {
     let own = App::start(Backend::Sqlite).await;
-    let public = App::start_with(Ground::new(Backend::Sqlite).await, |settings| {
+    let public = App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| {
         let origins = PUBLIC_ORIGINS.map(|origin| origin.parse().unwrap());
         settings.rest.as_mut().unwrap().public_origins = origins.to_vec();
     })

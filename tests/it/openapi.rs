@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::{
     errors::{collected, error_body, shown},
-    support::{Answer, App, Backend, Ground},
+    support::{Answer, App, Backend, TestDatabase},
 };
 
 const DOCUMENT: &str = include_str!("../../proto/openapi.json");
@@ -137,7 +137,7 @@ async fn describes_every_header_and_no_other() {
 
 /// A service that requires TLS.
 async fn strict() -> App {
-    App::start_with(Ground::new(Backend::Sqlite).await, |settings| {
+    App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| {
         settings.rest.as_mut().unwrap().transport.require_tls = true;
     })
     .await

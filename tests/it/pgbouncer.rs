@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     errors::form,
     support::{
-        Ground, OWNER, PATH, destroy, form_now, fresh_postgres, oauth,
+        OWNER, PATH, TestDatabase, destroy, form_now, fresh_postgres, oauth,
         pgbouncer::PgBouncer,
         program::{Program, path, run},
         reason, rpc, send, wait_for,
@@ -34,10 +34,10 @@ const TRANSACTION: &[&str] = &["pool_mode = transaction"];
 const TRANSACTION_KEEPING: &[&str] = &["pool_mode = transaction", "max_prepared_statements = 100"];
 const TRANSACTION_FORGETTING: &[&str] = &["pool_mode = transaction", "max_prepared_statements = 0"];
 
-/// A database and the pooler in front of it. The URL of `ground` leads through the pooler, its store does not.
+/// A database and the pooler in front of it. The URL of `database` leads through the pooler, its store does not.
 struct Pooled {
     pooler: PgBouncer,
-    ground: Ground,
+    database: TestDatabase,
     direct: String,
 }
 
@@ -47,8 +47,8 @@ impl Pooled {
     }
 
     async fn on(pooler: PgBouncer, direct: String) -> Self {
-        let ground = Ground::on(Some(direct.clone())).await;
-        Self { ground: Ground { url: pooler.url(&direct), ..ground }, pooler, direct }
+        let database = TestDatabase::on(Some(direct.clone())).await;
+        Self { database: TestDatabase { url: pooler.url(&direct), ..database }, pooler, direct }
     }
 
     async fn connect_directly(&self) -> DatabaseConnection {
@@ -76,17 +76,17 @@ impl Pooled {
 
     /// Runs `serve`, which has to end.
     async fn serve(&self) -> (i32, String) {
-        let (key, free) = (self.ground.folder.path().join("key"), "127.0.0.1:0");
+        let (key, free) = (self.database.folder.path().join("key"), "127.0.0.1:0");
         let addresses = ["--grpc-addr", free, "--rest-addr", free, "--admin-addr", free];
         let serve = ["serve", "--insecure-identity", "--credentials-key-file", path(&key)];
-        let with = [("COLLECTIONS_DATABASE_URL", self.ground.url.as_str())];
+        let with = [("COLLECTIONS_DATABASE_URL", self.database.url.as_str())];
         let (code, _, errors) = run(&[&serve[..], &addresses].concat(), &with).await;
         (code, errors)
     }
 
     /// In every session of the pool another client has the settings of a session that the service has never used.
     async fn assert_default_settings(self) {
-        self.ground.store.close().await;
+        self.database.store.close().await;
         let sessions = "SELECT pid::text FROM pg_stat_activity
             WHERE datname = current_database() AND pid <> pg_backend_pid()";
         let direct = self.connect_directly().await;
@@ -99,7 +99,7 @@ impl Pooled {
         for _ in 0..10 {
             let mut clients = JoinSet::new();
             for _ in 0..CLIENTS {
-                let url = self.ground.url.clone();
+                let url = self.database.url.clone();
                 clients.spawn(async move { settings(&url).await });
             }
             for (session, settings) in clients.join_all().await {
@@ -160,10 +160,12 @@ async fn migrate_up(url: &str) {
 }
 
 /// Makes an application and a token, and revokes it.
-async fn change_credentials(ground: &Ground) {
-    let key = ground.folder.path().join("key");
-    let with =
-        [("COLLECTIONS_DATABASE_URL", ground.url.as_str()), ("COLLECTIONS_CREDENTIALS_KEY_FILE", path(&key))];
+async fn change_credentials(database: &TestDatabase) {
+    let key = database.folder.path().join("key");
+    let with = [
+        ("COLLECTIONS_DATABASE_URL", database.url.as_str()),
+        ("COLLECTIONS_CREDENTIALS_KEY_FILE", path(&key)),
+    ];
     let word = |text: &str| text.split_whitespace().nth(1).unwrap().to_owned();
     let (code, app, errors) = run(&["credentials", "create-app", "--name", "pooled"], &with).await;
     assert_eq!(code, 0, "{errors}");
@@ -213,9 +215,9 @@ async fn serves(lines: &[&str]) {
     let (pooler, direct) = (PgBouncer::start(lines).await, fresh_postgres().await);
     migrate_up(&pooler.url(&direct)).await;
     let pooled = Pooled::on(pooler, direct).await;
-    change_credentials(&pooled.ground).await;
+    change_credentials(&pooled.database).await;
     pooled.fill(COLLECTIONS + REQUESTS).await;
-    let program = Program::serve(&pooled.ground, &[]).await;
+    let program = Program::serve(&pooled.database, &[]).await;
     program.wait_for_health(0).await;
     destroy_all(&program).await;
     pooled.assert_counts(0, COLLECTIONS + REQUESTS).await;
@@ -235,7 +237,7 @@ async fn is_refused(lines: &[&str]) {
         assert!(code == 1 && is_named && errors.lines().count() == 1, "{code}: {errors}");
     };
     assert_refused(pooled.serve().await);
-    let mut busy = busy_clients(&pooled.ground.url, pooled.ground.folder.path());
+    let mut busy = busy_clients(&pooled.database.url, pooled.database.folder.path());
     let connected = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(0.001%'";
     wait_for(&pooled.connect_directly().await, connected).await;
     for _ in 0..5 {
@@ -247,14 +249,14 @@ async fn is_refused(lines: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn session_mode_serves() {
+async fn session_mode_is_supported() {
     serves(SESSION).await;
     // What the service leaves in a session, the pooler does not clear.
     serves(SESSION_WITHOUT_RESET).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn transaction_mode_needs_a_pooler_that_keeps_statements() {
+async fn transaction_mode_requires_prepared_statements() {
     if PgBouncer::keeps_statements() {
         serves(TRANSACTION_KEEPING).await;
         serves(&[TRANSACTION_KEEPING, &["default_pool_size = 2"]].concat()).await;
@@ -281,7 +283,7 @@ async fn a_stuck_destroy_is_terminated() {
         END $$;
         CREATE TRIGGER slow BEFORE INSERT ON destroyed_collections FOR EACH ROW EXECUTE FUNCTION slow()";
     direct.execute_unprepared(slow).await.unwrap();
-    let program = Program::serve(&pooled.ground, &[]).await;
+    let program = Program::serve(&pooled.database, &[]).await;
     for id in [1, 2] {
         let (mut client, begun) = (rpc(&program.grpc), Instant::now());
         let call =
@@ -326,7 +328,7 @@ async fn a_stuck_destroy_is_terminated() {
 async fn a_pooler_that_no_longer_keeps_statements_is_refused() {
     let pooled = Pooled::new(SESSION).await;
     pooled.fill(COLLECTIONS).await;
-    let program = Program::serve(&pooled.ground, &[]).await;
+    let program = Program::serve(&pooled.database, &[]).await;
     program.wait_for_health(0).await;
     let forgetting = if PgBouncer::keeps_statements() { TRANSACTION_FORGETTING } else { TRANSACTION };
     pooled.pooler.reload(forgetting);

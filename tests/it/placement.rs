@@ -9,14 +9,14 @@ use collections_service::{
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 
 use super::{
-    batches::{asked, together},
-    support::{Backend, Ground, OWNER, fresh_postgres},
+    batches::{destroy_concurrently, destroy_of},
+    support::{Backend, OWNER, TestDatabase, fresh_postgres},
 };
 
 #[tokio::test]
-async fn the_hash_is_postgresqls() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let admin = ground.connection().await;
+async fn the_hash_matches_postgresql() {
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let admin = database.connection().await;
     let random = (0..10_000).map(|_| i64::from_be_bytes(Entropy::default().bytes()));
     let numbers: Vec<i64> = random.chain([0, 1, -1, i64::MIN, i64::MAX, 388_061_495_298_244_609]).collect();
     let list = numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -48,14 +48,14 @@ CREATE TRIGGER note BEFORE INSERT ON destroyed_collections FOR EACH ROW WHEN (ne
 #[tokio::test]
 async fn a_batch_never_mixes_groups() {
     let url = fresh_postgres().await;
-    let ground = Ground::on(Some(url)).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(url)).await;
+    let admin = database.connection().await;
     admin.execute_unprepared(CATALOGS).await.unwrap();
-    ground.store.check().run().await.unwrap();
+    database.store.check().run().await.unwrap();
     for id in 1..=400 {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
-    let outcomes = together(&ground.store, (1..=400).map(asked)).await;
+    let outcomes = destroy_concurrently(&database.store, (1..=400).map(destroy_of)).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
     let all = Statement::from_string(
         DbBackend::Postgres,
@@ -75,15 +75,15 @@ async fn a_batch_never_mixes_groups() {
 /// A node that acknowledges before it is durable: the engine's own sessions commit there, which the function does not reach.
 #[tokio::test]
 async fn every_node_has_to_be_durable() {
-    let ground = Ground::on(Some(fresh_postgres().await)).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(fresh_postgres().await)).await;
+    let admin = database.connection().await;
     admin.execute_unprepared(CATALOGS).await.unwrap();
-    let mut check = ground.store.check();
+    let mut check = database.store.check();
     check.run().await.unwrap();
     let off = "CREATE OR REPLACE FUNCTION run_command_on_all_nodes(text) RETURNS TABLE (nodeid int, success bool, result text)
         LANGUAGE sql AS $$ SELECT 7, true, 'synchronous_commit=off fsync=on' $$";
     admin.execute_unprepared(off).await.unwrap();
-    let mut check = ground.store.check();
+    let mut check = database.store.check();
     let error = check.run().await.unwrap_err();
     assert!(
         error.to_string().contains("node seven:5432") && error.to_string().contains("synchronous_commit=off"),

@@ -7,7 +7,7 @@ use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, TransactionTrait,
 };
 
-use super::support::{Backend, Ground, OWNER};
+use super::support::{Backend, OWNER, TestDatabase};
 
 /// Rows enough that reading all of them would show.
 const MANY: i64 = 100_000;
@@ -91,15 +91,15 @@ async fn assert_by_key(session: &DatabaseConnection, state: &str, ids: &[i64], e
 
 #[tokio::test]
 async fn rows_are_found_by_key_on_postgres() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let admin = database.connection().await;
     for table in ["collections", "destroyed_collections", "purge_queue", "event_outbox"] {
         // The test alone collects statistics.
         let off = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
         admin.execute_unprepared(&off).await.unwrap();
     }
     let check = async |state: &str, expected: &str| {
-        let session = session(&ground.url).await;
+        let session = session(&database.url).await;
         assert_by_key(&session, state, &[1, 2, 3, 4], expected).await;
         session
     };
@@ -127,8 +127,8 @@ async fn rows_are_found_by_key_on_postgres() {
 
 #[tokio::test]
 async fn rows_are_found_by_key_on_sqlite() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let admin = database.connection().await;
     for statement in [SQLITE_CLASSIFY, SQLITE_DELETE, SQLITE_OUTBOX, SQLITE_PURGE, SQLITE_TOMBSTONES] {
         let values = ["[]".into(), "now".into()].into_iter().take(1 + usize::from(statement.contains("?2")));
         let explain = Statement::from_sql_and_values(

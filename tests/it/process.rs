@@ -10,7 +10,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
 use super::support::{
-    Answer, BLOCKED, Backend, CONSUMER, Ground, OWNER, PATH, TOKEN, destroy, form_at, form_now,
+    Answer, BLOCKED, Backend, CONSUMER, OWNER, PATH, TOKEN, TestDatabase, destroy, form_at, form_now,
     program::{Program, run},
     reason, rpc, send, wait_for,
 };
@@ -80,8 +80,8 @@ async fn silent_connections(program: &Program) -> Vec<TcpStream> {
 }
 
 async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
-    let ground = ground(backend).await;
-    let program = Program::serve(&ground, &[&["--drain-seconds", "8"], more].concat()).await;
+    let database = database(backend).await;
+    let program = Program::serve(&database, &[&["--drain-seconds", "8"], more].concat()).await;
     let silent = silent_connections(&program).await;
     let load = Load::on(&program.grpc);
     load.wait_for_answers(100).await;
@@ -90,13 +90,13 @@ async fn a_drain_loses_nothing(backend: Backend, more: &[&str]) {
     assert_eq!(status.code(), Some(0), "{log:?}");
     assert!(log.iter().any(|line| line.contains("\"stopped\"")), "{log:?}");
     drop(silent);
-    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let remaining: BTreeSet<i64> = database.owned_by(OWNER).await.into_iter().collect();
     let (mut destroyed, mut refused, mut unanswered) = (0, 0, 0);
     for (id, outcome) in load.outcomes().await {
         match outcome {
             Ok(()) => {
                 destroyed += 1;
-                assert!(!remaining.contains(&id), "custom-{id} was acknowledged and stands");
+                assert!(!remaining.contains(&id), "custom-{id} was acknowledged and still exists");
             }
             // Refused by us, not by a broken connection: then nothing may have been done.
             Err(status) if status.get_error_details().error_info().is_some() => {
@@ -150,26 +150,26 @@ struct Held {
 }
 
 impl Held {
-    async fn on(ground: &Ground, more: &[&str]) -> Self {
-        ground.put(1, OWNER).await;
-        ground.put(2, OWNER).await;
-        let program = Program::serve(ground, more).await;
-        let lock = ground.connection().await.begin().await.unwrap();
+    async fn on(database: &TestDatabase, more: &[&str]) -> Self {
+        database.put(1, OWNER).await;
+        database.put(2, OWNER).await;
+        let program = Program::serve(database, more).await;
+        let lock = database.connection().await.begin().await.unwrap();
         lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
         let mut client = rpc(&program.grpc);
         let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
         let (rest, request) = (program.rest.clone(), form_now(&program.rest, "custom-2"));
         let request = tokio::spawn(async move { send(&rest, request).await });
-        wait_for(&ground.connection().await, &format!("{BLOCKED} OFFSET 1")).await;
+        wait_for(&database.connection().await, &format!("{BLOCKED} OFFSET 1")).await;
         Self { program, lock, call, request }
     }
 }
 
 /// The signal comes while two calls are in the database, where another transaction's lock holds them up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_answers_what_was_accepted() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let Held { program, lock, call, request } = Held::on(&ground, &[]).await;
+async fn a_drain_completes_accepted_calls() {
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let Held { program, lock, call, request } = Held::on(&database, &[]).await;
     program.signal(Signal::SIGTERM);
     // New calls are refused.
     let admin = program.admin.trim_start_matches("http://");
@@ -197,8 +197,8 @@ async fn a_drain_answers_what_was_accepted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_a_drain_at_once() {
     for threads in ["1", "2"] {
-        let ground = Ground::new(Backend::Postgres).await;
-        let Held { program, lock, call, request } = Held::on(&ground, &["--worker-threads", threads]).await;
+        let database = TestDatabase::new(Backend::Postgres).await;
+        let Held { program, lock, call, request } = Held::on(&database, &["--worker-threads", threads]).await;
         program.signal(Signal::SIGTERM);
         program.wait_for_health(4).await;
         program.signal(Signal::SIGINT);
@@ -215,22 +215,25 @@ async fn a_second_signal_ends_a_drain_at_once() {
 }
 
 async fn a_kill_loses_no_acknowledged_destroy(backend: Backend) {
-    let ground = ground(backend).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = database(backend).await;
+    let program = Program::serve(&database, &[]).await;
     let load = Load::on(&program.grpc);
     load.wait_for_answers(100).await;
     program.signal(Signal::SIGKILL);
     let (status, _) = program.ended(Duration::from_secs(9)).await;
     assert_eq!(status.code(), None);
-    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
-    let program = Program::serve(&ground, &[]).await;
+    let remaining: BTreeSet<i64> = database.owned_by(OWNER).await.into_iter().collect();
+    let program = Program::serve(&database, &[]).await;
     let mut rpc = rpc(&program.grpc);
     for (id, outcome) in load.outcomes().await {
-        assert!(outcome.is_err() || !remaining.contains(&id), "custom-{id} was acknowledged and stands");
+        assert!(
+            outcome.is_err() || !remaining.contains(&id),
+            "custom-{id} was acknowledged and still exists"
+        );
         // The same request is answered with success, whether or not its caller got the first answer.
         destroy(&mut rpc, OWNER, &format!("custom-{id}"), &request_id(id)).await.unwrap();
     }
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,11 +249,11 @@ async fn a_kill_loses_no_acknowledged_destroy_on_postgres() {
 /// A disk that is full for a while: nothing is acknowledged that another process does not see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_loses_no_acknowledged_destroy() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     for id in 1..=6 {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve(&database, &[]).await;
     let mut rpc = rpc(&program.grpc);
     let limit = async |size: &str| {
         let (pid, limit) = (program.pid().to_string(), format!("--fsize={size}:unlimited"));
@@ -258,28 +261,28 @@ async fn a_full_disk_loses_no_acknowledged_destroy() {
         assert!(done.unwrap().success());
     };
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
-    let log = std::fs::metadata(ground.folder.path().join("db-wal")).unwrap().len();
+    let log = std::fs::metadata(database.folder.path().join("db-wal")).unwrap().len();
     limit(&log.to_string()).await;
     for id in [2, 3] {
         // Refused by the database, then because the service is not ready.
         let refused = destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await.unwrap_err();
         assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
     }
-    assert_eq!(ground.owned_by(OWNER).await, [2, 3, 4, 5, 6]);
+    assert_eq!(database.owned_by(OWNER).await, [2, 3, 4, 5, 6]);
     limit("unlimited").await;
     program.wait_until_ready().await;
     for id in [2, 4] {
         destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await.unwrap();
     }
-    assert_eq!(ground.owned_by(OWNER).await, [3, 5, 6]);
+    assert_eq!(database.owned_by(OWNER).await, [3, 5, 6]);
 }
 
 /// A log that cannot be written costs the log, and no call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_nobody_reads_costs_no_call() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    let mut program = Program::serve(&ground, &[]).await;
+async fn calls_succeed_when_the_log_cannot_be_written() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    let mut program = Program::serve(&database, &[]).await;
     program.ignore_log().await;
     let mut rpc = rpc(&program.grpc);
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
@@ -290,16 +293,16 @@ async fn a_log_that_nobody_reads_costs_no_call() {
 
 /// A caller that disconnects before the answer leaves a line too, and so does the end of its statement.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_was_given_up_leaves_its_line() {
-    let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
+async fn a_cancelled_call_is_logged() {
+    let database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
     let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN PERFORM pg_sleep(2); RETURN new; END $$;
         CREATE TRIGGER slow BEFORE INSERT ON destroyed_collections FOR EACH ROW WHEN (new.id > 0)
         EXECUTE FUNCTION slow()";
-    let admin = ground.connection().await;
+    let admin = database.connection().await;
     admin.execute_unprepared(slow).await.unwrap();
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve(&database, &[]).await;
     let mut client = rpc(&program.grpc);
     let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
     wait_for(
@@ -315,20 +318,20 @@ async fn a_call_that_was_given_up_leaves_its_line() {
     assert_eq!((with("\"Cancelled\""), with("caller disconnected")), (1, 1), "{log:?}");
 }
 
-async fn ground(backend: Backend) -> Ground {
-    let ground = Ground::new(backend).await;
+async fn database(backend: Backend) -> TestDatabase {
+    let database = TestDatabase::new(backend).await;
     for id in 1..=COLLECTIONS {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
-    ground
+    database
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_call_leaves_one_line_and_no_secret() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
-    let program = Program::serve(&ground, &["--log", "trace"]).await;
+async fn each_call_is_logged_once_and_without_secrets() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    database.put(2, OWNER).await;
+    let program = Program::serve(&database, &["--log", "trace"]).await;
     let mut rpc = rpc(&program.grpc);
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap_err();
@@ -337,7 +340,7 @@ async fn each_call_leaves_one_line_and_no_secret() {
     assert_eq!(send(&program.rest, late).await.0, 401);
     let authorization = request.headers()["authorization"].to_str().unwrap().to_owned();
     assert_eq!(send(&program.rest, request).await.0, 200);
-    ground.connection().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
+    database.connection().await.execute_unprepared("DROP TABLE destroyed_collections").await.unwrap();
     destroy(&mut rpc, OWNER, "custom-3", "").await.unwrap_err();
     program.signal(Signal::SIGTERM);
     let (_, lines) = program.ended(Duration::from_secs(25)).await;

@@ -8,10 +8,10 @@ use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, Statement};
 
 use super::{
-    batches::{repeatable, together},
+    batches::{destroy_concurrently, destroy_with_request_id},
     destroy::on_both,
     support::{
-        Backend, CONNECTIONS, Ground, OWNER, connect, destroy,
+        Backend, CONNECTIONS, OWNER, TestDatabase, connect, destroy,
         program::{Program, command, run},
         rpc, user, wait_for, wait_until,
     },
@@ -27,7 +27,7 @@ on_both!(
 );
 
 /// Puts a collection in that has so many entries.
-pub async fn put_with_entries(ground: &Ground, number: i64, entries: i64) {
+pub async fn put_with_entries(database: &TestDatabase, number: i64, entries: i64) {
     let id = CollectionId::new(number).unwrap();
     let new = NewCollection {
         id,
@@ -35,7 +35,7 @@ pub async fn put_with_entries(ground: &Ground, number: i64, entries: i64) {
         name: format!("collection {number}"),
         entries: (1..=entries).collect(),
     };
-    assert!(ground.store.insert_collection(new).await.unwrap());
+    assert!(database.store.insert_collection(new).await.unwrap());
 }
 
 /// The number in the first row.
@@ -72,15 +72,15 @@ mod cases {
     use super::*;
 
     pub async fn entries_of_destroyed_collections_are_erased(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=40 {
-            put_with_entries(&ground, id, id % 4).await;
+            put_with_entries(&database, id, id % 4).await;
         }
-        let connection = ground.connection().await;
+        let connection = database.connection().await;
         let before = count(&connection, "collection_entries WHERE collection_id > 20").await;
         let erased = count(&connection, "collection_entries WHERE collection_id <= 20").await;
-        together(&ground.store, (1..=20).map(|id| repeatable(id, 0))).await;
-        let purged = pass(&mut ground.store.purger(PurgeLimits::once(7))).await;
+        destroy_concurrently(&database.store, (1..=20).map(|id| destroy_with_request_id(id, 0))).await;
+        let purged = pass(&mut database.store.purger(PurgeLimits::once(7))).await;
         assert_eq!(purged, complete(erased.cast_unsigned(), 20));
         assert_eq!(count(&connection, "purge_queue").await, 0);
         assert_eq!(count(&connection, "destroyed_collections").await, 20);
@@ -89,12 +89,12 @@ mod cases {
     }
 
     pub async fn a_large_collection_is_erased_in_chunks(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for (id, entries) in [(1, 3), (2, 95), (3, 10), (4, 0)] {
-            put_with_entries(&ground, id, entries).await;
+            put_with_entries(&database, id, entries).await;
         }
-        together(&ground.store, (1..=4).map(|id| repeatable(id, 0))).await;
-        let mut purger = ground.store.purger(PurgeLimits::once(10));
+        destroy_concurrently(&database.store, (1..=4).map(|id| destroy_with_request_id(id, 0))).await;
+        let mut purger = database.store.purger(PurgeLimits::once(10));
         let mut total = Purged::default();
         loop {
             let purged = purger.step().await.unwrap();
@@ -106,47 +106,47 @@ mod cases {
             }
         }
         assert_eq!((total.entries, total.collections), (108, 4));
-        assert_eq!(count(&ground.connection().await, "collection_entries").await, 0);
+        assert_eq!(count(&database.connection().await, "collection_entries").await, 0);
     }
 
     pub async fn nothing_is_erased_for_an_id_that_is_not_destroyed(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=6 {
-            put_with_entries(&ground, id, 2).await;
+            put_with_entries(&database, id, 2).await;
         }
-        let connection = ground.connection().await;
+        let connection = database.connection().await;
         // 1 and 2 are live, and are queued before what is destroyed. 3 is put back after its destroy.
         for id in [1, 2] {
             let queued =
                 format!("INSERT INTO purge_queue (id, since) VALUES ({id}, '2020-01-01 00:00:00+00:00')");
             connection.execute_unprepared(&queued).await.unwrap();
         }
-        together(&ground.store, (3..=5).map(|id| repeatable(id, 0))).await;
+        destroy_concurrently(&database.store, (3..=5).map(|id| destroy_with_request_id(id, 0))).await;
         let put_back = format!(
             "INSERT INTO collections (id, owner_id, name, timeline_order, created_at) \
              VALUES (3, {OWNER}, '', '', CURRENT_TIMESTAMP)"
         );
         connection.execute_unprepared(&put_back).await.unwrap();
         // One collection in each step: those that are skipped do not stop it.
-        let mut purger = ground.store.purger(PurgeLimits::once(1));
+        let mut purger = database.store.purger(PurgeLimits::once(1));
         assert_eq!(pass(&mut purger).await, complete(4, 2));
         assert_eq!(pass(&mut purger).await, complete(0, 0));
         assert_eq!(count(&connection, "purge_queue WHERE id IN (1, 2, 3)").await, 3);
         assert_eq!(count(&connection, "purge_queue").await, 3);
         assert_eq!(count(&connection, "collection_entries WHERE collection_id IN (1, 2, 3, 6)").await, 8);
-        let backlog = ground.store.purge_backlog(None).await.unwrap();
+        let backlog = database.store.purge_backlog(None).await.unwrap();
         assert_eq!((backlog.purgeable, backlog.blocked), (0, 3));
     }
 
     /// Each over a connection of its own, as in several replicas.
     pub async fn purgers_share_the_queue(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=60 {
-            put_with_entries(&ground, id, if id == 1 { 300 } else { 5 }).await;
+            put_with_entries(&database, id, if id == 1 { 300 } else { 5 }).await;
         }
-        together(&ground.store, (1..=60).map(|id| repeatable(id, 0))).await;
+        destroy_concurrently(&database.store, (1..=60).map(|id| destroy_with_request_id(id, 0))).await;
         let purgers = (0..4).map(|number| {
-            let (url, clock) = (ground.url.clone(), ground.clock.clone());
+            let (url, clock) = (database.url.clone(), database.clock.clone());
             tokio::spawn(async move {
                 let store = connect(&url, Capacity::of(CONNECTIONS), &clock).await;
                 let mut purger = store.purger(PurgeLimits::once(10 + number));
@@ -166,23 +166,23 @@ mod cases {
             total = (total.0 + erased.entries, total.1 + erased.collections);
         }
         assert_eq!(total, (300 + 59 * 5, 60));
-        assert_eq!(count(&ground.connection().await, "collection_entries").await, 0);
+        assert_eq!(count(&database.connection().await, "collection_entries").await, 0);
     }
 
     pub async fn once_erases_everything(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        let once = async || run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+        let database = TestDatabase::new(backend).await;
+        let once = async || run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
         assert_eq!(once().await.1, "erased 0 entries of 0 collections; the purge is complete\n");
         for id in 1..=30 {
-            put_with_entries(&ground, id, 4).await;
+            put_with_entries(&database, id, 4).await;
         }
-        together(&ground.store, (1..=29).map(|id| repeatable(id, 0))).await;
+        destroy_concurrently(&database.store, (1..=29).map(|id| destroy_with_request_id(id, 0))).await;
         let (code, output, _) = once().await;
         assert_eq!(
             (code, output.as_str()),
             (0, "erased 116 entries of 29 collections; the purge is complete\n")
         );
-        let connection = ground.connection().await;
+        let connection = database.connection().await;
         assert_eq!(count(&connection, "collection_entries").await, 4);
         let queued = "INSERT INTO purge_queue (id, since) VALUES (30, CURRENT_TIMESTAMP)";
         connection.execute_unprepared(queued).await.unwrap();
@@ -190,23 +190,23 @@ mod cases {
         assert_eq!(code, 1);
         assert!(error.contains("rows of the purge queue that are live or have no tombstone: 1;"), "{error}");
         assert_eq!(count(&connection, "collection_entries").await, 4);
-        assert_eq!(run(&["purge"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await.0, 2);
+        assert_eq!(run(&["purge"], &[("COLLECTIONS_DATABASE_URL", &database.url)]).await.0, 2);
     }
 
     pub async fn a_service_erases_what_it_destroys(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=20 {
-            put_with_entries(&ground, id, 3).await;
+            put_with_entries(&database, id, 3).await;
         }
-        let without = Program::serve(&ground, &["--purge", "off"]).await;
+        let without = Program::serve(&database, &["--purge", "off"]).await;
         destroy(&mut rpc(&without.grpc), OWNER, "custom-1", "").await.unwrap();
         without.signal(Signal::SIGTERM);
         without.ended(std::time::Duration::from_secs(25)).await;
-        let connection = ground.connection().await;
+        let connection = database.connection().await;
         assert_eq!(count(&connection, "purge_queue").await, 1);
         assert_eq!(count(&connection, "collection_entries").await, 60);
 
-        let program = Program::serve(&ground, &["--purge-batch", "2", "--purge-pause", "1"]).await;
+        let program = Program::serve(&database, &["--purge-batch", "2", "--purge-pause", "1"]).await;
         for id in 2..=10 {
             destroy(&mut rpc(&program.grpc), OWNER, &format!("custom-{id}"), "").await.unwrap();
         }
@@ -222,17 +222,17 @@ mod cases {
 /// The service's role may not erase: that is logged once, and destroys go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_without_grants_is_logged_once() {
-    let mut ground = Ground::new(Backend::Postgres).await;
-    put_with_entries(&ground, 1, 3).await;
+    let mut database = TestDatabase::new(Backend::Postgres).await;
+    put_with_entries(&database, 1, 3).await;
     let role = format!("r{}", collections_service::domain::Entropy::default().hex::<8>());
     let grants = format!(
         "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role};
          GRANT SELECT ON oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
     );
-    ground.connection().await.execute_unprepared(&grants).await.unwrap();
-    let admin_url = ground.url.clone();
-    ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
-    let program = Program::serve(&ground, &[]).await;
+    database.connection().await.execute_unprepared(&grants).await.unwrap();
+    let admin_url = database.url.clone();
+    database.url = database.url.replace("//tests@", &format!("//{role}@"));
+    let program = Program::serve(&database, &[]).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     // It fails again and again.
     let admin = Database::connect(admin_url).await.unwrap();
@@ -251,45 +251,45 @@ async fn a_purge_without_grants_is_logged_once() {
 /// Rows stay in the queue while the file may not be rewritten, and the entries of newer ones are erased all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_keeps_the_queue_while_the_file_may_not_be_rewritten() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     for id in 1..=3 {
-        put_with_entries(&ground, id, 4).await;
+        put_with_entries(&database, id, 4).await;
     }
-    let connection = ground.connection().await;
+    let connection = database.connection().await;
     let waiting = |wait, entries| Purged { wait: Some(wait), ..complete(entries, 0) };
 
-    together(&ground.store, [repeatable(1, 0)]).await;
-    let mut limited = ground.store.purger(PurgeLimits { vacuum_limit: 0, ..PurgeLimits::background(10) });
+    destroy_concurrently(&database.store, [destroy_with_request_id(1, 0)]).await;
+    let mut limited = database.store.purger(PurgeLimits { vacuum_limit: 0, ..PurgeLimits::background(10) });
     assert_eq!(pass(&mut limited).await, waiting(PurgeWait::TooLarge, 4));
-    together(&ground.store, [repeatable(2, 0)]).await;
+    destroy_concurrently(&database.store, [destroy_with_request_id(2, 0)]).await;
     assert_eq!(pass(&mut limited).await, waiting(PurgeWait::TooLarge, 4));
     assert_eq!(count(&connection, "purge_queue").await, 2);
 
     let mut paused =
-        ground.store.purger(PurgeLimits { vacuum_pause_factor: u32::MAX, ..PurgeLimits::background(10) });
+        database.store.purger(PurgeLimits { vacuum_pause_factor: u32::MAX, ..PurgeLimits::background(10) });
     assert_eq!(pass(&mut paused).await, complete(0, 2));
-    together(&ground.store, [repeatable(3, 0)]).await;
+    destroy_concurrently(&database.store, [destroy_with_request_id(3, 0)]).await;
     assert_eq!(pass(&mut paused).await, waiting(PurgeWait::Interval, 4));
     assert_eq!(pass(&mut paused).await, waiting(PurgeWait::Interval, 0));
     assert_eq!(count(&connection, "purge_queue").await, 1);
-    assert_eq!(pass(&mut ground.store.purger(PurgeLimits::once(10))).await, complete(0, 1));
+    assert_eq!(pass(&mut database.store.purger(PurgeLimits::once(10))).await, complete(0, 1));
 }
 
 /// A reader in another process keeps the write-ahead log, and with it what was erased: the queue keeps the row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_keeps_the_queue_while_the_log_is_held() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    put_with_entries(&ground, 1, 3).await;
-    let reader = ground.connection().await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    put_with_entries(&database, 1, 3).await;
+    let reader = database.connection().await;
     // One connection, so that the transaction and its snapshot stay open.
     let reading = sea_orm::TransactionTrait::begin(&reader).await.unwrap();
     let read = Statement::from_string(reading.get_database_backend(), "SELECT * FROM collection_entries");
     assert_eq!(reading.query_all_raw(read).await.unwrap().len(), 3);
-    together(&ground.store, [repeatable(1, 0)]).await;
-    let mut purger = ground.store.purger(PurgeLimits::once(10));
+    destroy_concurrently(&database.store, [destroy_with_request_id(1, 0)]).await;
+    let mut purger = database.store.purger(PurgeLimits::once(10));
     let held = pass(&mut purger).await;
     assert_eq!(held, Purged { wait: Some(PurgeWait::Busy), ..complete(3, 0) });
-    let connection = ground.connection().await;
+    let connection = database.connection().await;
     assert_eq!(count(&connection, "purge_queue").await, 1);
     reading.rollback().await.unwrap();
     assert_eq!(pass(&mut purger).await, complete(0, 1));
@@ -299,22 +299,22 @@ async fn sqlite_keeps_the_queue_while_the_log_is_held() {
 /// Of many collections one has a locked entry, and one an entry that cannot be deleted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collection_that_cannot_be_erased_stops_no_other() {
-    let ground = Ground::new(Backend::Postgres).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
     for id in 1..=20 {
-        put_with_entries(&ground, id, 3).await;
+        put_with_entries(&database, id, 3).await;
     }
-    together(&ground.store, (1..=20).map(|id| repeatable(id, 0))).await;
-    let connection = ground.connection().await;
+    destroy_concurrently(&database.store, (1..=20).map(|id| destroy_with_request_id(id, 0))).await;
+    let connection = database.connection().await;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
           IF old.collection_id = 7 THEN RAISE EXCEPTION 'refused' USING ERRCODE = 'data_corrupted'; END IF; RETURN old;
         END $$;
         CREATE TRIGGER refuse BEFORE DELETE ON collection_entries FOR EACH ROW EXECUTE FUNCTION refuse()";
     connection.execute_unprepared(refuse).await.unwrap();
-    let locking = sea_orm::TransactionTrait::begin(&ground.connection().await).await.unwrap();
+    let locking = sea_orm::TransactionTrait::begin(&database.connection().await).await.unwrap();
     let lock = "SELECT 1 FROM collection_entries WHERE collection_id = 3 AND tweet_id = 2 FOR SHARE";
     locking.execute_unprepared(lock).await.unwrap();
 
-    let mut purger = ground.store.purger(PurgeLimits::once(100));
+    let mut purger = database.store.purger(PurgeLimits::once(100));
     let (mut collections, mut locked, mut errors) = (0, 0, Vec::new());
     loop {
         match purger.step().await {
@@ -343,8 +343,8 @@ async fn a_collection_that_cannot_be_erased_stops_no_other() {
 async fn replicas_and_a_command_erase_each_entry_once() {
     const COLLECTIONS: i64 = 2_000;
     const LARGE: i64 = 20_000;
-    let ground = Ground::new(Backend::Postgres).await;
-    let connection = ground.connection().await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let connection = database.connection().await;
     let insert = format!(
         "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) SELECT id, 1, now() FROM generate_series(1, {COLLECTIONS}) AS id;
          INSERT INTO purge_queue (id, since) SELECT id, destroyed_at + id * interval '1 millisecond' FROM destroyed_collections;
@@ -354,13 +354,13 @@ async fn replicas_and_a_command_erase_each_entry_once() {
     connection.execute_unprepared(&insert).await.unwrap();
     let total = count(&connection, "collection_entries").await;
     let flags = ["--purge-batch", "20", "--purge-pause", "0"];
-    let name = ground.url.rsplit('/').next().unwrap();
+    let name = database.url.rsplit('/').next().unwrap();
     let strict = format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'");
     connection.execute_unprepared(&strict).await.unwrap();
-    let killed = Program::serve(&ground, &flags).await;
-    let other = Program::serve(&ground, &flags).await;
+    let killed = Program::serve(&database, &flags).await;
+    let other = Program::serve(&database, &flags).await;
     let arguments = [&["purge", "--once"], &flags[..]].concat();
-    let once = command(&arguments).env("COLLECTIONS_DATABASE_URL", &ground.url).output();
+    let once = command(&arguments).env("COLLECTIONS_DATABASE_URL", &database.url).output();
     let once = tokio::spawn(once);
     let begun = format!("SELECT 1 FROM purge_queue HAVING count(*) < {}", COLLECTIONS * 3 / 4);
     wait_for(&connection, &begun).await;

@@ -22,7 +22,7 @@ use proptest::prelude::*;
 
 use super::{
     errors::{assert_answer, error_body, form, signed},
-    support::{App, Backend, Ground, NOW, OTHER, OWNER, PATH, oauth::Signer, user},
+    support::{App, Backend, NOW, OTHER, OWNER, PATH, TestDatabase, oauth::Signer, user},
 };
 
 fn rule(text: &str) -> Rule {
@@ -78,8 +78,8 @@ fn malformed_rules_are_rejected() {
 }
 
 /// An app whose gateway has a rate limit.
-async fn limited(ground: Ground, rule: Rule, redis: Option<Redis>) -> App {
-    App::start_with(ground, |settings| {
+async fn limited(database: TestDatabase, rule: Rule, redis: Option<Redis>) -> App {
+    App::start_with(database, |settings| {
         let limit = RateLimit::new(rule, settings.clock.clone(), redis);
         settings.rest.as_mut().unwrap().rate_limit = Some(limit);
     })
@@ -94,11 +94,11 @@ fn headers(headers: &HeaderMap) -> Option<(u64, u64, u64)> {
 /// On success, on failures once the user is known, and when the limit is used up. The next window starts at zero.
 #[tokio::test]
 async fn responses_have_the_rate_limit_headers() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OTHER).await;
-    ground.put(3, OWNER).await;
-    let app = limited(ground, rule("3/15m"), None).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    database.put(2, OTHER).await;
+    database.put(3, OWNER).await;
+    let app = limited(database, rule("3/15m"), None).await;
     let window = 15 * 60;
     let reset = (NOW.cast_unsigned() / window + 1) * window;
     let good = Signer::owner();
@@ -123,7 +123,7 @@ async fn responses_have_the_rate_limit_headers() {
     }
     assert_eq!(app.owned_by(OWNER).await, [3]);
 
-    let Clock::Set(clock) = &app.ground.clock else { panic!("a clock of its own") };
+    let Clock::Set(clock) = &app.database.clock else { panic!("a clock of its own") };
     clock.store(reset.cast_signed(), Ordering::Relaxed);
     let later = Signer { timestamp: reset.cast_signed(), ..good };
     let answer = app.send(signed(&app, &later, "custom-3")).await;

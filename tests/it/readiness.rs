@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statemen
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::support::{
-    Backend, Ground, OWNER,
+    Backend, OWNER, TestDatabase,
     cluster::Cluster,
     destroy, fresh_database, fresh_postgres,
     program::{Program, command, run},
@@ -29,12 +29,12 @@ struct Load {
 
 impl Load {
     /// Returns once collections are being destroyed.
-    async fn on(ground: &Ground, program: &Program) -> Self {
+    async fn on(database: &TestDatabase, program: &Program) -> Self {
         let fill = format!(
             "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
              SELECT id, {OWNER}, '', '', now() FROM generate_series(1000, 200000) AS id"
         );
-        ground.connection().await.execute_unprepared(&fill).await.unwrap();
+        database.connection().await.execute_unprepared(&fill).await.unwrap();
         let (stop, count) = (watch::Sender::new(false), watch::Sender::new(0));
         let callers = (0..8_i64)
             .map(|caller| {
@@ -99,14 +99,14 @@ async fn execute(connection: &DatabaseConnection, statement: &str) {
 /// A role that may read and not destroy is no service's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_the_grant_is_not_ready() {
-    let mut ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
-    let (role, admin) = (format!("r{}", Entropy::default().hex::<8>()), ground.connection().await);
+    let mut database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    database.put(2, OWNER).await;
+    let (role, admin) = (format!("r{}", Entropy::default().hex::<8>()), database.connection().await);
     let read = format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}");
     execute(&admin, &read).await;
-    ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
-    let program = Program::serve(&ground, &[]).await;
+    database.url = database.url.replace("//tests@", &format!("//{role}@"));
+    let program = Program::serve(&database, &[]).await;
     soon(&program, NOT_SERVING).await;
     refused(&program, 1).await;
     execute(&admin, &format!("GRANT EXECUTE ON FUNCTION destroy_collections_v1 TO {role}")).await;
@@ -120,28 +120,28 @@ async fn a_role_without_the_grant_is_not_ready() {
         reasons.iter().all(|line| line.contains("permission denied for function destroy_collections_v1")),
         "{reasons:?}"
     );
-    assert_eq!(ground.owned_by(OWNER).await, [2]);
+    assert_eq!(database.owned_by(OWNER).await, [2]);
 }
 
 /// Without the grant on the table of versions the schema appears to be missing.
 #[tokio::test]
-async fn an_unreadable_schema_is_not_an_old_one() {
-    let ground = Ground::new(Backend::Postgres).await;
+async fn an_unreadable_schema_is_reported_as_unreadable() {
+    let database = TestDatabase::new(Backend::Postgres).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
-    execute(&ground.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
-    let url = ground.url.replace("//tests@", &format!("//{role}@"));
-    let store = super::support::connect(&url, Capacity::of(4), &ground.clock).await;
+    execute(&database.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
+    let url = database.url.replace("//tests@", &format!("//{role}@"));
+    let store = super::support::connect(&url, Capacity::of(4), &database.clock).await;
     let error = store.check_schema().await.unwrap_err().to_string();
     assert!(error.contains("permission denied for table seaql_migrations"), "{error}");
 }
 
 /// The function has the tables' rights, and no one else may call it.
 #[tokio::test]
-async fn the_function_is_not_for_everyone() {
-    let ground = Ground::new(Backend::Postgres).await;
+async fn the_function_requires_a_grant() {
+    let database = TestDatabase::new(Backend::Postgres).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
-    execute(&ground.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
-    let stranger = Database::connect(ground.url.replace("//tests@", &format!("//{role}@"))).await.unwrap();
+    execute(&database.connection().await, &format!("CREATE ROLE {role} LOGIN")).await;
+    let stranger = Database::connect(database.url.replace("//tests@", &format!("//{role}@"))).await.unwrap();
     let call = "SELECT destroy_collections_v1(1, '{1}', '{1}', now(), '{00000000-0000-4000-8000-000000000000}', '{a}',
         false, false, '1s')";
     let error = stranger.execute_unprepared(call).await.unwrap_err();
@@ -149,10 +149,10 @@ async fn the_function_is_not_for_everyone() {
     // A rehearsal does not serve to delete the traces of a destroy.
     let mixed = "SELECT destroy_collections_v1(-1, '{-1,5}', '{1,1}', now(),
         '{00000000-0000-4000-8000-000000000000,00000000-0000-4000-8000-000000000000}', '{a,a}', false, true, '1s')";
-    let error = Database::connect(&ground.url).await.unwrap().execute_unprepared(mixed).await.unwrap_err();
+    let error = Database::connect(&database.url).await.unwrap().execute_unprepared(mixed).await.unwrap_err();
     assert!(error.to_string().contains("not positive"), "{error}");
     // A table of the caller's own does not take the place of ours.
-    let owner = Database::connect(&ground.url).await.unwrap();
+    let owner = Database::connect(&database.url).await.unwrap();
     let shadow = "SELECT proconfig::text AS config FROM pg_proc WHERE proname = 'destroy_collections_v1'";
     let row =
         owner.query_one_raw(Statement::from_string(DbBackend::Postgres, shadow)).await.unwrap().unwrap();
@@ -163,10 +163,10 @@ async fn the_function_is_not_for_everyone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_fsync_is_not_ready() {
     let cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let program = Program::serve(&ground, &[]).await;
-    let load = Load::on(&ground, &program).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    let program = Program::serve(&database, &[]).await;
+    let load = Load::on(&database, &program).await;
+    let admin = database.connection().await;
     execute(&admin, "ALTER SYSTEM SET fsync = off").await;
     execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, NOT_SERVING).await;
@@ -181,10 +181,10 @@ async fn a_server_without_fsync_is_not_ready() {
 
 /// Whatever is switched off for the system, the database or the role: the function's own transaction is durable.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_destroy_is_durable_whatever_the_defaults() {
+async fn a_destroy_is_durable_with_any_defaults() {
     let cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    let admin = database.connection().await;
     // What the commit does is what holds when the transaction ends.
     let spy = "CREATE TABLE commits (setting text);
         CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -197,9 +197,9 @@ async fn a_destroy_is_durable_whatever_the_defaults() {
     execute(&admin, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', current_database()); END $$")
         .await;
     execute(&admin, "SELECT pg_reload_conf()").await;
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve(&database, &[]).await;
     soon(&program, SERVING).await;
-    ground.put(1, OWNER).await;
+    database.put(1, OWNER).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     let count = "SELECT count(*) AS n FROM commits WHERE setting = 'on'";
     wait_for(&admin, &format!("{count} HAVING count(*) = (SELECT count(*) FROM commits) AND count(*) >= 2"))
@@ -210,10 +210,10 @@ async fn a_destroy_is_durable_whatever_the_defaults() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commits_that_hang_do_not_use_up_connections() {
     let cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let program = Program::serve(&ground, &[]).await;
-    let load = Load::on(&ground, &program).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    let program = Program::serve(&database, &[]).await;
+    let load = Load::on(&database, &program).await;
+    let admin = database.connection().await;
     execute(&admin, "ALTER SYSTEM SET synchronous_standby_names = 'away'").await;
     execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, NOT_SERVING).await;
@@ -232,7 +232,7 @@ async fn commits_that_hang_do_not_use_up_connections() {
     execute(&admin, "SELECT pg_reload_conf()").await;
     soon(&program, SERVING).await;
     let destroyed = load.destroyed().await;
-    let remaining: BTreeSet<i64> = ground.owned_by(OWNER).await.into_iter().collect();
+    let remaining: BTreeSet<i64> = database.owned_by(OWNER).await.into_iter().collect();
     assert_eq!(destroyed.intersection(&remaining).count(), 0);
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(30)).await;
@@ -245,9 +245,9 @@ async fn commits_that_hang_do_not_use_up_connections() {
 /// A role that was read-only for a while: the sessions of that time are not kept.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_was_read_only_is_replaced() {
-    let ground = Ground::on(Some(fresh_postgres().await)).await;
-    ground.put(1, OWNER).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::on(Some(fresh_postgres().await)).await;
+    database.put(1, OWNER).await;
+    let admin = database.connection().await;
     let set = async |what: &str| {
         // In one query, because the next one may go over another connection, which is read-only too.
         let statement = format!(
@@ -257,7 +257,7 @@ async fn a_session_that_was_read_only_is_replaced() {
         execute(&admin, &statement).await;
     };
     set("SET default_transaction_read_only = on").await;
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve(&database, &[]).await;
     soon(&program, NOT_SERVING).await;
     set("RESET default_transaction_read_only").await;
     soon(&program, SERVING).await;
@@ -272,15 +272,15 @@ async fn a_session_that_was_read_only_is_replaced() {
 /// The database file is deleted, and later put back: nothing is acknowledged in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_file_is_noticed() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     for id in 1..=4 {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
-    ground.store.close().await;
-    let program = Program::serve(&ground, &[]).await;
+    database.store.close().await;
+    let program = Program::serve(&database, &[]).await;
     let mut rpc = rpc(&program.grpc);
     destroy(&mut rpc, OWNER, "custom-1", "").await.unwrap();
-    let file = |name: &str| ground.folder.path().join(name);
+    let file = |name: &str| database.folder.path().join(name);
     for name in ["db", "db-wal", "db-shm"] {
         std::fs::rename(file(name), file(&format!("kept-{name}"))).unwrap();
     }
@@ -299,10 +299,10 @@ async fn a_deleted_file_is_noticed() {
 /// A file that cannot be written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_file_is_not_ready() {
-    let mut ground = Ground::new(Backend::Sqlite).await;
-    ground.store.close().await;
-    ground.url = ground.url.replace("mode=rwc", "mode=ro");
-    let program = Program::serve(&ground, &[]).await;
+    let mut database = TestDatabase::new(Backend::Sqlite).await;
+    database.store.close().await;
+    database.url = database.url.replace("mode=rwc", "mode=ro");
+    let program = Program::serve(&database, &[]).await;
     soon(&program, NOT_SERVING).await;
     refused(&program, 1).await;
     let reasons = reasons(program).await;
@@ -329,11 +329,11 @@ async fn migrate(url: &str, times: usize) -> Vec<(i32, String)> {
 }
 
 /// A service that is deployed before its schema waits for it. Of five migrations at one time one works.
-async fn an_older_schema_is_waited_for(url: String) {
+async fn serve_waits_for_a_newer_schema(url: String) {
     let listen = "127.0.0.1:0";
-    let ground = Ground::new(Backend::Sqlite).await;
-    let ground = Ground { url: url.clone(), ..ground };
-    let program = Program::serve(&ground, &["--admin-addr", listen][..0]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let database = TestDatabase { url: url.clone(), ..database };
+    let program = Program::serve(&database, &["--admin-addr", listen][..0]).await;
     soon(&program, NOT_SERVING).await;
     let ended = migrate(&url, 5).await;
     assert!(ended.iter().all(|(code, _)| *code == 0), "{ended:?}");
@@ -345,25 +345,25 @@ async fn an_older_schema_is_waited_for(url: String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_schema_is_waited_for_on_postgres() {
-    an_older_schema_is_waited_for(fresh_postgres().await).await;
+async fn serve_waits_for_a_newer_schema_on_postgres() {
+    serve_waits_for_a_newer_schema(fresh_postgres().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_schema_is_waited_for_on_sqlite() {
+async fn serve_waits_for_a_newer_schema_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
-    an_older_schema_is_waited_for(format!("sqlite:{}?mode=rwc", folder.path().join("db").display())).await;
+    serve_waits_for_a_newer_schema(format!("sqlite:{}?mode=rwc", folder.path().join("db").display())).await;
 }
 
 /// A migration that waits for another one ends at a signal, also as the first process of a container.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_waiting_migration_ends_at_a_signal() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let other = sea_orm::TransactionTrait::begin(&ground.connection().await).await.unwrap();
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let other = sea_orm::TransactionTrait::begin(&database.connection().await).await.unwrap();
     other.execute_unprepared("SELECT pg_advisory_xact_lock(7165064744983032937)").await.unwrap();
     let mut migration = command(&["migrate", "up"]);
-    let mut child = migration.env("COLLECTIONS_DATABASE_URL", &ground.url).spawn().unwrap();
-    wait_for(&ground.connection().await, super::support::BLOCKED).await;
+    let mut child = migration.env("COLLECTIONS_DATABASE_URL", &database.url).spawn().unwrap();
+    wait_for(&database.connection().await, super::support::BLOCKED).await;
     let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
     let ended: std::pin::Pin<Box<dyn Future<Output = _>>> = Box::pin(child.wait());

@@ -17,7 +17,8 @@ use tokio::{
 };
 
 use super::support::{
-    Backend, Ground, OWNER, destroy, form_now, fresh_postgres, program, rpc, send, wait_for, write_private,
+    Backend, OWNER, TestDatabase, destroy, form_now, fresh_postgres, program, rpc, send, wait_for,
+    write_private,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -36,18 +37,18 @@ fn its_table_has_every_error() {
 /// A role with what the README says that `serve` needs, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_grants_suffice() {
-    let mut ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
+    let mut database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    database.put(2, OWNER).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
     let grants = format!(
         "CREATE ROLE {role} LOGIN; GRANT EXECUTE ON FUNCTION destroy_collections_v1, purge_collections_v1 TO {role};
          GRANT SELECT ON purge_queue, oauth_applications, oauth_access_tokens, seaql_migrations TO {role}"
     );
-    ground.connection().await.execute_unprepared(&grants).await.unwrap();
-    let admin_url = ground.url.clone();
-    ground.url = ground.url.replace("//tests@", &format!("//{role}@"));
-    let program = program::Program::serve(&ground, &[]).await;
+    database.connection().await.execute_unprepared(&grants).await.unwrap();
+    let admin_url = database.url.clone();
+    database.url = database.url.replace("//tests@", &format!("//{role}@"));
+    let program = program::Program::serve(&database, &[]).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap();
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-2")).await.0, 200);
     let admin = Database::connect(admin_url).await.unwrap();
@@ -57,29 +58,29 @@ async fn its_grants_suffice() {
 /// The change of the key as written, by somebody who waits for a service that runs all the while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_way_to_a_new_key_works() {
-    let ground = Ground::new(Backend::Postgres).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
     let block = README.split("```sh\n").find(|block| block.starts_with("echo \"second:")).unwrap();
     let script = block.split("```").next().unwrap();
-    let file = |name: &str| ground.folder.path().join(name);
+    let file = |name: &str| database.folder.path().join(name);
     let first = std::fs::read_to_string(file("key")).unwrap().replace("test:", "first:");
     write_private(&file("credentials.key"), &first);
     let keys = std::sync::Arc::new(KeyRing::read(&file("credentials.key"), Entropy::default()).unwrap());
-    let credentials = Credentials::new(ground.store.clone(), keys);
+    let credentials = Credentials::new(database.store.clone(), keys);
     // What the documentation's application and token are sealed under is called `first` here.
     for table in ["oauth_applications", "oauth_access_tokens"] {
         let renamed = format!("UPDATE {table} SET key_id = 'first'");
-        ground.connection().await.execute_unprepared(&renamed).await.unwrap();
+        database.connection().await.execute_unprepared(&renamed).await.unwrap();
     }
     std::fs::remove_file(file("key")).unwrap();
     std::os::unix::fs::symlink("credentials.key", file("key")).unwrap();
-    let program = program::Program::serve(&ground, &[]).await;
+    let program = program::Program::serve(&database, &[]).await;
     let mut command = Command::new("bash");
     let binary = std::path::Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
     command
         .args(["-euc", &script.replace("# Wait", "sleep 1.5 # Wait").replace("# When", "sleep 1.5 # When")])
-        .current_dir(ground.folder.path())
+        .current_dir(database.folder.path())
         .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
-        .env("COLLECTIONS_DATABASE_URL", &ground.url)
+        .env("COLLECTIONS_DATABASE_URL", &database.url)
         .env("COLLECTIONS_CREDENTIALS_KEY_FILE", "credentials.key");
     let output = command.output().await.unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -91,7 +92,7 @@ async fn its_way_to_a_new_key_works() {
     assert!(left.starts_with("second:") && left.lines().count() == 1);
     assert!(credentials.check().await.is_err(), "the first key still opens something");
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    ground.put(1, OWNER).await;
+    database.put(1, OWNER).await;
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 200);
     program.signal(Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(25)).await;

@@ -13,10 +13,10 @@ use nix::sys::signal::Signal;
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use super::{
-    batches::{repeatable, together},
+    batches::{destroy_concurrently, destroy_with_request_id},
     purge::{count, put_with_entries, wait_until_purged},
     support::{
-        Backend, Ground, OWNER, destroy,
+        Backend, OWNER, TestDatabase, destroy,
         program::{Program, run},
         rpc,
     },
@@ -82,18 +82,18 @@ async fn put_all(connection: &DatabaseConnection, patterns: &[Patterns]) {
 }
 
 /// Patterns in the rows of so many collections, of which every other one is destroyed by a service with these flags.
-async fn destroy_half(ground: &Ground, flags: &[&str]) -> (Program, Vec<Patterns>, Vec<Patterns>) {
-    let connection = ground.connection().await;
+async fn destroy_half(database: &TestDatabase, flags: &[&str]) -> (Program, Vec<Patterns>, Vec<Patterns>) {
+    let connection = database.connection().await;
     let patterns: Vec<Patterns> = (0..COLLECTIONS).map(|_| Patterns::new()).collect();
     put_all(&connection, &patterns).await;
     connection.close().await.unwrap();
-    ground.store.close().await;
-    let found = contents(ground.folder.path());
+    database.store.close().await;
+    let found = contents(database.folder.path());
     assert!(
         patterns.iter().all(|pattern| pattern.hits(&found) >= 3 + ENTRIES as usize),
         "patterns are not found"
     );
-    let program = Program::serve(ground, flags).await;
+    let program = Program::serve(database, flags).await;
     let (mut destroyed, mut live) = (Vec::new(), Vec::new());
     for (id, pattern) in (1..).zip(patterns) {
         if id % 2 == 0 {
@@ -107,9 +107,9 @@ async fn destroy_half(ground: &Ground, flags: &[&str]) -> (Program, Vec<Patterns
 }
 
 /// While the service goes on, and after it has ended.
-async fn assert_erased(ground: &Ground, program: Program, destroyed: &[Patterns], live: &[Patterns]) {
+async fn assert_erased(database: &TestDatabase, program: Program, destroyed: &[Patterns], live: &[Patterns]) {
     let hits = |patterns: &[Patterns]| -> Vec<usize> {
-        let found = contents(ground.folder.path());
+        let found = contents(database.folder.path());
         patterns.iter().map(|pattern| pattern.hits(&found)).collect()
     };
     assert_eq!(hits(destroyed), vec![0; destroyed.len()], "found in the files");
@@ -117,40 +117,43 @@ async fn assert_erased(ground: &Ground, program: Program, destroyed: &[Patterns]
     program.signal(Signal::SIGTERM);
     program.ended(Duration::from_secs(25)).await;
     assert_eq!(hits(destroyed), vec![0; destroyed.len()], "found in the files after the service has ended");
-    let connection = ground.connection().await;
+    let connection = database.connection().await;
     assert_eq!(count(&connection, "collection_entries").await, COLLECTIONS / 2 * ENTRIES);
 }
 
 /// Through the real binary, whose SQLite is its own: another build of it may overwrite what it deletes where ours does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn purge_once_leaves_nothing_in_the_files_of_sqlite() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let (program, destroyed, live) = destroy_half(&ground, &["--purge", "off"]).await;
-    let (code, output, error) = run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let (program, destroyed, live) = destroy_half(&database, &["--purge", "off"]).await;
+    let (code, output, error) =
+        run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
     assert_eq!(code, 0, "{output}{error}");
-    assert_erased(&ground, program, &destroyed, &live).await;
+    assert_erased(&database, program, &destroyed, &live).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_leaves_nothing_in_the_files_of_sqlite() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let (program, destroyed, live) = destroy_half(&ground, &[]).await;
-    let connection = ground.connection().await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let (program, destroyed, live) = destroy_half(&database, &[]).await;
+    let connection = database.connection().await;
     wait_until_purged(&connection).await;
     connection.close().await.unwrap();
-    assert_erased(&ground, program, &destroyed, &live).await;
+    assert_erased(&database, program, &destroyed, &live).await;
 }
 
 /// Every statement of the document runs as written, and what was destroyed is in no live row of PostgreSQL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_statements_of_the_document_run() {
     let document = include_str!("../../deploy/ERASURE.md");
-    let ground = Ground::new(Backend::Postgres).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
     for id in 1..=3 {
-        put_with_entries(&ground, id, 5).await;
+        put_with_entries(&database, id, 5).await;
     }
-    together(&ground.store, [repeatable(1, 0), repeatable(2, 0)]).await;
-    let (code, output, error) = run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+    destroy_concurrently(&database.store, [destroy_with_request_id(1, 0), destroy_with_request_id(2, 0)])
+        .await;
+    let (code, output, error) =
+        run(&["purge", "--once"], &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
     assert_eq!(code, 0, "{output}{error}");
     let statements: Vec<&str> =
         document.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
@@ -158,14 +161,14 @@ async fn the_statements_of_the_document_run() {
     let psql = Path::new(&std::env::var("TEST_POSTGRES_BIN").unwrap()).join("psql");
     for statement in statements {
         let psql = Command::new(&psql)
-            .args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &ground.url, "-f", "-"])
+            .args(["-X", "-v", "ON_ERROR_STOP=1", "-d", &database.url, "-f", "-"])
             .stdin(Stdio::piped())
             .spawn();
         let mut psql = psql.unwrap();
         psql.stdin.take().unwrap().write_all(statement.as_bytes()).unwrap();
         assert!(psql.wait().unwrap().success(), "{statement}");
     }
-    let connection = ground.connection().await;
+    let connection = database.connection().await;
     assert_eq!(count(&connection, "collections WHERE id < 3").await, 0);
     assert_eq!(count(&connection, "collection_entries WHERE collection_id < 3").await, 0);
     assert_eq!(count(&connection, "collection_entries").await, 5);

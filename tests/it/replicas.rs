@@ -11,16 +11,16 @@ use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
 use tonic::Code;
 
 use super::{
-    batches::{asked, together, tombstones},
-    support::{BLOCKED, Backend, Ground, OWNER, connect, destroy, program::Program, rpc, wait_for},
+    batches::{destroy_concurrently, destroy_of, tombstones},
+    support::{BLOCKED, Backend, OWNER, TestDatabase, connect, destroy, program::Program, rpc, wait_for},
 };
 
 /// Batches of two replicas that hold the same rows, put together in opposite orders.
 #[tokio::test]
 async fn replicas_do_not_wait_for_each_other() {
     const IDS: i64 = 32;
-    let ground = Ground::new(Backend::Postgres).await;
-    let admin = ground.connection().await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let admin = database.connection().await;
     // Deadlocks are seen before a batch gives up waiting for a lock. A plan for tables known to be empty goes by the order of
     // the batch, not of the index; autovacuum would change it.
     for statement in [
@@ -30,10 +30,10 @@ async fn replicas_do_not_wait_for_each_other() {
     ] {
         admin.execute_unprepared(statement).await.unwrap();
     }
-    let connect = || connect(&ground.url, Capacity::of(4), &ground.clock);
+    let connect = || connect(&database.url, Capacity::of(4), &database.clock);
     let stores = [connect().await, connect().await];
     for store in &stores {
-        together(store, (1..=10).map(asked)).await;
+        destroy_concurrently(store, (1..=10).map(destroy_of)).await;
     }
     let fill = format!(
         "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
@@ -41,7 +41,7 @@ async fn replicas_do_not_wait_for_each_other() {
     );
     admin.execute_unprepared(&fill).await.unwrap();
     // Each has taken what comes before the middle when it meets the other.
-    let middle = ground.connection().await.begin().await.unwrap();
+    let middle = database.connection().await.begin().await.unwrap();
     let lock = format!("SELECT id FROM collections WHERE id = {} FOR UPDATE", IDS / 2);
     middle.execute_unprepared(&lock).await.unwrap();
     let meet = async {
@@ -49,8 +49,8 @@ async fn replicas_do_not_wait_for_each_other() {
         middle.rollback().await.unwrap();
     };
     let (upwards, downwards, ()) = tokio::join!(
-        together(&stores[0], (1..=IDS).map(asked)),
-        together(&stores[1], (1..=IDS).rev().map(asked)),
+        destroy_concurrently(&stores[0], (1..=IDS).map(destroy_of)),
+        destroy_concurrently(&stores[1], (1..=IDS).rev().map(destroy_of)),
         meet
     );
     for (one, other) in upwards.iter().zip(downwards.iter().rev()) {
@@ -59,12 +59,12 @@ async fn replicas_do_not_wait_for_each_other() {
     for store in stores {
         store.close().await;
     }
-    assert_eq!(deadlocks(&ground).await, 0);
+    assert_eq!(deadlocks(&database).await, 0);
 }
 
 /// Once only the test's own sessions are left: a session reports its statistics when it ends, or much later.
-async fn deadlocks(ground: &Ground) -> i64 {
-    let admin = ground.connection().await;
+async fn deadlocks(database: &TestDatabase) -> i64 {
+    let admin = database.connection().await;
     let others =
         "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = current_database()
         AND query LIKE 'SELECT destroy_collections%')";
@@ -78,10 +78,10 @@ async fn deadlocks(ground: &Ground) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_a_database() {
     const IDS: i64 = 2000;
-    let ground = Arc::new(Ground::new(Backend::Postgres).await);
-    let admin = ground.connection().await;
+    let database = Arc::new(TestDatabase::new(Backend::Postgres).await);
+    let admin = database.connection().await;
     let many = ["--worker-threads", "2", "--batches-in-flight", "2"];
-    let programs = [Program::serve(&ground, &[]).await, Program::serve(&ground, &many).await];
+    let programs = [Program::serve(&database, &[]).await, Program::serve(&database, &many).await];
     let fill = format!(
         "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
          SELECT id, {OWNER}, '', '', now() FROM generate_series(1, {IDS}) AS id"
@@ -117,10 +117,10 @@ async fn replicas_share_a_database() {
     }
     won.sort_unstable();
     assert_eq!(won, (1..=IDS).collect::<Vec<_>>());
-    assert_eq!(tombstones(&ground).await, IDS);
+    assert_eq!(tombstones(&database).await, IDS);
     for program in programs {
         program.signal(Signal::SIGTERM);
         assert!(program.ended(Duration::from_secs(30)).await.0.success());
     }
-    assert_eq!(deadlocks(&ground).await, 0);
+    assert_eq!(deadlocks(&database).await, 0);
 }

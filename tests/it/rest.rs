@@ -9,7 +9,7 @@ use tokio::{
 use super::{
     errors::{assert_answer, error_body, form, signed},
     recorded::recorded,
-    support::{App, Backend, Ground, OWNER, PATH, TOKEN, oauth::Signer},
+    support::{App, Backend, OWNER, PATH, TOKEN, TestDatabase, oauth::Signer},
 };
 
 const DESTROYED: &str = r#"{"destroyed":true}"#;
@@ -18,7 +18,7 @@ const DESTROYED: &str = r#"{"destroyed":true}"#;
 async fn a_revoked_token_is_refused() {
     let app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
-    app.ground.store.revoke_token(TOKEN.0).await.unwrap();
+    app.database.store.revoke_token(TOKEN.0).await.unwrap();
     let refused = app.send(signed(&app, &Signer::owner(), "custom-1")).await;
     assert_answer(&refused, 401, &error_body(89, "Invalid or expired token."));
     assert_eq!(app.owned_by(OWNER).await, [1]);
@@ -27,7 +27,7 @@ async fn a_revoked_token_is_refused() {
 #[tokio::test]
 async fn recorded_requests_destroy_what_they_name() {
     for recorded in recorded() {
-        let app = App::start_with(Ground::new(Backend::Sqlite).await, |settings| {
+        let app = App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| {
             let origins = ["https://api.x.com", recorded.origin].map(|origin| origin.parse().unwrap());
             settings.rest.as_mut().unwrap().public_origins = origins.to_vec();
         })
@@ -57,7 +57,7 @@ async fn recorded_requests_destroy_what_they_name() {
 }
 
 #[tokio::test]
-async fn the_id_may_come_in_either_place_and_twice() {
+async fn the_id_is_read_from_the_query_and_the_form() {
     let app = App::start(Backend::Sqlite).await;
     for id in 1..=4 {
         app.put(id, OWNER).await;
@@ -109,7 +109,7 @@ pub async fn raw(app: &App, request: impl AsRef<[u8]>) -> String {
 }
 
 #[tokio::test]
-async fn http_as_old_clients_speak_it() {
+async fn old_http_clients_are_served() {
     let app = App::start(Backend::Sqlite).await;
     for id in 1..=4 {
         app.put(id, OWNER).await;
@@ -187,7 +187,7 @@ async fn http2_with_prior_knowledge() {
 }
 
 #[tokio::test]
-async fn who_claims_to_be_a_user_is_not_believed() {
+async fn a_user_header_of_a_client_is_ignored() {
     let app = App::start(Backend::Sqlite).await;
     app.put(1, OWNER).await;
     let mut request = form(PATH, "", "id=custom-1");

@@ -20,45 +20,45 @@ use super::support::{
     user, wait_for, wait_until, write_private,
 };
 
-async fn the_new_key_alone_opens_everything(backend: Backend) {
+async fn after_a_rotation_the_new_key_opens_everything(backend: Backend) {
     // Two full batches of tokens, and an empty one after them.
     let mut operator = Operator::new(backend, 198).await;
     let moved = ("moved-here", "a secret with ünicode & signs");
     let secret = Secret::from(moved.1.to_owned());
-    operator.ground.credentials.put_token(CONSUMER.0, user(OWNER), true, moved.0, &secret).await.unwrap();
+    operator.database.credentials.put_token(CONSUMER.0, user(OWNER), true, moved.0, &secret).await.unwrap();
     operator.secrets.insert(moved.0.to_owned(), moved.1.to_owned());
     let (code, printed, errors) = operator.rotate().await;
     assert_eq!((code, errors.as_str()), (0, ""), "{printed}");
     let claim = "no stored secret needs a key other than second\n";
     assert_eq!(printed, format!("re-sealed 201 secrets under key second, 0 were under it already; {claim}"));
     operator.assert_all_open("new").await;
-    let old = CredentialCache::new(operator.ground.credentials.clone());
+    let old = CredentialCache::new(operator.database.credentials.clone());
     assert!(matches!(old.find(CONSUMER.0, None).await, Err(DirectoryError::Broken(_))));
     let (code, printed, _) = operator.rotate().await;
     assert_eq!(code, 0);
     assert_eq!(printed, format!("re-sealed 0 secrets under key second, 201 were under it already; {claim}"));
     // A name with a line break stays in its line.
     let forged = "UPDATE oauth_applications SET name = 'x\ntoken  forged'";
-    operator.ground.connection().await.execute_unprepared(forged).await.unwrap();
-    let (_, listed, _) = run(&["credentials", "list", "--database-url", &operator.ground.url], &[]).await;
+    operator.database.connection().await.execute_unprepared(forged).await.unwrap();
+    let (_, listed, _) = run(&["credentials", "list", "--database-url", &operator.database.url], &[]).await;
     assert_eq!(listed.lines().count(), 201, "{listed}");
     assert!(listed.lines().all(|line| line.contains("  key second")), "{listed}");
     assert!(listed.lines().next().unwrap().ends_with("key second  x\\ntoken  forged"), "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_new_key_alone_opens_everything_on_sqlite() {
-    the_new_key_alone_opens_everything(Backend::Sqlite).await;
+async fn after_a_rotation_the_new_key_opens_everything_on_sqlite() {
+    after_a_rotation_the_new_key_opens_everything(Backend::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_new_key_alone_opens_everything_on_postgres() {
-    the_new_key_alone_opens_everything(Backend::Postgres).await;
+async fn after_a_rotation_the_new_key_opens_everything_on_postgres() {
+    after_a_rotation_the_new_key_opens_everything(Backend::Postgres).await;
 }
 
 /// Until the rotation stands in the middle, waiting for what this holds.
 async fn hold(operator: &Operator, rotating: &mut Option<Child>) -> DatabaseTransaction {
-    let admin = operator.ground.connection().await;
+    let admin = operator.database.connection().await;
     if admin.get_database_backend() == DbBackend::Postgres {
         let held = admin.begin().await.unwrap();
         let lock = "SELECT 1 FROM oauth_access_tokens WHERE token = \
@@ -66,7 +66,7 @@ async fn hold(operator: &Operator, rotating: &mut Option<Child>) -> DatabaseTran
         let row = held.query_all_raw(Statement::from_string(DbBackend::Postgres, lock)).await.unwrap();
         assert_eq!(row.len(), 1);
         *rotating = Some(operator.rotating());
-        wait_for(&operator.ground.connection().await, BLOCKED).await;
+        wait_for(&operator.database.connection().await, BLOCKED).await;
         return held;
     }
     *rotating = Some(operator.rotating());
@@ -154,11 +154,11 @@ async fn a_stopped_rotation_is_run_again_on_postgres() {
 }
 
 /// Two rotations at once, while tokens are issued with an old key file and revoked.
-async fn rotations_beside_others_lose_nothing(backend: Backend) {
+async fn concurrent_changes_survive_a_rotation(backend: Backend) {
     let mut operator = Operator::new(backend, 400).await;
     let revoked: Vec<String> = operator.secrets.keys().step_by(20).cloned().collect();
     let (first, second) = (operator.rotating(), operator.rotating());
-    let (store, stale) = (operator.ground.store.clone(), operator.ground.credentials.clone());
+    let (store, stale) = (operator.database.store.clone(), operator.database.credentials.clone());
     let revoking = tokio::spawn(async move {
         for token in &revoked {
             store.revoke_token(token).await.unwrap();
@@ -184,7 +184,7 @@ async fn rotations_beside_others_lose_nothing(backend: Backend) {
         .secrets
         .extend(issued.into_iter().map(|issued| (issued.token, issued.secret.expose().to_owned())));
     operator.assert_all_open("new").await;
-    let (_, tokens) = operator.ground.store.credentials().await.unwrap();
+    let (_, tokens) = operator.database.store.credentials().await.unwrap();
     assert_eq!(tokens.len(), operator.secrets.len());
     for token in tokens {
         assert_eq!(token.revoked, revoked.contains(&token.token), "{token:?}");
@@ -199,44 +199,44 @@ fn counted(output: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotations_beside_others_lose_nothing_on_sqlite() {
-    rotations_beside_others_lose_nothing(Backend::Sqlite).await;
+async fn concurrent_changes_survive_a_rotation_on_sqlite() {
+    concurrent_changes_survive_a_rotation(Backend::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rotations_beside_others_lose_nothing_on_postgres() {
-    rotations_beside_others_lose_nothing(Backend::Postgres).await;
+async fn concurrent_changes_survive_a_rotation_on_postgres() {
+    concurrent_changes_survive_a_rotation(Backend::Postgres).await;
 }
 
 /// Another transaction writes a row between its reading and its writing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_changed_meanwhile_is_not_written_over() {
+async fn concurrent_changes_are_not_overwritten() {
     let operator = Operator::new(Backend::Postgres, 0).await;
     for change in ["key_id = 'third'", "sealed_secret = '\\x00'"] {
-        let held = operator.ground.connection().await.begin().await.unwrap();
+        let held = operator.database.connection().await.begin().await.unwrap();
         held.execute_unprepared(&format!("UPDATE oauth_applications SET {change}")).await.unwrap();
         let credentials = operator.credentials("both");
         let rotating = tokio::spawn(async move { credentials.rotate(&Place::default()).await.unwrap() });
-        wait_for(&operator.ground.connection().await, BLOCKED).await;
+        wait_for(&operator.database.connection().await, BLOCKED).await;
         held.commit().await.unwrap();
         let rotated = rotating.await.unwrap();
         assert_eq!((rotated.resealed, rotated.overtaken, rotated.current), (0, 1, 0));
         let kept = format!("SELECT 1 FROM oauth_applications WHERE {change}");
-        wait_for(&operator.ground.connection().await, &kept).await;
+        wait_for(&operator.database.connection().await, &kept).await;
         let again = operator.credentials("both").rotate(&Place::default()).await.unwrap();
         assert_eq!((again.resealed, again.unopened.len()), (0, 1));
         let back = "UPDATE oauth_applications SET key_id = 'test'";
-        operator.ground.connection().await.execute_unprepared(back).await.unwrap();
+        operator.database.connection().await.execute_unprepared(back).await.unwrap();
     }
 }
 
-async fn what_does_not_open_is_named(backend: Backend) {
+async fn secrets_that_do_not_open_are_listed(backend: Backend) {
     let operator = Operator::new(backend, 130).await;
     let (lost, damaged) = {
         let mut tokens = operator.secrets.keys().filter(|token| *token != TOKEN.0);
         (tokens.next().unwrap(), tokens.next_back().unwrap())
     };
-    let admin = operator.ground.connection().await;
+    let admin = operator.database.connection().await;
     for change in [
         format!("UPDATE oauth_access_tokens SET key_id = 'gone' WHERE token = '{lost}'"),
         format!(
@@ -281,27 +281,27 @@ async fn what_does_not_open_is_named(backend: Backend) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_open_is_named_on_sqlite() {
-    what_does_not_open_is_named(Backend::Sqlite).await;
+async fn secrets_that_do_not_open_are_listed_on_sqlite() {
+    secrets_that_do_not_open_are_listed(Backend::Sqlite).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_does_not_open_is_named_on_postgres() {
-    what_does_not_open_is_named(Backend::Postgres).await;
+async fn secrets_that_do_not_open_are_listed_on_postgres() {
+    secrets_that_do_not_open_are_listed(Backend::Postgres).await;
 }
 
 /// A role with the grants of the README for `rotate-key`, and no others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_needs_no_more_than_the_readme_says() {
+async fn the_documented_grants_suffice() {
     let mut operator = Operator::new(Backend::Postgres, 3).await;
     let role = format!("r{}", Entropy::default().hex::<8>());
     let grants = format!(
         "CREATE ROLE {role} LOGIN; GRANT SELECT ON seaql_migrations TO {role};
          GRANT SELECT, UPDATE ON oauth_applications, oauth_access_tokens TO {role}"
     );
-    operator.ground.connection().await.execute_unprepared(&grants).await.unwrap();
-    let owner = std::mem::take(&mut operator.ground.url);
-    operator.ground.url = owner.replace("//tests@", &format!("//{role}@"));
+    operator.database.connection().await.execute_unprepared(&grants).await.unwrap();
+    let owner = std::mem::take(&mut operator.database.url);
+    operator.database.url = owner.replace("//tests@", &format!("//{role}@"));
     let (code, _, errors) = operator.rotate().await;
     assert_eq!(code, 0, "{errors}");
 }
@@ -313,22 +313,22 @@ async fn a_failing_database_is_reported() {
     let fail = "CREATE TRIGGER fail BEFORE UPDATE ON oauth_access_tokens WHEN
                 (SELECT count(*) FROM oauth_access_tokens WHERE key_id = 'second') >= 100
                 BEGIN SELECT RAISE(ABORT, 'no more'); END";
-    operator.ground.connection().await.execute_unprepared(fail).await.unwrap();
+    operator.database.connection().await.execute_unprepared(fail).await.unwrap();
     let (code, printed, errors) = operator.rotate().await;
     assert_eq!((code, printed.as_str()), (1, ""));
     let expected = "; 101 secrets were re-sealed and stay so; run rotate-key again\n";
     assert!(errors.starts_with("error: the database failed: ") && errors.ends_with(expected), "{errors}");
     assert_eq!(operator.under("second").await, 100);
-    operator.ground.connection().await.execute_unprepared("DROP TRIGGER fail").await.unwrap();
+    operator.database.connection().await.execute_unprepared("DROP TRIGGER fail").await.unwrap();
     assert_eq!(operator.rotate().await.0, 0);
     operator.assert_all_open("new").await;
 }
 
 /// What is sealed under another key behind the pass's back is found, or the claim at the end would be none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_behind_a_pass_is_found() {
+async fn secrets_added_behind_a_pass_are_found() {
     let operator = Operator::new(Backend::Sqlite, 5).await;
-    let admin = operator.ground.connection().await;
+    let admin = operator.database.connection().await;
     let insert = "CREATE TRIGGER sneak AFTER UPDATE ON oauth_access_tokens
                   WHEN (SELECT count(*) FROM oauth_access_tokens WHERE token = '0') = 0
                   BEGIN INSERT INTO oauth_access_tokens SELECT '0', consumer_key, user_id, 'test', x'00',

@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use super::{
     errors::form,
     support::{
-        Backend, CONSUMER, Ground, OWNER, PATH, TOKEN, form_now,
+        Backend, CONSUMER, OWNER, PATH, TOKEN, TestDatabase, form_now,
         oauth::Signer,
         program::{Program, path, run},
         send, user, wait_until, write_private,
@@ -32,7 +32,7 @@ fn line(id: &str) -> String {
 }
 
 #[test]
-fn a_key_file_that_changes_is_taken_over_only_when_it_is_good() {
+fn only_a_valid_key_file_is_reloaded() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
     let (first, second) = (line("first"), line("second"));
@@ -70,12 +70,12 @@ fn a_key_file_that_changes_is_taken_over_only_when_it_is_good() {
 }
 
 #[tokio::test]
-async fn a_key_file_that_everybody_may_read_is_refused() {
-    let ground = Ground::new(Backend::Sqlite).await;
+async fn a_world_readable_key_file_is_rejected() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
     // As Kubernetes mounts it.
-    let (data, mounted) = (ground.folder.path().join("..data"), ground.folder.path().join("mounted"));
+    let (data, mounted) = (database.folder.path().join("..data"), database.folder.path().join("mounted"));
     fs::create_dir(&data).unwrap();
-    fs::rename(ground.folder.path().join("key"), data.join("key")).unwrap();
+    fs::rename(database.folder.path().join("key"), data.join("key")).unwrap();
     symlink("..data/key", &mounted).unwrap();
     let read = || KeyRing::read(&mounted, Entropy::default());
     for mode in [0o400, 0o600, 0o440, 0o640] {
@@ -91,7 +91,7 @@ async fn a_key_file_that_everybody_may_read_is_refused() {
     for command in
         [&["serve"][..], &["credentials", "rotate-key"], &["credentials", "create-app", "--name", "x"]]
     {
-        let with = ["--database-url", &ground.url, "--credentials-key-file", path(&mounted)];
+        let with = ["--database-url", &database.url, "--credentials-key-file", path(&mounted)];
         let (code, _, errors) = run(&[command, &with].concat(), &[]).await;
         assert!(
             code == 2 && errors.contains("--credentials-key-file") && errors.contains("chmod o="),
@@ -102,11 +102,11 @@ async fn a_key_file_that_everybody_may_read_is_refused() {
 
 /// A secret belongs to its row.
 #[tokio::test]
-async fn no_debug_shows_a_secret() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key = fs::read_to_string(ground.folder.path().join("key")).unwrap();
-    let app = ground.credentials.create_app("an app").await.unwrap();
-    let issued = ground.credentials.issue_token(&app.consumer_key, user(OWNER), true).await.unwrap();
+async fn debug_output_has_no_secret() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key = fs::read_to_string(database.folder.path().join("key")).unwrap();
+    let app = database.credentials.create_app("an app").await.unwrap();
+    let issued = database.credentials.issue_token(&app.consumer_key, user(OWNER), true).await.unwrap();
     let secrets = [
         key.trim().split_once(':').unwrap().1,
         app.secret.expose(),
@@ -115,7 +115,7 @@ async fn no_debug_shows_a_secret() {
         TOKEN.1,
         "pa55word",
     ];
-    let cache = CredentialCache::new(ground.credentials.clone());
+    let cache = CredentialCache::new(database.credentials.clone());
     let found = cache.find(CONSUMER.0, Some(TOKEN.0)).await.unwrap();
     assert_eq!(found.token.as_ref().unwrap().secret.expose(), TOKEN.1);
     let rest = Rest {
@@ -124,7 +124,7 @@ async fn no_debug_shows_a_secret() {
         transport: TransportPolicy::default(),
         public_origins: Vec::new(),
         rate_limit: None,
-        keys: ground.keys.clone(),
+        keys: database.keys.clone(),
     };
     let redis = Secret::from("redis://:pa55word@h".to_owned());
     let url = DatabaseUrl::from("postgres://u:pa55word@h/db".to_owned());
@@ -133,13 +133,13 @@ async fn no_debug_shows_a_secret() {
         &issued,
         &app.secret,
         &found,
-        &ground.keys,
-        &ground.credentials,
+        &database.keys,
+        &database.credentials,
         &cache,
         &rest,
         &url,
         &redis,
-        &ground.store,
+        &database.store,
     ];
     for value in shown {
         for text in [format!("{value:?}"), format!("{value:#?}")] {
@@ -158,7 +158,7 @@ async fn no_debug_shows_a_secret() {
 
 /// What holds keys wipes them when it is dropped. This does not compile where it does not.
 #[test]
-fn what_holds_keys_wipes_them() {
+fn types_that_hold_keys_are_zeroized() {
     fn wipes<T: zeroize::ZeroizeOnDrop>() {}
     wipes::<aes_gcm::Aes256Gcm>();
     // What an HMAC is made of.
@@ -189,7 +189,7 @@ impl Mount {
 /// Seals with this key file, and asks the service with a pair of an application and a token that it has never seen, for a
 /// collection or for one that does not exist.
 struct Client<'a> {
-    ground: &'a Ground,
+    database: &'a TestDatabase,
     rest: &'a str,
     secrets: Vec<String>,
 }
@@ -198,7 +198,7 @@ impl Client<'_> {
     /// An application and its token.
     async fn pair(&mut self, key_file: &Path) -> Signer {
         let ring = Arc::new(KeyRing::read(key_file, Entropy::default()).unwrap());
-        let credentials = Credentials::new(self.ground.store.clone(), ring);
+        let credentials = Credentials::new(self.database.store.clone(), ring);
         let app = credentials.create_app("x").await.unwrap();
         let issued = credentials.issue_token(&app.consumer_key, user(OWNER), true).await.unwrap();
         let secret = |secret: &Secret| secret.expose().to_owned();
@@ -229,27 +229,27 @@ impl Client<'_> {
 
 /// The README's procedure, with mistakes in between, under a service that is never restarted.
 async fn a_key_is_changed_under_a_running_service(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    let old = fs::read_to_string(ground.folder.path().join("key")).unwrap();
+    let database = TestDatabase::new(backend).await;
+    let old = fs::read_to_string(database.folder.path().join("key")).unwrap();
     let new = line("second");
     let file = |name: &str, text: &str| {
-        let path = ground.folder.path().join(name);
+        let path = database.folder.path().join(name);
         write_private(&path, text);
         path
     };
     let old_alone = file("old", &old);
     let new_first = file("new-first", &format!("{new}{old}"));
-    let mut mount = Mount { folder: ground.folder.path().to_owned(), version: 0 };
+    let mut mount = Mount { folder: database.folder.path().to_owned(), version: 0 };
     mount.put(&old);
-    let mounted = ground.folder.path().join("key");
+    let mounted = database.folder.path().join("key");
     fs::remove_file(&mounted).unwrap();
     symlink("..data/key", &mounted).unwrap();
-    let program = Program::serve(&ground, &["--log", "trace,h2=info,hyper=info"]).await;
+    let program = Program::serve(&database, &["--log", "trace,h2=info,hyper=info"]).await;
     let rest = program.rest.clone();
-    let mut client = Client { ground: &ground, rest: &rest, secrets: Vec::new() };
+    let mut client = Client { database: &database, rest: &rest, secrets: Vec::new() };
     let mut pairs = Vec::new();
     for id in 1..=5 {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
         pairs.push(client.pair(&old_alone).await);
     }
     assert_eq!(client.ask(&pairs[0], "custom-1").await, 200);
@@ -273,7 +273,7 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
 
     mount.put(&format!("{new}{old}"));
     let with = ["--log", "trace", "credentials", "rotate-key", "--credentials-key-file", path(&mounted)];
-    let (code, printed, traced) = run(&with, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+    let (code, printed, traced) = run(&with, &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
     assert!(
         code == 0 && printed.contains("no stored secret needs a key other than second"),
         "{printed}{traced}"
@@ -285,7 +285,7 @@ async fn a_key_is_changed_under_a_running_service(backend: Backend) {
     mount.put(&new);
     client.until(&old_alone, 500).await;
     assert_eq!(client.ask(&pairs[4], "custom-5").await, 200);
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
 
     let Client { mut secrets, .. } = client;
     program.signal(Signal::SIGTERM);
@@ -355,17 +355,17 @@ fn occurrences(pid: u32, needle: &[u8]) -> usize {
 /// than that. (Of a key made ready for use the compiler may leave copies on the stack.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_is_left_in_memory() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let old = fs::read_to_string(ground.folder.path().join("key")).unwrap();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let old = fs::read_to_string(database.folder.path().join("key")).unwrap();
     let text = old.trim().split_once(':').unwrap().1;
-    let program = Program::serve(&ground, &[]).await;
-    ground.put(1, OWNER).await;
+    let program = Program::serve(&database, &[]).await;
+    database.put(1, OWNER).await;
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 200);
     let seen = |text: &str| occurrences(program.pid(), text.as_bytes());
     assert!(seen(CONSUMER.0) > 0, "nothing was read");
     assert_eq!((seen(text), seen(CONSUMER.1), seen(TOKEN.1)), (1, 1, 1));
     let (head, tail) = text.split_at(24);
     assert_eq!((seen(head), seen(tail)), (1, 1));
-    write_private(&ground.folder.path().join("key"), &line("second"));
+    write_private(&database.folder.path().join("key"), &line("second"));
     wait_until("no key of the old file is in memory", async || seen(text) == 0).await;
 }

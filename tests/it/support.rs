@@ -68,7 +68,7 @@ pub enum Backend {
 }
 
 /// A migrated database with the documentation's application and token in it.
-pub struct Ground {
+pub struct TestDatabase {
     pub url: String,
     pub store: Store,
     pub credentials: Credentials,
@@ -80,12 +80,12 @@ pub struct Ground {
 /// A service that is up in this process.
 pub struct App {
     pub running: Option<Running>,
-    pub ground: Ground,
+    pub database: TestDatabase,
     pub grpc: String,
     pub rest: String,
 }
 
-impl Ground {
+impl TestDatabase {
     pub async fn new(backend: Backend) -> Self {
         match backend {
             Backend::Sqlite => Self::on(None).await,
@@ -139,10 +139,10 @@ impl Ground {
 
 impl App {
     pub async fn start(backend: Backend) -> Self {
-        Self::start_with(Ground::new(backend).await, |_| ()).await
+        Self::start_with(TestDatabase::new(backend).await, |_| ()).await
     }
 
-    pub async fn start_with(ground: Ground, customize: impl FnOnce(&mut Settings)) -> Self {
+    pub async fn start_with(database: TestDatabase, customize: impl FnOnce(&mut Settings)) -> Self {
         let free = || "127.0.0.1:0".parse().unwrap();
         let mut settings = Settings {
             rpc: server::Rpc::Served(Grpc {
@@ -158,23 +158,23 @@ impl App {
                 transport: TransportPolicy::default(),
                 public_origins: Vec::new(),
                 rate_limit: None,
-                keys: ground.keys.clone(),
+                keys: database.keys.clone(),
             }),
             jwt: None,
             admin: free(),
             purge: None,
             max_in_flight: 1024,
             drain: Duration::from_secs(5),
-            metrics: ground.store.metrics().clone(),
+            metrics: database.store.metrics().clone(),
             traces: Traces::default(),
-            clock: ground.clock.clone(),
+            clock: database.clock.clone(),
             entropy: Entropy::default(),
         };
         customize(&mut settings);
-        let running = Running::start(ground.store.clone(), settings).await.unwrap();
+        let running = Running::start(database.store.clone(), settings).await.unwrap();
         let origin = |address: Option<_>| format!("http://{}", address.unwrap_or(running.admin));
         let (grpc, rest) = (origin(running.grpc), origin(running.rest));
-        Self { running: Some(running), ground, grpc, rest }
+        Self { running: Some(running), database, grpc, rest }
     }
 
     pub fn rpc(&self) -> Rpc {
@@ -182,11 +182,11 @@ impl App {
     }
 
     pub async fn put(&self, number: i64, owner: i64) {
-        self.ground.put(number, owner).await;
+        self.database.put(number, owner).await;
     }
 
     pub async fn owned_by(&self, owner: i64) -> Vec<i64> {
-        self.ground.owned_by(owner).await
+        self.database.owned_by(owner).await
     }
 
     /// One request to the gateway.

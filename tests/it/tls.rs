@@ -18,7 +18,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{
     errors::{assert_answer, error_body, form},
     support::{
-        App, BLOCKED, Backend, Ground, NOW, OWNER, PATH, grpc_of,
+        App, BLOCKED, Backend, NOW, OWNER, PATH, TestDatabase, grpc_of,
         oauth::Signer,
         pki::{Authority, For, Leaf, TlsRpc, client_config, https, tls_rpc},
         program::{Program, path, run},
@@ -37,9 +37,9 @@ pub fn server_tls(folder: &Path, authority: &Authority) -> ServerTls {
 }
 
 async fn app(authority: &Authority, peers: &[&str]) -> App {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let tls = server_tls(ground.folder.path(), authority);
-    App::start_with(ground, |settings| {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let tls = server_tls(database.folder.path(), authority);
+    App::start_with(database, |settings| {
         let grpc = grpc_of(settings);
         grpc.tls = Some(tls);
         grpc.insecure_identity = false;
@@ -55,7 +55,7 @@ pub async fn destroy(rpc: &mut TlsRpc, user: i64, id: &str) -> Result<(), tonic:
 }
 
 #[tokio::test]
-async fn a_trusted_peer_is_believed_and_written_down() {
+async fn a_trusted_peer_is_accepted_and_recorded() {
     let authority = Authority::new("ours");
     let app = app(&authority, &[SERVICE, "billing.example"]).await;
     for (id, name, caller) in
@@ -66,7 +66,7 @@ async fn a_trusted_peer_is_believed_and_written_down() {
         let mut rpc = tls_rpc(&app.grpc, &authority, Some(&leaf));
         destroy(&mut rpc, OWNER, &format!("custom-{id}")).await.unwrap();
         let query = format!("SELECT caller FROM destroyed_collections WHERE id = {id}");
-        let row = app.ground.connection().await;
+        let row = app.database.connection().await;
         let row = row.query_one_raw(Statement::from_string(DbBackend::Sqlite, query)).await.unwrap().unwrap();
         assert_eq!(row.try_get::<String>("", "caller").unwrap(), caller);
     }
@@ -114,7 +114,7 @@ async fn no_session_of_a_client_with_a_certificate_is_resumed() {
     };
     assert_eq!(reason(&destroy(&mut rpc(), OWNER, "custom-9").await.unwrap_err()), "COLLECTION_NOT_FOUND");
     app.put(1, OWNER).await;
-    app.ground.set_clock(NOW + 5);
+    app.database.set_clock(NOW + 5);
     let refused = destroy(&mut rpc(), OWNER, "custom-1").await.unwrap_err();
     assert!(refused.details().is_empty(), "no handshake, no answer: {refused:?}");
     assert_eq!(app.owned_by(OWNER).await, [1]);
@@ -122,7 +122,7 @@ async fn no_session_of_a_client_with_a_certificate_is_resumed() {
 
 /// Health and reflection are no more open to a service off the list than the RPC is.
 #[tokio::test]
-async fn an_unlisted_peer_is_told_nothing() {
+async fn an_unlisted_peer_is_rejected_by_every_service() {
     let authority = Authority::new("ours");
     let app = app(&authority, &[SERVICE]).await;
     for (name, refused) in [(SERVICE, false), ("spiffe://example.org/other", true)] {
@@ -160,26 +160,26 @@ async fn wait_for_change(origin: &str, authority: &Authority, before: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_changes_is_served_within_two_seconds() {
     let authority = Authority::new("ours");
-    let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    let folder = ground.folder.path().to_owned();
+    let database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    let folder = database.folder.path().to_owned();
     server_tls(&folder, &authority);
     let leaf = authority.issue(&[SERVICE], For::Client);
     let file = |name: &str| path(&folder.join(name)).to_owned();
     let (certificate, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
     let flags =
         ["--tls-cert", &certificate, "--tls-key", &key, "--client-ca", &ca, "--trusted-peer", SERVICE];
-    let program = Program::serve_strictly(&ground, &flags).await;
+    let program = Program::serve_strictly(&database, &flags).await;
 
     let before = shown(&program.grpc, &authority).await;
-    let lock = ground.connection().await.begin().await.unwrap();
+    let lock = database.connection().await.begin().await.unwrap();
     lock.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
     let mut rpc = tls_rpc(&program.grpc, &authority, Some(&leaf));
     let call = tokio::spawn({
         let mut rpc = rpc.clone();
         async move { destroy(&mut rpc, OWNER, "custom-1").await }
     });
-    wait_for(&ground.connection().await, BLOCKED).await;
+    wait_for(&database.connection().await, BLOCKED).await;
 
     authority.server().write(&folder, "server");
     let begun = Instant::now();
@@ -255,12 +255,12 @@ async fn https_send(app: &App, authority: &Authority, http2: bool, id: &str) -> 
 #[tokio::test]
 async fn rest_is_served_over_tls() {
     let authority = Authority::new("ours");
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OWNER).await;
-    ground.put(2, OWNER).await;
-    let (certificate, key) = authority.server().write(ground.folder.path(), "rest");
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OWNER).await;
+    database.put(2, OWNER).await;
+    let (certificate, key) = authority.server().write(database.folder.path(), "rest");
     let key_pair = KeyPair { certificate, key };
-    let app = App::start_with(ground, |settings| {
+    let app = App::start_with(database, |settings| {
         let rest = settings.rest.as_mut().unwrap();
         rest.tls = Some(ServerTls { key_pair, clients: ClientAuth::Anyone, alpn: &["h2", "http/1.1"] });
         rest.transport.require_tls = true;
@@ -275,7 +275,7 @@ async fn rest_is_served_over_tls() {
 
 /// Behind a proxy that terminates TLS: `X-Forwarded-Proto` counts if a trusted proxy has set it.
 #[tokio::test]
-async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
+async fn only_a_trusted_proxy_may_set_x_forwarded_proto() {
     for (proxies, forwarded, served) in [
         ("127.0.0.0/8", &["https"][..], true),
         ("127.0.0.1/32", &["HTTPS, https"], true),
@@ -286,9 +286,9 @@ async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
         ("127.0.0.1/32", &[], false),
         ("10.0.0.0/8", &["https"], false),
     ] {
-        let ground = Ground::new(Backend::Sqlite).await;
-        ground.put(1, OWNER).await;
-        let app = App::start_with(ground, |settings| {
+        let database = TestDatabase::new(Backend::Sqlite).await;
+        database.put(1, OWNER).await;
+        let app = App::start_with(database, |settings| {
             settings.rest.as_mut().unwrap().transport =
                 TransportPolicy { require_tls: true, trusted_proxies: vec![proxies.parse().unwrap()] };
         })
@@ -312,9 +312,9 @@ async fn where_tls_is_required_only_a_trusted_proxy_may_say_so() {
 
 /// Incomplete and unsafe flags are rejected at the start; the error names the flag.
 #[tokio::test]
-async fn a_configuration_that_is_not_whole_is_refused() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let folder = ground.folder.path();
+async fn incomplete_flags_are_rejected() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let folder = database.folder.path();
     let authority = Authority::new("ours");
     server_tls(folder, &authority);
     std::fs::write(folder.join("empty"), "").unwrap();
@@ -322,7 +322,7 @@ async fn a_configuration_that_is_not_whole_is_refused() {
     let file = |name: &str| folder.join(name).display().to_string();
     let (cert, key, ca, empty, other) =
         (file("server.pem"), file("server.key"), file("ca.pem"), file("empty"), file("other.key"));
-    let url = ground.url.clone();
+    let url = database.url.clone();
     let whole = ["--tls-cert", &cert, "--tls-key", &key];
     let scoped = |file: &str| format!("spiffe://example.org={file}");
     let other_key = |flag: &str| format!("{flag} {other}: is not the key of the certificate");

@@ -26,10 +26,12 @@ use sha2::{Digest, Sha256};
 use tokio::process::Child;
 
 use super::{
-    batches::{UUIDS, asked, of_other, repeatable, together, tombstones},
+    batches::{
+        UUIDS, destroy_by_other, destroy_concurrently, destroy_of, destroy_with_request_id, tombstones,
+    },
     destroy::on_both,
     support::{
-        BLOCKED, Backend, Ground, OTHER, OWNER,
+        BLOCKED, Backend, OTHER, OWNER, TestDatabase,
         operator::signal,
         program::{command, path, run},
         user, wait_for,
@@ -37,28 +39,28 @@ use super::{
 };
 
 on_both!(
-    what_is_applied_is_what_was_exported,
-    what_is_live_is_destroyed_again_and_its_retries_replay,
+    an_applied_file_restores_the_exported_tombstones,
+    restored_collections_are_destroyed_again_and_retries_replay,
     ids_of_other_owners_are_left_alone,
-    tombstones_that_stand_are_not_changed,
+    existing_tombstones_are_not_changed,
     entries_without_a_purge_are_queued,
-    nothing_is_applied_of_a_file_that_is_not_valid,
-    what_is_destroyed_meanwhile_is_destroyed_once,
+    an_invalid_file_is_not_applied,
+    concurrent_destroys_and_applications_destroy_once,
     a_stopped_application_is_run_again,
     a_killed_application_is_run_again,
 );
 
 /// Runs a `tombstones` command on this database.
-async fn tombstones_command(ground: &Ground, arguments: &[&str]) -> (i32, String, String) {
-    run(&[&["tombstones"], arguments].concat(), &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await
+async fn tombstones_command(database: &TestDatabase, arguments: &[&str]) -> (i32, String, String) {
+    run(&[&["tombstones"], arguments].concat(), &[("COLLECTIONS_DATABASE_URL", &database.url)]).await
 }
 
-async fn apply(ground: &Ground, file: &str) -> (i32, String, String) {
-    tombstones_command(ground, &["apply", file]).await
+async fn apply(database: &TestDatabase, file: &str) -> (i32, String, String) {
+    tombstones_command(database, &["apply", file]).await
 }
 
-async fn export(ground: &Ground) -> String {
-    let (code, exported, errors) = tombstones_command(ground, &["export"]).await;
+async fn export(database: &TestDatabase) -> String {
+    let (code, exported, errors) = tombstones_command(database, &["export"]).await;
     assert_eq!((code, errors.as_str()), (0, ""));
     exported
 }
@@ -83,16 +85,16 @@ fn complete(lines: &str) -> String {
     format!("{lines}{{\"count\":{},\"sha256\":\"{hash}\"}}\n", lines.lines().count())
 }
 
-fn write(ground: &Ground, text: &str) -> String {
-    let file = ground.folder.path().join("tombstones.ndjson");
+fn write(database: &TestDatabase, text: &str) -> String {
+    let file = database.folder.path().join("tombstones.ndjson");
     fs::write(&file, text).unwrap();
     path(&file).to_owned()
 }
 
 /// Every row of a table, as a text that shows what is stored.
-async fn rows(ground: &Ground, table: &str) -> Vec<String> {
-    let admin = ground.connection().await;
-    let (is_sqlite, backend) = (ground.url.starts_with("sqlite"), admin.get_database_backend());
+async fn rows(database: &TestDatabase, table: &str) -> Vec<String> {
+    let admin = database.connection().await;
+    let (is_sqlite, backend) = (database.url.starts_with("sqlite"), admin.get_database_backend());
     let query = match table {
         "destroyed_collections" if is_sqlite => {
             "id || ' ' || owner_id || ' ' || destroyed_at || ' ' || lower(hex(request_id)) || ' ' || coalesce(caller, '-')"
@@ -120,16 +122,16 @@ fn mode(file: &Path) -> u32 {
     fs::metadata(file).unwrap().permissions().mode() & 0o777
 }
 
-async fn execute(ground: &Ground, statement: &str) {
-    ground.connection().await.execute_unprepared(statement).await.unwrap();
+async fn execute(database: &TestDatabase, statement: &str) {
+    database.connection().await.execute_unprepared(statement).await.unwrap();
 }
 
 /// Collections without entries, in one transaction.
-async fn put_many(ground: &Ground, ids: impl Iterator<Item = i64>) {
+async fn put_many(database: &TestDatabase, ids: impl Iterator<Item = i64>) {
     let values: Vec<_> =
         ids.map(|id| format!("({id}, {OWNER}, '', '', '2026-11-27T10:00:00+00:00')")).collect();
     let columns = "id, owner_id, name, timeline_order, created_at";
-    execute(ground, &format!("INSERT INTO collections ({columns}) VALUES {}", values.join(", "))).await;
+    execute(database, &format!("INSERT INTO collections ({columns}) VALUES {}", values.join(", "))).await;
 }
 
 fn empty(id: i64) -> NewCollection {
@@ -149,14 +151,14 @@ mod cases {
     use super::*;
 
     /// Into an empty database: every column comes back as it was, and a second application changes nothing.
-    pub async fn what_is_applied_is_what_was_exported(backend: Backend) {
-        let (lost, restored) = (Ground::new(backend).await, Ground::new(backend).await);
+    pub async fn an_applied_file_restores_the_exported_tombstones(backend: Backend) {
+        let (lost, restored) = (TestDatabase::new(backend).await, TestDatabase::new(backend).await);
         for id in 1..=4 {
             lost.put(id, OWNER).await;
         }
-        let nameless = collections_service::store::Destroy { caller: None, ..asked(4) };
-        let calls = [repeatable(1, 0), repeatable(2, 1), asked(3), nameless];
-        assert_eq!(together(&lost.store, calls).await, [Ok(Destroyed::Now); 4]);
+        let nameless = collections_service::store::Destroy { caller: None, ..destroy_of(4) };
+        let calls = [destroy_with_request_id(1, 0), destroy_with_request_id(2, 1), destroy_of(3), nameless];
+        assert_eq!(destroy_concurrently(&lost.store, calls).await, [Ok(Destroyed::Now); 4]);
         // As precise as the database can be: PostgreSQL has microseconds.
         let digits = if matches!(backend, Backend::Sqlite) { ".123456789" } else { ".123456" };
         for (id, time) in [(1, digits), (2, ".120"), (3, ".000001")] {
@@ -195,86 +197,91 @@ mod cases {
     }
 
     /// In more than one batch.
-    pub async fn what_is_live_is_destroyed_again_and_its_retries_replay(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        put_many(&ground, 1..=1500).await;
+    pub async fn restored_collections_are_destroyed_again_and_retries_replay(backend: Backend) {
+        let database = TestDatabase::new(backend).await;
+        put_many(&database, 1..=1500).await;
         let lines: String = (1..=1500).filter(|id| id % 3 != 0).map(line).collect();
-        let file = write(&ground, &complete(&lines));
-        assert_eq!(apply(&ground, &file).await, (0, summary(1000, 0, 0, 1000), String::new()));
+        let file = write(&database, &complete(&lines));
+        assert_eq!(apply(&database, &file).await, (0, summary(1000, 0, 0, 1000), String::new()));
         let live: Vec<_> = (1..=1500).filter(|id| id % 3 == 0).collect();
-        assert_eq!(ground.owned_by(OWNER).await, live);
-        assert_eq!(rows(&ground, "event_outbox").await, [] as [&str; 0]);
-        let retried = together(&ground.store, [1, 1499].map(|id| repeatable(id, 0))).await;
+        assert_eq!(database.owned_by(OWNER).await, live);
+        assert_eq!(rows(&database, "event_outbox").await, [] as [&str; 0]);
+        let retried =
+            destroy_concurrently(&database.store, [1, 1499].map(|id| destroy_with_request_id(id, 0))).await;
         assert_eq!(retried, [Ok(Destroyed::Before); 2]);
-        let renewed = together(&ground.store, [1, 1499].map(|id| repeatable(id, 1))).await;
+        let renewed =
+            destroy_concurrently(&database.store, [1, 1499].map(|id| destroy_with_request_id(id, 1))).await;
         assert_eq!(renewed, [Err(DestroyError::NotFound); 2]);
-        assert_eq!(apply(&ground, &file).await, (0, summary(0, 0, 1000, 0), String::new()));
+        assert_eq!(apply(&database, &file).await, (0, summary(0, 0, 1000, 0), String::new()));
     }
 
     pub async fn ids_of_other_owners_are_left_alone(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=200 {
-            ground.put(id, OTHER).await;
+            database.put(id, OTHER).await;
         }
-        ground.put(201, OWNER).await;
-        assert_eq!(together(&ground.store, [of_other(200)]).await, [Ok(Destroyed::Now)]);
-        let before = rows(&ground, "destroyed_collections").await;
-        let file = write(&ground, &complete(&(1..=201).map(line).collect::<String>()));
-        let (code, printed, errors) = apply(&ground, &file).await;
+        database.put(201, OWNER).await;
+        assert_eq!(
+            destroy_concurrently(&database.store, [destroy_by_other(200)]).await,
+            [Ok(Destroyed::Now)]
+        );
+        let before = rows(&database, "destroyed_collections").await;
+        let file = write(&database, &complete(&(1..=201).map(line).collect::<String>()));
+        let (code, printed, errors) = apply(&database, &file).await;
         assert_eq!((code, printed), (1, summary(1, 0, 0, 1)), "{errors}");
         assert!(errors.starts_with("error: 200 ids belong to another owner in this database"), "{errors}");
         assert!(errors.contains(&format!("custom-100: of {OWNER} in the file, of {OTHER} in the database")));
         assert!(errors.ends_with("and 100 more\n") && !errors.contains("custom-101:"), "{errors}");
-        assert_eq!(ground.owned_by(OTHER).await, (1..=199).collect::<Vec<_>>());
-        let mut after = rows(&ground, "destroyed_collections").await;
+        assert_eq!(database.owned_by(OTHER).await, (1..=199).collect::<Vec<_>>());
+        let mut after = rows(&database, "destroyed_collections").await;
         assert!(after.pop().unwrap().starts_with("201 "));
         assert_eq!(after, before);
-        let file = write(&ground, &complete(&line(200)));
-        let (code, _, errors) = apply(&ground, &file).await;
+        let file = write(&database, &complete(&line(200)));
+        let (code, _, errors) = apply(&database, &file).await;
         assert!(code == 1 && errors.contains("custom-200: of"), "{errors}");
     }
 
     /// Also where the collection was put back by hand after its destroy.
-    pub async fn tombstones_that_stand_are_not_changed(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        put_many(&ground, 1..=2).await;
+    pub async fn existing_tombstones_are_not_changed(backend: Backend) {
+        let database = TestDatabase::new(backend).await;
+        put_many(&database, 1..=2).await;
         assert_eq!(
-            together(&ground.store, (1..=2).map(|id| repeatable(id, 1))).await,
+            destroy_concurrently(&database.store, (1..=2).map(|id| destroy_with_request_id(id, 1))).await,
             [Ok(Destroyed::Now); 2]
         );
-        execute(&ground, "DELETE FROM purge_queue WHERE id = 2").await;
-        put_many(&ground, 2..=2).await;
-        let tombstones = rows(&ground, "destroyed_collections").await;
-        let queue = rows(&ground, "purge_queue").await;
-        let file = write(&ground, &complete(&[line(1), line(2)].concat()));
-        assert_eq!(apply(&ground, &file).await, (0, summary(1, 0, 1, 1), String::new()));
-        assert_eq!(rows(&ground, "destroyed_collections").await, tombstones);
-        assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
-        assert_eq!(rows(&ground, "purge_queue").await[..1], queue);
+        execute(&database, "DELETE FROM purge_queue WHERE id = 2").await;
+        put_many(&database, 2..=2).await;
+        let tombstones = rows(&database, "destroyed_collections").await;
+        let queue = rows(&database, "purge_queue").await;
+        let file = write(&database, &complete(&[line(1), line(2)].concat()));
+        assert_eq!(apply(&database, &file).await, (0, summary(1, 0, 1, 1), String::new()));
+        assert_eq!(rows(&database, "destroyed_collections").await, tombstones);
+        assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
+        assert_eq!(rows(&database, "purge_queue").await[..1], queue);
     }
 
     /// Tombstones that stand, and entries that a restore brought back under them.
     pub async fn entries_without_a_purge_are_queued(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         for id in 1..=3 {
-            ground.put(id, OWNER).await;
+            database.put(id, OWNER).await;
         }
         assert_eq!(
-            together(&ground.store, (1..=3).map(|id| repeatable(id, 0))).await,
+            destroy_concurrently(&database.store, (1..=3).map(|id| destroy_with_request_id(id, 0))).await,
             [Ok(Destroyed::Now); 3]
         );
-        execute(&ground, "DELETE FROM purge_queue WHERE id > 1").await;
-        execute(&ground, "DELETE FROM collection_entries WHERE collection_id = 3").await;
-        let queue = rows(&ground, "purge_queue").await;
-        let file = write(&ground, &complete(&(1..=3).map(line).collect::<String>()));
-        assert_eq!(apply(&ground, &file).await, (0, summary(0, 0, 3, 1), String::new()));
-        let now = rows(&ground, "purge_queue").await;
+        execute(&database, "DELETE FROM purge_queue WHERE id > 1").await;
+        execute(&database, "DELETE FROM collection_entries WHERE collection_id = 3").await;
+        let queue = rows(&database, "purge_queue").await;
+        let file = write(&database, &complete(&(1..=3).map(line).collect::<String>()));
+        assert_eq!(apply(&database, &file).await, (0, summary(0, 0, 3, 1), String::new()));
+        let now = rows(&database, "purge_queue").await;
         assert!(now[0] == queue[0] && now[1].starts_with("2 2026-11-27") && now.len() == 2, "{now:?}");
     }
 
-    pub async fn nothing_is_applied_of_a_file_that_is_not_valid(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        put_many(&ground, 1..=3).await;
+    pub async fn an_invalid_file_is_not_applied(backend: Backend) {
+        let database = TestDatabase::new(backend).await;
+        put_many(&database, 1..=3).await;
         let lines: String = (1..=3).map(line).collect();
         let whole = complete(&lines);
         let swapped = [line(1), line(3), line(2)].concat();
@@ -309,46 +316,46 @@ mod cases {
             (format!("{whole}{}", line(4)), "line 5: unexpected line after the trailing line"),
             (format!("{whole}{last}\n"), "line 5: unexpected line after the trailing line"),
         ] {
-            let file = write(&ground, &text);
-            let (code, printed, errors) = apply(&ground, &file).await;
+            let file = write(&database, &text);
+            let (code, printed, errors) = apply(&database, &file).await;
             assert_eq!((code, printed.as_str()), (1, ""), "{text}");
             assert!(
                 errors.contains(expected) && errors.contains("nothing was applied"),
                 "{expected}: {errors}"
             );
         }
-        assert_eq!(ground.owned_by(OWNER).await, [1, 2, 3]);
-        assert_eq!(tombstones(&ground).await, 0);
+        assert_eq!(database.owned_by(OWNER).await, [1, 2, 3]);
+        assert_eq!(tombstones(&database).await, 0);
 
         let allowed = async |text: &str| {
-            tombstones_command(&ground, &["apply", &write(&ground, text), "--allow-incomplete"]).await
+            tombstones_command(&database, &["apply", &write(&database, text), "--allow-incomplete"]).await
         };
         let (code, _, errors) = allowed(&complete(&format!("{}x\n", line(1)))).await;
         assert!(code == 1 && errors.contains("line 2: not a valid"), "{errors}");
-        assert_eq!(tombstones(&ground).await, 0);
+        assert_eq!(tombstones(&database).await, 0);
         let (code, printed, errors) = allowed(cut(&lines)).await;
         assert_eq!(code, 0, "{errors}");
         let expected = format!("{}; the file was cut within line 3\n", summary(2, 0, 0, 2).trim_end());
         assert_eq!(printed, expected);
-        assert_eq!(ground.owned_by(OWNER).await, [3]);
+        assert_eq!(database.owned_by(OWNER).await, [3]);
         // Without the last line break nothing is missing.
-        let file = write(&ground, whole.trim_end());
-        assert_eq!(apply(&ground, &file).await, (0, summary(1, 0, 2, 1), String::new()));
+        let file = write(&database, whole.trim_end());
+        assert_eq!(apply(&database, &file).await, (0, summary(1, 0, 2, 1), String::new()));
         for (file, expected) in [("/nowhere", "No such file"), ("/dev/null", "not a regular file")] {
-            let (code, _, errors) = apply(&ground, file).await;
+            let (code, _, errors) = apply(&database, file).await;
             assert!(code == 2 && errors.contains(expected), "{errors}");
         }
     }
 
     /// The service destroys what the file names, under the same and under other requests, and more.
-    pub async fn what_is_destroyed_meanwhile_is_destroyed_once(backend: Backend) {
+    pub async fn concurrent_destroys_and_applications_destroy_once(backend: Backend) {
         const MOST: i64 = 6000;
-        let ground = Ground::new(backend).await;
-        put_many(&ground, 1..=MOST).await;
+        let database = TestDatabase::new(backend).await;
+        put_many(&database, 1..=MOST).await;
         let file =
-            write(&ground, &complete(&(1..=MOST).filter(|id| id % 3 != 0).map(line).collect::<String>()));
+            write(&database, &complete(&(1..=MOST).filter(|id| id % 3 != 0).map(line).collect::<String>()));
         let applying = tokio::spawn({
-            let url = ground.url.clone();
+            let url = database.url.clone();
             async move { run(&["tombstones", "apply", &file], &[("COLLECTIONS_DATABASE_URL", &url)]).await }
         });
         // Against the order of the file, so that they meet.
@@ -356,8 +363,8 @@ mod cases {
         let mut ids: Vec<i64> = (1..=MOST).collect();
         while let Some(from) = ids.len().checked_sub(50) {
             let batch = ids.split_off(from);
-            let calls = batch.iter().map(|id| repeatable(*id, usize::from(id % 2 == 0)));
-            for (id, outcome) in batch.iter().zip(together(&ground.store, calls).await) {
+            let calls = batch.iter().map(|id| destroy_with_request_id(*id, usize::from(id % 2 == 0)));
+            for (id, outcome) in batch.iter().zip(destroy_concurrently(&database.store, calls).await) {
                 match outcome {
                     Ok(Destroyed::Now) => destroyed += 1,
                     Ok(Destroyed::Before) => assert!(id % 2 != 0 && id % 3 != 0, "{id}"),
@@ -370,9 +377,9 @@ mod cases {
         let applied: usize = printed.split(' ').nth(3).unwrap().parse().unwrap();
         assert!(applied > 0 && destroyed > 0, "they did not meet: {applied} and {destroyed}");
         assert_eq!(applied + destroyed, MOST as usize, "{printed}");
-        assert_eq!(tombstones(&ground).await, MOST);
-        assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
-        let queued: BTreeSet<_> = rows(&ground, "purge_queue").await.into_iter().collect();
+        assert_eq!(tombstones(&database).await, MOST);
+        assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
+        let queued: BTreeSet<_> = rows(&database, "purge_queue").await.into_iter().collect();
         assert_eq!(queued.len(), MOST as usize);
     }
 
@@ -388,27 +395,27 @@ mod cases {
 /// Enough for an application to be caught in its middle, however busy the machine is.
 const MANY: i64 = 30_000;
 
-fn applying(ground: &Ground, file: &str) -> Child {
-    start(ground, &["apply", file])
+fn applying(database: &TestDatabase, file: &str) -> Child {
+    start(database, &["apply", file])
 }
 
-fn start(ground: &Ground, arguments: &[&str]) -> Child {
+fn start(database: &TestDatabase, arguments: &[&str]) -> Child {
     let mut command = command(&[&["tombstones"], arguments].concat());
-    command.env("COLLECTIONS_DATABASE_URL", &ground.url);
+    command.env("COLLECTIONS_DATABASE_URL", &database.url);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Starts the application, and holds what it waits for once it is in the middle.
-async fn hold(ground: &Ground, file: &str) -> (DatabaseTransaction, Child) {
-    let admin = ground.connection().await;
+async fn hold(database: &TestDatabase, file: &str) -> (DatabaseTransaction, Child) {
+    let admin = database.connection().await;
     if admin.get_database_backend() == DbBackend::Postgres {
         let held = admin.begin().await.unwrap();
         held.execute_unprepared("SELECT 1 FROM collections WHERE id = 2500 FOR UPDATE").await.unwrap();
-        let child = applying(ground, file);
-        wait_for(&ground.connection().await, BLOCKED).await;
+        let child = applying(database, file);
+        wait_for(&database.connection().await, BLOCKED).await;
         return (held, child);
     }
-    let child = applying(ground, file);
+    let child = applying(database, file);
     let immediate = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..Default::default()
@@ -428,16 +435,16 @@ async fn hold(ground: &Ground, file: &str) -> (DatabaseTransaction, Child) {
 }
 
 async fn an_interrupted_application_is_run_again(backend: Backend, with: Signal) {
-    let ground = Ground::new(backend).await;
-    put_many(&ground, (1..=MANY).filter(|id| id % 2 == 0)).await;
-    let file = write(&ground, &complete(&(1..=MANY).map(line).collect::<String>()));
-    let (held, child) = hold(&ground, &file).await;
+    let database = TestDatabase::new(backend).await;
+    put_many(&database, (1..=MANY).filter(|id| id % 2 == 0)).await;
+    let file = write(&database, &complete(&(1..=MANY).map(line).collect::<String>()));
+    let (held, child) = hold(&database, &file).await;
     signal(&child, with);
     // It ends although what it waits for is still held.
     let output = child.wait_with_output().await.unwrap();
     held.rollback().await.unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
-    let done = tombstones(&ground).await;
+    let done = tombstones(&database).await;
     assert!(done > 0 && done < MANY && done % 1000 == 0, "not in the middle: {done}");
     if with == Signal::SIGTERM {
         assert_eq!(output.status.code(), Some(1), "{errors}");
@@ -452,7 +459,7 @@ async fn an_interrupted_application_is_run_again(backend: Backend, with: Signal)
     }
     assert_eq!(output.stdout, b"");
     let (done, rest) = (done as usize, (MANY - done) as usize);
-    assert_eq!(apply(&ground, &file).await, (0, summary(rest / 2, rest / 2, done, rest), String::new()));
-    assert_eq!(ground.owned_by(OWNER).await, [] as [i64; 0]);
-    assert_eq!(tombstones(&ground).await, MANY);
+    assert_eq!(apply(&database, &file).await, (0, summary(rest / 2, rest / 2, done, rest), String::new()));
+    assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
+    assert_eq!(tombstones(&database).await, MANY);
 }

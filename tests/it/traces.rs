@@ -9,7 +9,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tonic::{Code, Request, Response, Status};
 
 use super::support::{
-    Backend, Ground, OTHER, OWNER, PATH,
+    Backend, OTHER, OWNER, PATH, TestDatabase,
     collector::{Collector, Received},
     form_now,
     pki::{Authority, For},
@@ -26,8 +26,8 @@ const PROMPTLY: &str = "export OTEL_BSP_SCHEDULE_DELAY=20";
 const LATE: &str = "export OTEL_BSP_SCHEDULE_DELAY=3600000";
 const BOUND: Duration = Duration::from_secs(15);
 
-async fn serve(setup: &str, ground: &Ground, flags: &[&str]) -> Program {
-    let program = Program::start_after(setup, ground, &[&SERVE[..], flags].concat()).await;
+async fn serve(setup: &str, database: &TestDatabase, flags: &[&str]) -> Program {
+    let program = Program::start_after(setup, database, &[&SERVE[..], flags].concat()).await;
     program.wait_until_ready().await;
     program
 }
@@ -74,13 +74,13 @@ fn attribute<'a>(span: &'a Received, name: &str) -> &'a str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_gateway_rpc_and_statement_as_one_tree() {
     for (backend, system) in [(Backend::Postgres, "postgresql"), (Backend::Sqlite, "sqlite")] {
-        let ground = Ground::new(backend).await;
-        ground.put(1, OWNER).await;
+        let database = TestDatabase::new(backend).await;
+        database.put(1, OWNER).await;
         let collector = Collector::start().await;
         let flags = ["--otlp-endpoint", &collector.url, "--otlp-sample", "1"];
-        let service = serve(PROMPTLY, &ground, &flags).await;
+        let service = serve(PROMPTLY, &database, &flags).await;
         let upstream = [&["gateway", "--upstream", &service.grpc], &flags[..]].concat();
-        let gateway = Program::start_after(PROMPTLY, &ground, &upstream).await;
+        let gateway = Program::start_after(PROMPTLY, &database, &upstream).await;
 
         let mut request = form_now(&gateway.rest, "custom-1");
         request.headers_mut().insert("traceparent", context(7, "01").parse().unwrap());
@@ -138,11 +138,11 @@ async fn records_gateway_rpc_and_statement_as_one_tree() {
 /// A lock on the file holds the statement back until eight calls wait for it; then the ninth is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn links_a_statement_with_all_recorded_calls_that_share_it() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let collector = Collector::start().await;
     let flags = ["--otlp-endpoint", &collector.url, "--max-in-flight", "16", "--purge", "off"];
-    let program = serve(LATE, &ground, &flags).await;
-    let lock = ground.connection().await;
+    let program = serve(LATE, &database, &flags).await;
+    let lock = database.connection().await;
     let lock =
         sea_orm::ConnectionTrait::execute_unprepared(&lock, "BEGIN IMMEDIATE").await.map(|_| lock).unwrap();
     let mut calls = JoinSet::new();
@@ -189,11 +189,11 @@ async fn links_a_statement_with_all_recorded_calls_that_share_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_that_has_decided_has_precedence_over_the_ratio() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     for (ratio, malformed_is_recorded) in [("0", false), ("1", true)] {
         let collector = Collector::start().await;
         let flags = ["--otlp-endpoint", &collector.url, "--otlp-sample", ratio];
-        let program = serve(LATE, &ground, &flags).await;
+        let program = serve(LATE, &database, &flags).await;
         let malformed = context(3, "01").replace("00-", "ff-");
         for parent in [&context(1, "01"), &context(2, "00"), &malformed] {
             destroy(&program.grpc, OWNER, "custom-9", Some(parent)).await.unwrap_err();
@@ -217,10 +217,10 @@ async fn a_caller_that_has_decided_has_precedence_over_the_ratio() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn marks_server_errors_alone_as_errors() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    ground.put(1, OTHER).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    database.put(1, OTHER).await;
     let collector = Collector::start().await;
-    let program = serve(LATE, &ground, &["--otlp-endpoint", &collector.url, "--otlp-sample", "1"]).await;
+    let program = serve(LATE, &database, &["--otlp-endpoint", &collector.url, "--otlp-sample", "1"]).await;
     for id in ["custom-1", "custom-2", "x"] {
         destroy(&program.grpc, OWNER, id, None).await.unwrap_err();
     }
@@ -229,7 +229,7 @@ async fn marks_server_errors_alone_as_errors() {
         send(&program.rest, request).await;
     }
     // The file is gone: the statement fails.
-    std::fs::remove_file(ground.folder.path().join("db")).unwrap();
+    std::fs::remove_file(database.folder.path().join("db")).unwrap();
     let status = destroy(&program.grpc, OWNER, "custom-3", None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     stop(program).await;
@@ -258,10 +258,10 @@ async fn marks_server_errors_alone_as_errors() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_away_fails_neither_calls_nor_the_drain() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let program = serve(PROMPTLY, &ground, &["--otlp-endpoint", &url, "--otlp-sample", "1"]).await;
+    let program = serve(PROMPTLY, &database, &["--otlp-endpoint", &url, "--otlp-sample", "1"]).await;
     let call = async || {
         assert_eq!(destroy(&program.grpc, OWNER, "custom-1", None).await.unwrap_err().code(), Code::NotFound);
     };
@@ -285,11 +285,11 @@ async fn a_collector_that_is_away_fails_neither_calls_nor_the_drain() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_does_not_answer_delays_the_end_for_seconds_at_most() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let flags = ["--otlp-endpoint", &url, "--otlp-sample", "1", "--drain-seconds", "2"];
-    let program = serve(&format!("{PROMPTLY} OTEL_BSP_MAX_QUEUE_SIZE=3"), &ground, &flags).await;
+    let program = serve(&format!("{PROMPTLY} OTEL_BSP_MAX_QUEUE_SIZE=3"), &database, &flags).await;
     destroy(&program.grpc, OWNER, "custom-1", None).await.unwrap_err();
     let _silent = listener.accept().await.unwrap();
     for _ in 0..5 {
@@ -306,8 +306,8 @@ async fn a_collector_that_does_not_answer_delays_the_end_for_seconds_at_most() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honours_the_standard_variables() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let folder = ground.folder.path();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let folder = database.folder.path();
     let authority = Authority::new("ours");
     let ca = authority.write(folder, "ca.pem");
     let (certificate, key) = authority.issue(&["service"], For::Client).write(folder, "client");
@@ -323,7 +323,7 @@ async fn honours_the_standard_variables() {
         path(&certificate),
         path(&key)
     );
-    let program = serve(&setup, &ground, &[]).await;
+    let program = serve(&setup, &database, &[]).await;
     destroy(&program.grpc, OWNER, "custom-1", Some(&context(1, "00"))).await.unwrap_err();
     stop(program).await;
     let spans = collector.spans.all();
@@ -336,14 +336,14 @@ async fn honours_the_standard_variables() {
     assert_eq!(exports[0].get("grpc-encoding").unwrap(), "gzip");
 
     // The flags have precedence.
-    let program = serve(&setup, &ground, &["--otlp-endpoint", &other.url, "--otlp-sample", "0"]).await;
+    let program = serve(&setup, &database, &["--otlp-endpoint", &other.url, "--otlp-sample", "0"]).await;
     destroy(&program.grpc, OWNER, "custom-1", Some(&context(1, "00"))).await.unwrap_err();
     destroy(&program.grpc, OWNER, "custom-1", Some(&context(2, "01"))).await.unwrap_err();
     stop(program).await;
     assert_eq!((collector.spans.all().len(), other.spans.all().len()), (2, 2));
 
     for off in ["OTEL_SDK_DISABLED=true", "OTEL_TRACES_EXPORTER=none"] {
-        let program = serve(&format!("{setup} {off}"), &ground, &[]).await;
+        let program = serve(&format!("{setup} {off}"), &database, &[]).await;
         destroy(&program.grpc, OWNER, "custom-1", Some(&context(3, "01"))).await.unwrap_err();
         destroy(&program.grpc, OWNER, "custom-1", Some("malformed")).await.unwrap_err();
         let log = stop(program).await;
@@ -356,8 +356,8 @@ async fn honours_the_standard_variables() {
 
 #[tokio::test]
 async fn a_configuration_that_cannot_be_used_is_refused() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key = ground.folder.path().join("key");
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key = database.folder.path().join("key");
     let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317");
     for (flags, variables, expected) in [
         (&["--otlp-endpoint", "collector:4317"][..], &[][..], "--otlp-endpoint"),
@@ -396,7 +396,7 @@ async fn a_configuration_that_cannot_be_used_is_refused() {
     ] {
         for command in [&SERVE[..], &["gateway", "--upstream", "http://127.0.0.1:1"]] {
             let arguments = [command, &["--credentials-key-file", path(&key)], flags].concat();
-            let database = ("COLLECTIONS_DATABASE_URL", ground.url.as_str());
+            let database = ("COLLECTIONS_DATABASE_URL", database.url.as_str());
             let (code, _, error) = run(&arguments, &[&[database], variables].concat()).await;
             assert_eq!(code, 2, "{flags:?} {variables:?}: {error}");
             assert!(

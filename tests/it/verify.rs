@@ -10,26 +10,26 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use serde_json::{Value, json};
 
 use super::{
-    batches::{asked, repeatable},
+    batches::{destroy_of, destroy_with_request_id},
     destroy::on_both,
-    support::{Backend, Ground, OWNER, program::run},
+    support::{Backend, OWNER, TestDatabase, program::run},
 };
 
 on_both!(
     a_database_that_follows_the_rules_has_no_findings,
     every_kind_is_found_and_named,
-    fix_repairs_what_it_promises_and_nothing_else,
+    fix_repairs_only_the_documented_findings,
     a_fix_of_everything_exits_with_0,
 );
 
 /// Runs the command with these arguments.
-async fn operate(ground: &Ground, arguments: &[&str]) -> (i32, String, String) {
-    run(arguments, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await
+async fn operate(database: &TestDatabase, arguments: &[&str]) -> (i32, String, String) {
+    run(arguments, &[("COLLECTIONS_DATABASE_URL", &database.url)]).await
 }
 
 /// `verify --json`, with more arguments: exit code, object.
-async fn verify(ground: &Ground, more: &[&str]) -> (i32, Value) {
-    let (code, output, errors) = operate(ground, &[&["verify", "--json"], more].concat()).await;
+async fn verify(database: &TestDatabase, more: &[&str]) -> (i32, Value) {
+    let (code, output, errors) = operate(database, &[&["verify", "--json"], more].concat()).await;
     let parsed = serde_json::from_str(&output);
     (code, parsed.unwrap_or_else(|error| panic!("{error}: {output}{errors}")))
 }
@@ -61,24 +61,24 @@ async fn number(connection: &DatabaseConnection, query: &str) -> i64 {
 }
 
 /// Purges until nothing is left that can be purged.
-async fn purge(ground: &Ground) {
-    let mut purger = ground.store.purger(PurgeLimits::once(100));
-    while ground.store.purge_backlog(None).await.unwrap().purgeable > 0 {
+async fn purge(database: &TestDatabase) {
+    let mut purger = database.store.purger(PurgeLimits::once(100));
+    while database.store.purge_backlog(None).await.unwrap().purgeable > 0 {
         purger.step().await.unwrap();
     }
 }
 
 /// Rows of each kind that only a hand can write; 1 and 7 are live, 2 and 4 destroyed and purged.
-async fn ground_with_findings(backend: Backend) -> Ground {
-    let ground = Ground::new(backend).await;
-    let admin = ground.connection().await;
+async fn database_with_findings(backend: Backend) -> TestDatabase {
+    let database = TestDatabase::new(backend).await;
+    let admin = database.connection().await;
     for id in [1, 2, 4, 7] {
-        ground.put(id, OWNER).await;
+        database.put(id, OWNER).await;
     }
     for id in [2, 4] {
-        ground.store.destroy(repeatable(id, 0)).await.unwrap();
+        database.store.destroy(destroy_with_request_id(id, 0)).await.unwrap();
     }
-    purge(&ground).await;
+    purge(&database).await;
     let entry = "INSERT INTO collection_entries (collection_id, tweet_id, sort_index, added_at) VALUES";
     let row = "INSERT INTO collections (id, owner_id, name, timeline_order, created_at) VALUES";
     let queue = "INSERT INTO purge_queue (id, since) VALUES";
@@ -94,7 +94,7 @@ async fn ground_with_findings(backend: Backend) -> Ground {
         ],
     )
     .await;
-    ground
+    database
 }
 
 /// What each of those rows is found as.
@@ -112,21 +112,21 @@ mod cases {
     use super::*;
 
     pub async fn a_database_that_follows_the_rules_has_no_findings(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        let database = TestDatabase::new(backend).await;
+        let (code, output, errors) = operate(&database, &["verify"]).await;
         let checked = "checked 0 entries under 0 ids, 0 tombstones, 0 rows of queues: nothing found\n";
         assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
         for id in 1..=5 {
-            ground.put(id, OWNER).await;
+            database.put(id, OWNER).await;
         }
-        ground.store.destroy(asked(3)).await.unwrap();
-        purge(&ground).await;
-        ground.store.destroy(asked(2)).await.unwrap();
-        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        database.store.destroy(destroy_of(3)).await.unwrap();
+        purge(&database).await;
+        database.store.destroy(destroy_of(2)).await.unwrap();
+        let (code, output, errors) = operate(&database, &["verify"]).await;
         let checked = "oldest row of the purge queue: 2026-11-23T19:18:20+00:00\n\
                        checked 8 entries under 4 ids, 2 tombstones, 1 row of queues: nothing found\n";
         assert_eq!((code, output.as_str(), errors.as_str()), (0, checked, ""));
-        let (code, object) = verify(&ground, &["--fix"]).await;
+        let (code, object) = verify(&database, &["--fix"]).await;
         assert_eq!(code, 0);
         let checked = json!({
             "collections_with_entries": 4, "entries": 8, "tombstones": 2, "purge_queue": 1, "event_outbox": 0
@@ -135,25 +135,25 @@ mod cases {
         assert_eq!((&object["found"], &object["fixed"]), (&json!(0), &json!(0)));
         assert_eq!(object["purge_queue_oldest"], "2026-11-23T19:18:20+00:00");
         assert_eq!(ids(&object), []);
-        purge(&ground).await;
-        assert_eq!(verify(&ground, &[]).await.1["purge_queue_oldest"], Value::Null);
+        purge(&database).await;
+        assert_eq!(verify(&database, &[]).await.1["purge_queue_oldest"], Value::Null);
     }
 
     pub async fn every_kind_is_found_and_named(backend: Backend) {
-        let ground = ground_with_findings(backend).await;
+        let database = database_with_findings(backend).await;
         for _ in 0..2 {
             // Without --fix nothing changes.
-            let (code, object) = verify(&ground, &[]).await;
+            let (code, object) = verify(&database, &[]).await;
             assert_eq!(code, 1);
             assert_eq!(ids(&object), expected_findings());
             assert_eq!((&object["found"], &object["fixed"]), (&json!(8), &json!(0)));
-            let (_, text, _) = operate(&ground, &["verify"]).await;
+            let (_, text, _) = operate(&database, &["verify"]).await;
             for finding in object["findings"].as_array().unwrap() {
                 let advice = finding["advice"].as_str().unwrap();
                 assert!(text.contains(&format!("\n  what to do: {advice}\n")), "{finding} {text}");
             }
         }
-        let (code, output, errors) = operate(&ground, &["verify"]).await;
+        let (code, output, errors) = operate(&database, &["verify"]).await;
         assert_eq!((code, errors.as_str()), (1, "error: 8 findings\n"));
         for (_, ids) in expected_findings() {
             assert!(ids.iter().all(|id| output.contains(&format!("\n  {id}\n"))), "{output}");
@@ -163,17 +163,17 @@ mod cases {
         assert_eq!(output.lines().last(), Some(last));
     }
 
-    pub async fn fix_repairs_what_it_promises_and_nothing_else(backend: Backend) {
-        let ground = ground_with_findings(backend).await;
-        let (code, object) = verify(&ground, &["--fix"]).await;
+    pub async fn fix_repairs_only_the_documented_findings(backend: Backend) {
+        let database = database_with_findings(backend).await;
+        let (code, object) = verify(&database, &["--fix"]).await;
         assert_eq!(code, 1);
         assert_eq!(ids(&object), expected_findings());
         assert_eq!((&object["found"], &object["fixed"]), (&json!(8), &json!(7)));
-        let (code, object) = verify(&ground, &["--fix"]).await;
+        let (code, object) = verify(&database, &["--fix"]).await;
         assert_eq!((code, ids(&object)), (1, vec![("live_and_destroyed", vec!["custom-4"])]));
-        let (_, _, errors) = operate(&ground, &["verify", "--fix"]).await;
+        let (_, _, errors) = operate(&database, &["verify", "--fix"]).await;
         assert_eq!(errors, "error: 1 finding, 0 fixed\n");
-        let admin = ground.connection().await;
+        let admin = database.connection().await;
         for (query, expected) in [
             ("SELECT count(*) FROM collection_entries WHERE collection_id IN (1, 7)", 4),
             ("SELECT count(*) FROM collection_entries", 5),
@@ -186,17 +186,17 @@ mod cases {
         ] {
             assert_eq!(number(&admin, query).await, expected, "{query}");
         }
-        ground.store.destroy(repeatable(4, 1)).await.unwrap();
-        let (code, object) = verify(&ground, &[]).await;
+        database.store.destroy(destroy_with_request_id(4, 1)).await.unwrap();
+        let (code, object) = verify(&database, &[]).await;
         assert_eq!((code, ids(&object)), (0, vec![]));
     }
 
     pub async fn a_fix_of_everything_exits_with_0(backend: Backend) {
-        let ground = ground_with_findings(backend).await;
-        execute(&ground.connection().await, &["DELETE FROM collections WHERE id = 4"]).await;
-        let (code, output, errors) = operate(&ground, &["verify", "--fix"]).await;
+        let database = database_with_findings(backend).await;
+        execute(&database.connection().await, &["DELETE FROM collections WHERE id = 4"]).await;
+        let (code, output, errors) = operate(&database, &["verify", "--fix"]).await;
         assert_eq!((code, errors.as_str()), (0, ""), "{output}");
         assert!(output.ends_with(": 7 findings, 7 fixed\n"), "{output}");
-        assert_eq!(verify(&ground, &[]).await.0, 0);
+        assert_eq!(verify(&database, &[]).await.0, 0);
     }
 }

@@ -9,13 +9,13 @@ use collections_service::{
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult, Statement, TransactionTrait};
 
 use super::model::{Collection, Entry, Tables, Time};
-use crate::support::{Backend, Ground, connect, user};
+use crate::support::{Backend, TestDatabase, connect, user};
 
 const TABLES: [&str; 6] =
     ["collections", "collection_entries", "destroyed_collections", "purge_queue", "event_outbox", "imports"];
 
 pub struct Database {
-    ground: Ground,
+    database: TestDatabase,
     backend: Backend,
     pub store: Store,
     /// The test's own.
@@ -26,12 +26,12 @@ pub struct Database {
 
 impl Database {
     pub async fn new(backend: Backend) -> Self {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         // Else it would delete the write-ahead log of the file that takes the place of its own.
-        ground.store.close().await;
-        let connection = ground.connection().await;
-        let store = open(&ground).await;
-        let database = Self { ground, backend, store, connection, purger: None };
+        database.store.close().await;
+        let connection = database.connection().await;
+        let store = open(&database).await;
+        let database = Self { database, backend, store, connection, purger: None };
         if matches!(backend, Backend::Postgres) {
             database.execute("CREATE SCHEMA saved").await;
             for table in TABLES {
@@ -45,9 +45,9 @@ impl Database {
 
     /// Moves the clock on by a second.
     pub fn tick(&self) -> Time {
-        let Clock::Set(seconds) = &self.ground.clock else { panic!("the clock is the machine's") };
+        let Clock::Set(seconds) = &self.database.clock else { panic!("the clock is the machine's") };
         seconds.fetch_add(1, Ordering::Relaxed);
-        self.ground.clock.now()
+        self.database.clock.now()
     }
 
     /// Deletes all rows.
@@ -63,7 +63,7 @@ impl Database {
     pub async fn restart(&mut self) {
         self.purger = None;
         self.store.close().await;
-        self.store = open(&self.ground).await;
+        self.store = open(&self.database).await;
     }
 
     /// SQLite: as `deploy/RESTORE.md` does it. PostgreSQL: a copy of the rows of one snapshot, in place of `pg_dump`, which
@@ -94,7 +94,7 @@ impl Database {
                 let _missing = fs::remove_file(old);
             }
             fs::copy(self.saved_file(number), file).unwrap();
-            self.connection = self.ground.connection().await;
+            self.connection = self.database.connection().await;
         } else {
             let transaction = self.connection.begin().await.unwrap();
             for table in TABLES {
@@ -107,11 +107,11 @@ impl Database {
             }
             transaction.commit().await.unwrap();
         }
-        self.store = open(&self.ground).await;
+        self.store = open(&self.database).await;
     }
 
     fn file(&self, name: &str) -> String {
-        self.ground.folder.path().join(name).display().to_string()
+        self.database.folder.path().join(name).display().to_string()
     }
 
     fn saved_file(&self, number: usize) -> String {
@@ -187,7 +187,7 @@ impl Database {
 }
 
 /// As a service that publishes opens it.
-async fn open(ground: &Ground) -> Store {
+async fn open(database: &TestDatabase) -> Store {
     let capacity = Capacity { publish: true, ..Capacity::of(3) };
-    connect(&ground.url, capacity, &ground.clock).await
+    connect(&database.url, capacity, &database.clock).await
 }

@@ -22,7 +22,7 @@ use super::{
     model::{Tables, Time},
 };
 use crate::{
-    batches::{outcome_of, together},
+    batches::{destroy_concurrently, outcome_of},
     support::user,
 };
 
@@ -178,7 +178,7 @@ impl Player<'_> {
     }
 
     async fn destroy(&mut self, calls: Vec<Destroy>, now: Time) -> Result<(), TestCaseError> {
-        let answers = together(&self.database.store, calls.iter().cloned()).await;
+        let answers = destroy_concurrently(&self.database.store, calls.iter().cloned()).await;
         let expected: Vec<_> = calls.iter().map(|call| self.model.destroy(call, now)).collect();
         same(&answers, &expected, "the destroy")?;
         self.note_request_ids(&calls, &answers).await?;

@@ -15,9 +15,9 @@ async fn the_documented_commands_work() {
     let mut command = Command::new("bash");
     command
         .args(["-euc", script])
-        .current_dir(fixture.ground.folder.path())
+        .current_dir(fixture.database.folder.path())
         .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
-        .env("COLLECTIONS_DATABASE_URL", &fixture.ground.url);
+        .env("COLLECTIONS_DATABASE_URL", &fixture.database.url);
     let output = command.output().await.unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{errors}");
@@ -59,7 +59,7 @@ async fn the_documented_grants_suffice() {
          GRANT SELECT, INSERT, UPDATE, DELETE ON imports TO {role}"
         ))
         .await;
-    fixture.ground.url = fixture.ground.url.replace("//tests@", &format!("//{role}@"));
+    fixture.database.url = fixture.database.url.replace("//tests@", &format!("//{role}@"));
     fixture.write("in", [line(1, 2), line(2, 2)].concat());
     assert_eq!(fixture.import(&["in"]).await, (0, summary(2, 4, 0, 0), String::new()));
     assert_eq!(fixture.import(&["in", "--resume"]).await, (0, summary(0, 0, 2, 0), String::new()));

@@ -13,7 +13,7 @@ use super::{
     ImportFixture, line,
 };
 
-on_both!(killed_imports_end_as_unbroken_ones);
+on_both!(killed_imports_resume_to_the_same_result);
 
 const LINES: u64 = 6_000;
 /// So many kills cannot all hit the start of a process.
@@ -35,7 +35,7 @@ mod cases {
     use super::*;
 
     /// `TEST_IMPORT_KILLS` is the number of kills, 3 by default.
-    pub async fn killed_imports_end_as_unbroken_ones(backend: Backend) {
+    pub async fn killed_imports_resume_to_the_same_result(backend: Backend) {
         let kills: u32 = std::env::var("TEST_IMPORT_KILLS").map_or(3, |count| count.parse().unwrap());
         let input = input();
         let arguments = ["in", "--max-rejects", "1000", "--resume"];

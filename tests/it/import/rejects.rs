@@ -148,11 +148,11 @@ mod cases {
 
     pub async fn ids_in_use_are_rejects(backend: Backend) {
         let app = App::start(backend).await;
-        let fixture = ImportFixture { ground: app.ground };
+        let fixture = ImportFixture { database: app.database };
         let stored = r#"{"id":"custom-1","owner_id":7,"name":"a","description":"b","created_at":"2026-01-02T03:04:05Z","entries":[1,2]}"#;
         fixture.write("in", stored);
         assert_eq!(fixture.import(&["in"]).await.0, 0);
-        fixture.ground.put(2, OWNER).await;
+        fixture.database.put(2, OWNER).await;
         let mut rpc = super::super::super::support::rpc(&app.grpc);
         destroy(&mut rpc, OWNER, "custom-2", "").await.unwrap();
         fixture.execute("INSERT INTO collection_entries VALUES (3, 1, 0, '2026-01-02T03:04:05+00:00')").await;

@@ -17,7 +17,7 @@ use super::{
         destroy::on_both,
         faults::front,
         support::{
-            Backend, Ground, cluster::Cluster, fresh_database, operator::signal, relay::lose_answers,
+            Backend, TestDatabase, cluster::Cluster, fresh_database, operator::signal, relay::lose_answers,
             wait_until,
         },
     },
@@ -142,9 +142,10 @@ mod cases {
 
 /// An outage that lasts ends the import; a short one does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_of_the_database_is_outlived_or_reported() {
+async fn an_outage_of_the_database_is_retried_or_reported() {
     let mut cluster = Cluster::start().await;
-    let fixture = ImportFixture { ground: Ground::on(Some(fresh_database(&cluster.url()).await)).await };
+    let fixture =
+        ImportFixture { database: TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await };
     let all = lines(1..=4000);
     let split_before = |id: u64| all.split_at(all.find(&format!("{{\"id\":\"custom-{id}\"")).unwrap());
     // For good, while it waits for more input.
@@ -188,14 +189,15 @@ fn every_second_commit(cuts: Arc<AtomicU32>) -> impl Fn(&[u8]) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_acknowledgement_is_resolved() {
     let mut fixture = ImportFixture::new(Backend::Postgres).await;
-    let ((listener, through, server), cuts) = (front(&fixture.ground.url).await, Arc::new(AtomicU32::new(0)));
+    let ((listener, through, server), cuts) =
+        (front(&fixture.database.url).await, Arc::new(AtomicU32::new(0)));
     tokio::spawn(lose_answers(listener, server, every_second_commit(cuts.clone())));
     let input: String =
         (1..=20).map(|part| format!("x\n{}", lines(part * 1000..=part * 1000 + 400))).collect();
     fixture.write("in", input);
-    let direct = std::mem::replace(&mut fixture.ground.url, through);
+    let direct = std::mem::replace(&mut fixture.database.url, through);
     let (code, printed, errors) = fixture.import(&["in"]).await;
-    fixture.ground.url = direct;
+    fixture.database.url = direct;
     assert_eq!((code, printed), (1, summary(20 * 401, 20 * 802, 0, 20)), "{errors}");
     assert!(cuts.load(Ordering::Relaxed) >= 3, "{cuts:?}");
     assert_eq!(fixture.collections().await.len(), 20 * 401);

@@ -14,8 +14,8 @@ use super::pair;
 use crate::{
     errors::form,
     support::{
-        App, Backend, Ground, PATH,
-        jwt::{AUDIENCE, Endpoint, ISSUER, Key, believing, claims, claims_with, file, jwks},
+        App, Backend, PATH, TestDatabase,
+        jwt::{AUDIENCE, Endpoint, ISSUER, Key, claims, claims_with, file, jwks, jwt_settings},
         program::{Program, command, path, run},
         send, wait_until, write_private,
     },
@@ -28,8 +28,8 @@ async fn a_service_refreshes_its_keys() {
     let endpoint = Endpoint::start(&[&old]).await;
     endpoint.change(|reply| reply.status = 503);
     let start = async |source: JwksSource| {
-        let jwt = Some(believing(source));
-        App::start_with(Ground::new(Backend::Sqlite).await, |settings| settings.jwt = jwt).await
+        let jwt = Some(jwt_settings(source));
+        App::start_with(TestDatabase::new(Backend::Sqlite).await, |settings| settings.jwt = jwt).await
     };
     let app = start(endpoint.source()).await;
     let send = async |app: &App, key: &Key| {
@@ -72,11 +72,11 @@ async fn a_service_refreshes_its_keys() {
 }
 
 #[tokio::test]
-async fn serve_refuses_half_an_issuer() {
-    let ground = Ground::new(Backend::Sqlite).await;
+async fn serve_rejects_incomplete_issuer_flags() {
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let (key, _) = pair();
-    drop(file(ground.folder.path(), &[&key]));
-    let in_folder = |name: &str| ground.folder.path().join(name).to_str().unwrap().to_owned();
+    drop(file(database.folder.path(), &[&key]));
+    let in_folder = |name: &str| database.folder.path().join(name).to_str().unwrap().to_owned();
     let (good, bad, ca) = (in_folder("jwks.json"), in_folder("bad"), in_folder("ca"));
     std::fs::write(&bad, "{}").unwrap();
     std::fs::write(&ca, "no PEM").unwrap();
@@ -104,7 +104,7 @@ async fn serve_refuses_half_an_issuer() {
         ([&["--jwks", url, "--jwks-ca", "/nowhere"], &issuer[..], &audience].concat(), "--jwks-ca"),
     ] {
         let key_file = in_folder("key");
-        let serve = ["serve", "--database-url", &ground.url, "--credentials-key-file", &key_file];
+        let serve = ["serve", "--database-url", &database.url, "--credentials-key-file", &key_file];
         let (code, _, errors) = run(&[&serve[..], &arguments].concat(), &[]).await;
         assert!(code == 2 && errors.contains(&format!("{named}: ")), "{arguments:?}: {code} {errors}");
     }
@@ -112,7 +112,7 @@ async fn serve_refuses_half_an_issuer() {
 
 /// With an issuer gRPC has callers, so `serve` starts without any other way to authenticate.
 #[tokio::test]
-async fn serve_needs_nothing_but_an_issuer() {
+async fn serve_accepts_an_issuer_as_the_only_authentication() {
     let folder = tempfile::tempdir().unwrap();
     drop(file(folder.path(), &[&pair().0]));
     let url = format!("sqlite:{}?mode=rwc", folder.path().join("db").display());
@@ -130,16 +130,16 @@ async fn serve_needs_nothing_but_an_issuer() {
 /// A loaded JWKS is logged with the ids of its keys, and each load warns of private keys in it.
 #[tokio::test]
 async fn the_log_names_the_keys_in_force_and_private_ones() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let (old, new) = pair();
     let mut many: Vec<Key> =
         (0..20).map(|number| Key::new(&format!("key {number}"), Algorithm::EdDSA)).collect();
     many[3].kid = "x".repeat(1000);
     many[3].jwk["kid"] = many[3].kid.clone().into();
-    drop(file(ground.folder.path(), &many.iter().collect::<Vec<_>>()));
-    let keys = ground.folder.path().join("jwks.json");
+    drop(file(database.folder.path(), &many.iter().collect::<Vec<_>>()));
+    let keys = database.folder.path().join("jwks.json");
     let more = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
-    let program = Program::serve(&ground, &more).await;
+    let program = Program::serve(&database, &more).await;
     let with = |jwk: &Value, name: &str| {
         let mut jwk = jwk.clone();
         jwk[name] = json!("AAAA");
@@ -177,12 +177,12 @@ async fn the_log_names_the_keys_in_force_and_private_ones() {
 /// One error as long as nothing changes, and one line when it is over.
 #[tokio::test]
 async fn the_log_has_one_line_for_each_change_of_the_jwks() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let (key, _) = pair();
-    drop(file(ground.folder.path(), &[&key]));
-    let keys = ground.folder.path().join("jwks.json");
+    drop(file(database.folder.path(), &[&key]));
+    let keys = database.folder.path().join("jwks.json");
     let more = ["--jwks", path(&keys), "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
-    let program = Program::serve(&ground, &more).await;
+    let program = Program::serve(&database, &more).await;
     write_private(&keys, "{");
     program.wait_for_log(1, "jwks unavailable").await;
     // The file is read again, several times.
@@ -204,9 +204,9 @@ async fn the_log_has_one_line_for_each_change_of_the_jwks() {
 
 #[tokio::test]
 async fn a_first_load_that_fails_is_logged_as_such() {
-    let ground = Ground::new(Backend::Sqlite).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
     let more = ["--jwks", "http://127.0.0.1:1/keys", "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
-    let program = Program::serve(&ground, &more).await;
+    let program = Program::serve(&database, &more).await;
     program.signal(nix::sys::signal::Signal::SIGTERM);
     let (_, log) = program.ended(Duration::from_secs(10)).await;
     let expected = "jwks unavailable; no keys were loaded; bearer tokens are answered with UNAVAILABLE";

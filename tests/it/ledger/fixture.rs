@@ -20,7 +20,7 @@ use super::{
     work::Work,
 };
 use crate::support::{
-    Backend, Ground, OWNER, cluster::Cluster, fresh_database, program::Program, relay::Relay, wait_for,
+    Backend, OWNER, TestDatabase, cluster::Cluster, fresh_database, program::Program, relay::Relay, wait_for,
 };
 
 /// Not a line for each call: they would be kept in memory.
@@ -44,7 +44,7 @@ pub enum Fault {
 pub struct LedgerFixture {
     pub origin: watch::Sender<String>,
     fault: Fault,
-    ground: Ground,
+    database: TestDatabase,
     program: Option<Program>,
     servers: Option<Servers>,
 }
@@ -81,32 +81,32 @@ impl Fault {
 
 impl LedgerFixture {
     pub async fn new(fault: Fault) -> Self {
-        let (ground, servers) = match fault {
-            Fault::KillService => (Ground::new(Backend::Postgres).await, None),
-            Fault::KillServiceOnSqlite => (Ground::new(Backend::Sqlite).await, None),
+        let (database, servers) = match fault {
+            Fault::KillService => (TestDatabase::new(Backend::Postgres).await, None),
+            Fault::KillServiceOnSqlite => (TestDatabase::new(Backend::Sqlite).await, None),
             Fault::CrashDatabase | Fault::StopDatabase | Fault::Promote => {
                 let primary = Cluster::start().await;
                 let url = fresh_database(&primary.url()).await;
                 let name = url.rsplit_once('/').unwrap().1.to_owned();
-                let mut ground = Ground::on(Some(url)).await;
+                let mut database = TestDatabase::on(Some(url)).await;
                 let relay = Relay::start(primary.port()).await;
                 if fault == Fault::Promote {
-                    ground.url = format!("postgres://tests@127.0.0.1:{}/{name}", relay.port);
+                    database.url = format!("postgres://tests@127.0.0.1:{}/{name}", relay.port);
                 }
-                (ground, Some(Servers { primary, standby: None, relay, name }))
+                (database, Some(Servers { primary, standby: None, relay, name }))
             }
         };
-        let program = Program::serve(&ground, LOG).await;
+        let program = Program::serve(&database, LOG).await;
         program.wait_until_ready().await;
         let origin = watch::Sender::new(program.grpc.clone());
-        Self { origin, fault, ground, program: Some(program), servers }
+        Self { origin, fault, database, program: Some(program), servers }
     }
 
     /// A connection to the database that bypasses the relay.
     pub async fn connect(&self) -> DatabaseConnection {
         let url = match &self.servers {
             Some(servers) => format!("{}/{}", servers.primary.url(), servers.name),
-            None => self.ground.url.clone(),
+            None => self.database.url.clone(),
         };
         Database::connect(url).await.unwrap()
     }
@@ -145,12 +145,12 @@ impl LedgerFixture {
 
     /// The database that the service uses.
     pub fn url(&self) -> &str {
-        &self.ground.url
+        &self.database.url
     }
 
     /// An import and a purge.
     pub fn start_work(&self, round: i64) -> Work {
-        Work::start(&self.ground, round)
+        Work::start(&self.database, round)
     }
 
     /// Injects the fault, and ends it.
@@ -179,7 +179,7 @@ impl LedgerFixture {
         let (status, _log) = program.ended(Duration::from_secs(9)).await;
         assert_eq!(status.code(), None, "it ended before the signal");
         let (down_at, right_at) = (Clock::System.now(), Instant::now());
-        let program = Program::serve(&self.ground, LOG).await;
+        let program = Program::serve(&self.database, LOG).await;
         self.origin.send_replace(program.grpc.clone());
         self.program = Some(program);
         Injected { down_at, right_at, killed: Some((killed_from, right_at)) }

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     purge::count,
     support::{
-        Ground, OWNER,
+        OWNER, TestDatabase,
         program::{self, path},
     },
 };
@@ -42,10 +42,10 @@ pub struct Work {
 }
 
 impl Work {
-    pub fn start(ground: &Ground, round: i64) -> Self {
+    pub fn start(database: &TestDatabase, round: i64) -> Self {
         let first = FIRST + round * COLLECTIONS;
         let ids = first..=first + COLLECTIONS - 1;
-        let file = ground.folder.path().join("import.ndjson");
+        let file = database.folder.path().join("import.ndjson");
         let entries: Vec<i64> = (1..=ENTRIES).collect();
         let mut lines = String::new();
         for id in ids.clone() {
@@ -57,7 +57,7 @@ impl Work {
         }
         fs::write(&file, lines).unwrap();
         let name = format!("ledger-{round}");
-        let url = ground.url.clone();
+        let url = database.url.clone();
         let import = start(&url, &import_arguments(&file, &name));
         let purge = start(&url, &["purge", "--once", "--purge-pause", "20", "--purge-batch", "10"]);
         Self { url, file, name, ids, import, purge }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     errors::signed,
     support::{
-        App, Backend, Ground, NOW, OTHER, OWNER, destroy, grpc_of,
+        App, Backend, NOW, OTHER, OWNER, TestDatabase, destroy, grpc_of,
         oauth::Signer,
         pki::{Authority, For, tls_rpc},
         program::{path, run},
@@ -29,9 +29,9 @@ use crate::{
 
 /// An app whose gRPC callers have a limit of two calls an hour; callers named in certificates, or none named.
 async fn with_caller_limit(authority: Option<&Authority>, redis: Option<Redis>) -> App {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let tls = authority.map(|authority| server_tls(ground.folder.path(), authority));
-    App::start_with(ground, |settings| {
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let tls = authority.map(|authority| server_tls(database.folder.path(), authority));
+    App::start_with(database, |settings| {
         let limit = RateLimit::new(rule("2/1h"), settings.clock.clone(), redis);
         let grpc = grpc_of(settings);
         grpc.caller_rate_limit = Some(limit);
@@ -63,7 +63,7 @@ async fn calling_services_are_limited() {
         assert_eq!(wait.as_secs(), (reset - NOW).cast_unsigned());
         assert_eq!(app.send(signed(&app, &Signer::owner(), "custom-1")).await.0, 404);
     }
-    let Clock::Set(clock) = &app.ground.clock else { panic!("a clock of its own") };
+    let Clock::Set(clock) = &app.database.clock else { panic!("a clock of its own") };
     clock.store(reset, Ordering::Relaxed);
     let leaf = authority.issue(&[SERVICE], For::Client);
     let mut rpc = tls_rpc(&app.grpc, &authority, Some(&leaf));
@@ -87,8 +87,8 @@ async fn replicas_share_the_limit_of_a_caller_through_redis() {
 
 #[tokio::test]
 async fn contradictory_flags_are_rejected() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let key = path(&ground.folder.path().join("key")).to_owned();
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let key = path(&database.folder.path().join("key")).to_owned();
     let with_rest = ["serve", "--insecure-identity", "--credentials-key-file", &key];
     let without = ["serve", "--insecure-identity", "--rest-addr", "off"];
     for (start, flags, expected) in [
@@ -107,7 +107,7 @@ async fn contradictory_flags_are_rejected() {
         (&without, vec!["--redis-url", "redis://127.0.0.1:1", "--caller-rate-limit", "0"], "--redis-url"),
     ] {
         let arguments = [start, &flags].concat();
-        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &ground.url)]).await;
+        let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
         assert_eq!(code, 2, "{flags:?}: {error}");
         assert!(error.contains(expected) && !error.contains("s3cret"), "{flags:?}: {error}");
     }

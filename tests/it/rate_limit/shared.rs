@@ -15,7 +15,7 @@ use super::{Granted, key, limited, rule, three_in_ten};
 use crate::{
     errors::signed,
     support::{
-        App, Backend, CONNECTIONS, Ground, OWNER, connect, form_now, oauth::Signer, program::Program,
+        App, Backend, CONNECTIONS, OWNER, TestDatabase, connect, form_now, oauth::Signer, program::Program,
         redis::RedisServer, send, wait_until,
     },
 };
@@ -56,20 +56,20 @@ struct Pair {
 
 impl Pair {
     async fn new(redis: &RedisServer, limit: &str) -> Self {
-        let ground = Ground::new(Backend::Postgres).await;
-        let admin = connect(&ground.url, Capacity::of(CONNECTIONS), &ground.clock).await;
-        let second = Ground {
-            url: ground.url.clone(),
+        let database = TestDatabase::new(Backend::Postgres).await;
+        let admin = connect(&database.url, Capacity::of(CONNECTIONS), &database.clock).await;
+        let second = TestDatabase {
+            url: database.url.clone(),
             store: admin,
-            credentials: ground.credentials.clone(),
-            keys: ground.keys.clone(),
-            clock: ground.clock.clone(),
+            credentials: database.credentials.clone(),
+            keys: database.keys.clone(),
+            clock: database.clock.clone(),
             folder: tempfile::tempdir().unwrap(),
         };
         let metrics = [Metrics::new(), Metrics::new()];
         let [first_redis, second_redis] =
             metrics.each_ref().map(|metrics| Some(connection(redis, TEST_TIMEOUT, metrics)));
-        let first = limited(ground, rule(limit), first_redis).await;
+        let first = limited(database, rule(limit), first_redis).await;
         let second = limited(second, rule(limit), second_redis).await;
         Self { apps: [first, second], metrics }
     }
@@ -163,8 +163,8 @@ async fn a_redis_that_hangs_delays_one_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outages_of_redis_are_logged_and_measured() {
     let mut redis = RedisServer::start().await;
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &["--redis-url", &redis.url(), "--rate-limit", "5/1h"]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &["--redis-url", &redis.url(), "--rate-limit", "5/1h"]).await;
     let metrics = async |line: &str| {
         let (status, headers, text) =
             send(&program.admin, http::Request::get("/metrics").body(String::new()).unwrap()).await;

@@ -160,7 +160,7 @@ pub fn claims_with(name: &str, value: impl Into<Option<Value>>) -> Value {
 }
 
 /// The settings that accept the tokens of this issuer.
-pub fn believing(jwks: JwksSource) -> Jwt {
+pub fn jwt_settings(jwks: JwksSource) -> Jwt {
     Jwt { jwks, issuer: ISSUER.to_owned(), audiences: vec!["another".to_owned(), AUDIENCE.to_owned()] }
 }
 

@@ -14,14 +14,14 @@ use sea_orm::{ConnectionTrait, Statement};
 use tokio::process::Child;
 
 use super::{
-    Backend, CONSUMER, Ground, OWNER, TOKEN,
+    Backend, CONSUMER, OWNER, TOKEN, TestDatabase,
     program::{command, path, run},
     user, write_private,
 };
 
 /// A database with secrets under the key `test`, and the files of an operator who changes it for `second`.
 pub struct Operator {
-    pub ground: Ground,
+    pub database: TestDatabase,
     pub old: String,
     pub new: String,
     /// The secret of every token.
@@ -30,23 +30,23 @@ pub struct Operator {
 
 impl Operator {
     pub async fn new(backend: Backend, tokens: usize) -> Self {
-        let ground = Ground::new(backend).await;
-        let old = std::fs::read_to_string(ground.folder.path().join("key")).unwrap();
+        let database = TestDatabase::new(backend).await;
+        let old = std::fs::read_to_string(database.folder.path().join("key")).unwrap();
         let new = KeyRing::generate_line("second", &Entropy::default()).to_string();
         let mut secrets = BTreeMap::from([(TOKEN.0.to_owned(), TOKEN.1.to_owned())]);
         for number in 0..tokens {
             let issued =
-                ground.credentials.issue_token(CONSUMER.0, user(OWNER), number % 2 == 0).await.unwrap();
+                database.credentials.issue_token(CONSUMER.0, user(OWNER), number % 2 == 0).await.unwrap();
             secrets.insert(issued.token, issued.secret.expose().to_owned());
         }
-        let operator = Self { ground, old, new, secrets };
+        let operator = Self { database, old, new, secrets };
         write_private(&operator.file("both"), &format!("{}{}", operator.new, operator.old));
         write_private(&operator.file("new"), &operator.new);
         operator
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
-        self.ground.folder.path().join(name)
+        self.database.folder.path().join(name)
     }
 
     pub fn ring(&self, file: &str) -> Arc<KeyRing> {
@@ -54,20 +54,20 @@ impl Operator {
     }
 
     pub fn credentials(&self, file: &str) -> Credentials {
-        Credentials::new(self.ground.store.clone(), self.ring(file))
+        Credentials::new(self.database.store.clone(), self.ring(file))
     }
 
     /// `rotate-key` with the new key first, to its end.
     pub async fn rotate(&self) -> (i32, String, String) {
         let file = self.file("both");
         let arguments = ["credentials", "rotate-key", "--credentials-key-file", path(&file)];
-        run(&arguments, &[("COLLECTIONS_DATABASE_URL", &self.ground.url)]).await
+        run(&arguments, &[("COLLECTIONS_DATABASE_URL", &self.database.url)]).await
     }
 
     pub fn rotating(&self) -> Child {
         let file = self.file("both");
         let mut command = command(&["credentials", "rotate-key", "--credentials-key-file", path(&file)]);
-        command.env("COLLECTIONS_DATABASE_URL", &self.ground.url);
+        command.env("COLLECTIONS_DATABASE_URL", &self.database.url);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -82,7 +82,7 @@ impl Operator {
     }
 
     pub async fn under(&self, key_id: &str) -> usize {
-        count(&self.ground.connection().await, key_id).await
+        count(&self.database.connection().await, key_id).await
     }
 }
 

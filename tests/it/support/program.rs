@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Ground, wait_until};
+use super::{TestDatabase, wait_until};
 
 pub struct Program {
     child: Child,
@@ -59,38 +59,38 @@ pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String
 
 impl Program {
     /// Starts `serve` on free ports; returns once it has logged that it serves.
-    pub async fn serve(ground: &Ground, more: &[&str]) -> Self {
+    pub async fn serve(database: &TestDatabase, more: &[&str]) -> Self {
         let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
-        Self::start(ground, &[&serve, more].concat()).await
+        Self::start(database, &[&serve, more].concat()).await
     }
 
     /// Starts `serve` for authenticated callers only.
-    pub async fn serve_strictly(ground: &Ground, more: &[&str]) -> Self {
-        Self::start(ground, &[&["serve", "--grpc-addr", "127.0.0.1:0"], more].concat()).await
+    pub async fn serve_strictly(database: &TestDatabase, more: &[&str]) -> Self {
+        Self::start(database, &[&["serve", "--grpc-addr", "127.0.0.1:0"], more].concat()).await
     }
 
     /// Starts `gateway` with this upstream.
-    pub async fn gateway(ground: &Ground, upstream: &str, more: &[&str]) -> Self {
-        Self::start(ground, &[&["gateway", "--upstream", upstream], more].concat()).await
+    pub async fn gateway(database: &TestDatabase, upstream: &str, more: &[&str]) -> Self {
+        Self::start(database, &[&["gateway", "--upstream", upstream], more].concat()).await
     }
 
     /// Starts `serve` in a process that may open so many files.
-    pub async fn serve_with_files(ground: &Ground, files: u32) -> Self {
+    pub async fn serve_with_files(database: &TestDatabase, files: u32) -> Self {
         let serve = ["serve", "--insecure-identity", "--grpc-addr", "127.0.0.1:0"];
-        Self::start_after(&format!("ulimit -n {files}"), ground, &serve).await
+        Self::start_after(&format!("ulimit -n {files}"), database, &serve).await
     }
 
-    async fn start(ground: &Ground, arguments: &[&str]) -> Self {
-        Self::start_after("trap '' XFSZ", ground, arguments).await
+    async fn start(database: &TestDatabase, arguments: &[&str]) -> Self {
+        Self::start_after("trap '' XFSZ", database, arguments).await
     }
 
     /// After this command of the shell.
-    pub async fn start_after(setup: &str, ground: &Ground, arguments: &[&str]) -> Self {
-        let key_file = ground.folder.path().join("key");
+    pub async fn start_after(setup: &str, database: &TestDatabase, arguments: &[&str]) -> Self {
+        let key_file = database.folder.path().join("key");
         let free = "127.0.0.1:0";
         let shared = ["--rest-addr", free, "--admin-addr", free, "--credentials-key-file", path(&key_file)];
         let mut command = command_after(setup, &[arguments, &shared].concat());
-        command.env("COLLECTIONS_DATABASE_URL", &ground.url).stderr(Stdio::piped());
+        command.env("COLLECTIONS_DATABASE_URL", &database.url).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut first = Vec::new();

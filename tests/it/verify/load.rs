@@ -14,12 +14,12 @@ use futures_util::future::join;
 
 use super::verify;
 use crate::{
-    batches::asked,
+    batches::destroy_of,
     destroy::on_both,
-    support::{Backend, Ground, OWNER},
+    support::{Backend, OWNER, TestDatabase},
 };
 
-on_both!(a_verification_next_to_destroys_and_purges_finds_nothing, a_fix_next_to_them_changes_nothing);
+on_both!(a_verification_next_to_destroys_and_purges_finds_nothing, a_fix_changes_nothing_in_flight);
 
 /// Collections, each put in, destroyed and purged while others are, at the least. There are more of them, up to `MOST`, until
 /// everything was read once meanwhile.
@@ -61,7 +61,7 @@ impl Progress {
     }
 
     /// Puts in, destroys and purges collections.
-    async fn load(&self, ground: &Ground) {
+    async fn load(&self, database: &TestDatabase) {
         let next = AtomicI64::new(1);
         let worker = async || {
             loop {
@@ -69,8 +69,8 @@ impl Progress {
                 if id > MOST || id > COLLECTIONS && self.passes.load(Ordering::Acquire) > 0 {
                     return;
                 }
-                ground.put(id, OWNER).await;
-                ground.store.destroy(asked(id)).await.unwrap();
+                database.put(id, OWNER).await;
+                database.store.destroy(destroy_of(id)).await.unwrap();
                 self.destroyed.fetch_add(1, Ordering::AcqRel);
             }
         };
@@ -79,7 +79,7 @@ impl Progress {
             self.has_ended.store(true, Ordering::Release);
         };
         let purging = async {
-            let mut purger = ground.store.purger(PurgeLimits::background(10));
+            let mut purger = database.store.purger(PurgeLimits::background(10));
             while !self.has_ended() {
                 let purged = purger.step().await.unwrap();
                 self.purged_entries.fetch_add(purged.entries, Ordering::AcqRel);
@@ -91,9 +91,9 @@ impl Progress {
     }
 
     /// Afterwards.
-    async fn assert_verified(&self, ground: &Ground) {
+    async fn assert_verified(&self, database: &TestDatabase) {
         assert!(self.passes.load(Ordering::Acquire) > 0, "nothing was verified during the load");
-        let (code, object) = verify(ground, &[]).await;
+        let (code, object) = verify(database, &[]).await;
         let destroyed = self.destroyed.load(Ordering::Acquire);
         assert_eq!((code, object["checked"]["tombstones"].as_i64()), (0, Some(destroyed)));
     }
@@ -113,23 +113,23 @@ mod cases {
     use super::*;
 
     pub async fn a_verification_next_to_destroys_and_purges_finds_nothing(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        let url = ground.url.clone().into();
-        let reader = Store::open(&url, ground.clock.clone(), Entropy::default()).await.unwrap();
+        let database = TestDatabase::new(backend).await;
+        let url = database.url.clone().into();
+        let reader = Store::open(&url, database.clock.clone(), Entropy::default()).await.unwrap();
         let progress = Progress::default();
-        join(progress.repeat(async || read_all(&reader).await), progress.load(&ground)).await;
-        progress.assert_verified(&ground).await;
+        join(progress.repeat(async || read_all(&reader).await), progress.load(&database)).await;
+        progress.assert_verified(&database).await;
         const { assert!(config::verify::CHUNK_ROWS > 2 * MOST, "a pass is one step a phase") };
     }
 
-    pub async fn a_fix_next_to_them_changes_nothing(backend: Backend) {
-        let ground = Ground::new(backend).await;
+    pub async fn a_fix_changes_nothing_in_flight(backend: Backend) {
+        let database = TestDatabase::new(backend).await;
         let progress = Progress::default();
         let fix = async || {
-            let (code, object) = verify(&ground, &["--fix"]).await;
+            let (code, object) = verify(&database, &["--fix"]).await;
             assert_eq!((code, &object["found"]), (0, &serde_json::json!(0)), "{object}");
         };
-        join(progress.repeat(fix), progress.load(&ground)).await;
-        progress.assert_verified(&ground).await;
+        join(progress.repeat(fix), progress.load(&database)).await;
+        progress.assert_verified(&database).await;
     }
 }

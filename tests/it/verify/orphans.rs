@@ -16,9 +16,9 @@ use tokio::time::sleep;
 
 use super::{execute, number, purge, verify};
 use crate::{
-    batches::{asked, outcome_of},
+    batches::{destroy_of, outcome_of},
     destroy::on_both,
-    support::{BLOCKED, Backend, Ground, OWNER, user, wait_for},
+    support::{BLOCKED, Backend, OWNER, TestDatabase, user, wait_for},
 };
 
 on_both!(
@@ -68,7 +68,7 @@ async fn add_until_gone(connection: &DatabaseConnection, id: i64, first: i64, ad
 }
 
 /// A collection that is destroyed while two other sessions add entries to it.
-async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added: &AtomicI64) {
+async fn race(database: &TestDatabase, writers: &[DatabaseConnection; 2], id: i64, added: &AtomicI64) {
     // Not by the store, whose one connection to SQLite may be in use for too long.
     let insert = format!(
         "INSERT INTO collections (id, owner_id, name, timeline_order, created_at)
@@ -81,7 +81,7 @@ async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added
             tokio::task::yield_now().await;
         }
         loop {
-            match outcome_of(&ground.store, asked(id)).await {
+            match outcome_of(&database.store, destroy_of(id)).await {
                 Ok(_) => break,
                 // The row was locked for too long, again and again.
                 Err(DestroyError::DeadlineExceeded | DestroyError::StoreUnavailable) => {}
@@ -95,8 +95,8 @@ async fn race(ground: &Ground, writers: &[DatabaseConnection; 2], id: i64, added
 }
 
 /// Purges what is destroyed, as a service does, until the writers have ended. Returns how many entries were erased.
-async fn purge_repeatedly(ground: &Ground, batch: u32, has_ended: &AtomicBool) -> u64 {
-    let mut purger = ground.store.purger(PurgeLimits::background(batch));
+async fn purge_repeatedly(database: &TestDatabase, batch: u32, has_ended: &AtomicBool) -> u64 {
+    let mut purger = database.store.purger(PurgeLimits::background(batch));
     let mut erased = 0;
     while !has_ended.load(Ordering::Acquire) {
         match purger.step().await {
@@ -113,17 +113,17 @@ mod cases {
     use super::*;
 
     pub async fn entries_written_by_the_documented_statement_leave_no_orphans(backend: Backend) {
-        let ground = Ground::new(backend).await;
+        let database = TestDatabase::new(backend).await;
         let races = std::env::var("TEST_ORPHAN_RACES").map_or(300, |races| races.parse().unwrap());
         let (next, added, has_ended) = (AtomicI64::new(1), AtomicI64::new(0), AtomicBool::new(false));
         let worker = async || {
-            let writers = [ground.connection().await, ground.connection().await];
+            let writers = [database.connection().await, database.connection().await];
             loop {
                 let id = next.fetch_add(1, Ordering::Relaxed);
                 if id > races {
                     return;
                 }
-                race(&ground, &writers, id, &added).await;
+                race(&database, &writers, id, &added).await;
             }
         };
         let racing = async {
@@ -131,17 +131,17 @@ mod cases {
             has_ended.store(true, Ordering::Release);
         };
         // One erases a collection in several steps, the other several collections in one.
-        let purging = [3, 50].map(|batch| purge_repeatedly(&ground, batch, &has_ended));
+        let purging = [3, 50].map(|batch| purge_repeatedly(&database, batch, &has_ended));
         let ((), erased) = tokio::join!(racing, join_all(purging));
         let erased: u64 = erased.into_iter().sum();
         assert!(erased > 0, "nothing was purged next to the writers");
-        purge(&ground).await;
-        let admin = ground.connection().await;
-        assert!(ground.owned_by(OWNER).await.is_empty());
+        purge(&database).await;
+        let admin = database.connection().await;
+        assert!(database.owned_by(OWNER).await.is_empty());
         assert_eq!(number(&admin, "SELECT count(*) FROM destroyed_collections").await, races);
         assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 0);
         assert_eq!(number(&admin, "SELECT count(*) FROM purge_queue").await, 0);
-        assert_eq!(verify(&ground, &[]).await.0, 0);
+        assert_eq!(verify(&database, &[]).await.0, 0);
         let added = added.into_inner();
         assert!(added > races, "{added} entries");
         eprintln!("{races} races, {added} additions, {erased} entries purged next to them");
@@ -149,9 +149,9 @@ mod cases {
 
     /// Once, and nothing for an id without collection. The time is as the service writes it.
     pub async fn the_documented_statement_inserts_what_the_service_reads(backend: Backend) {
-        let ground = Ground::new(backend).await;
-        ground.put(1, OWNER).await;
-        let admin = ground.connection().await;
+        let database = TestDatabase::new(backend).await;
+        database.put(1, OWNER).await;
+        let admin = database.connection().await;
         for (id, tweet, expected) in [(1, 9, 1), (1, 9, 0), (1, 1, 0), (2, 9, 0)] {
             assert_eq!(add_entry(&admin, id, tweet).await, Ok(expected), "{id}, {tweet}");
         }
@@ -187,17 +187,17 @@ async fn destroy_in_flight(connection: &DatabaseConnection) -> sea_orm::Database
 async fn the_documented_statement_waits_for_a_destroy_in_flight() {
     for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable]
     {
-        let ground = Ground::new(Backend::Postgres).await;
-        ground.put(1, OWNER).await;
-        let destroyed = destroy_in_flight(&ground.connection().await).await;
-        let writer = ground.connection().await;
+        let database = TestDatabase::new(Backend::Postgres).await;
+        database.put(1, OWNER).await;
+        let destroyed = destroy_in_flight(&database.connection().await).await;
+        let writer = database.connection().await;
         let adding = tokio::spawn(async move {
             let transaction = writer.begin_with_config(Some(level), None).await.unwrap();
             let added = add_entry(&transaction, 1, 9).await;
             transaction.commit().await.unwrap();
             (added, add_entry(&writer, 1, 9).await)
         });
-        wait_for(&ground.connection().await, BLOCKED).await;
+        wait_for(&database.connection().await, BLOCKED).await;
         destroyed.commit().await.unwrap();
         let (added, again) = adding.await.unwrap();
         if level == IsolationLevel::ReadCommitted {
@@ -207,8 +207,8 @@ async fn the_documented_statement_waits_for_a_destroy_in_flight() {
             assert!(error.contains("could not serialize access"), "{level:?}: {error}");
         }
         assert_eq!(again, Ok(0));
-        purge(&ground).await;
-        assert_eq!(verify(&ground, &[]).await.0, 0);
+        purge(&database).await;
+        assert_eq!(verify(&database, &[]).await.0, 0);
     }
 }
 
@@ -217,21 +217,21 @@ async fn the_documented_statement_waits_for_a_destroy_in_flight() {
 async fn a_destroy_waits_for_entries_in_flight() {
     for level in [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead, IsolationLevel::Serializable]
     {
-        let ground = Ground::new(Backend::Postgres).await;
-        ground.put(1, OWNER).await;
-        let writer = ground.connection().await;
+        let database = TestDatabase::new(Backend::Postgres).await;
+        database.put(1, OWNER).await;
+        let writer = database.connection().await;
         let adding = writer.begin_with_config(Some(level), None).await.unwrap();
         assert_eq!(add_entry(&adding, 1, 9).await, Ok(1));
-        let store = ground.store.clone();
-        let destroyed = tokio::spawn(async move { outcome_of(&store, asked(1)).await });
-        wait_for(&ground.connection().await, BLOCKED).await;
+        let store = database.store.clone();
+        let destroyed = tokio::spawn(async move { outcome_of(&store, destroy_of(1)).await });
+        wait_for(&database.connection().await, BLOCKED).await;
         assert!(!destroyed.is_finished());
         adding.commit().await.unwrap();
         destroyed.await.unwrap().unwrap();
-        let admin = ground.connection().await;
+        let admin = database.connection().await;
         assert_eq!(number(&admin, "SELECT count(*) FROM collection_entries").await, 3);
         assert_eq!(number(&admin, "SELECT count(*) FROM purge_queue").await, 1);
-        assert_eq!(verify(&ground, &[]).await.0, 0);
-        assert_eq!(ground.store.collections_of(user(OWNER), 9).await.unwrap(), []);
+        assert_eq!(verify(&database, &[]).await.0, 0);
+        assert_eq!(database.store.collections_of(user(OWNER), 9).await.unwrap(), []);
     }
 }
