@@ -237,7 +237,8 @@ async fn a_locked_row_delays_only_its_own_destroy() {
     });
     let outcomes = destroy_concurrently(&store, (1..=20).filter(|id| *id != 13).map(destroy_of)).await;
     assert!(outcomes.iter().all(|outcome| *outcome == Ok(Destroyed::Now)), "{outcomes:?}");
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // Half of what the locked one waits.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(!locked.is_finished());
     rival.rollback().await.unwrap();
     assert_eq!(locked.await.unwrap(), Ok(Destroyed::Now));

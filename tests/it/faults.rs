@@ -10,7 +10,7 @@ use collections_service::{
     domain::{CollectionId, DestroyError},
     store::{Capacity, Destroy, NewCollection},
 };
-use sea_orm::{ConnectionTrait, Database, TransactionTrait};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, TransactionTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
@@ -146,6 +146,9 @@ pub async fn fall_silent(silence: &watch::Sender<bool>) {
     wait_until("the open connections are silent", async || silence.receiver_count() == 1).await;
 }
 
+/// A busy machine may take too long for the two transactions to wait for each other at one time.
+const DEADLOCK_ATTEMPTS: i64 = 10;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadlock_is_retried() {
     let url = fresh_postgres().await;
@@ -153,26 +156,42 @@ async fn a_deadlock_is_retried() {
     let soon = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 300', current_database()); END $$";
     Database::connect(&url).await.unwrap().execute_unprepared(soon).await.unwrap();
     let app = App::start_with(TestDatabase::on(Some(url)).await, |_| ()).await;
-    app.put(1, OWNER).await;
-    // This session never gives way; the destroy takes the row first, then wants the tombstone.
+    let admin = app.database.connection().await;
+    let is_counted = "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0";
+    for id in 1..=DEADLOCK_ATTEMPTS {
+        app.put(id, OWNER).await;
+        wait_for_each_other(&app, &admin, id).await;
+        let is_counted = Statement::from_string(DbBackend::Postgres, is_counted);
+        if admin.query_one_raw(is_counted).await.unwrap().is_some() {
+            return;
+        }
+    }
+    // The sessions report their statistics with a delay.
+    wait_for(&admin, is_counted).await;
+}
+
+/// Lets a destroy and another transaction wait for each other; the destroy has to succeed.
+async fn wait_for_each_other(app: &App, admin: &DatabaseConnection, id: i64) {
+    // This session is not cancelled; the destroy locks the row first, then waits for the tombstone.
     let rival = app.database.connection().await.begin().await.unwrap();
     rival.execute_unprepared("SET LOCAL deadlock_timeout = '30s'").await.unwrap();
-    let tombstone = "INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES (1, 1, now())";
-    rival.execute_unprepared(tombstone).await.unwrap();
+    let tombstone =
+        format!("INSERT INTO destroyed_collections (id, owner_id, destroyed_at) VALUES ({id}, 1, now())");
+    rival.execute_unprepared(&tombstone).await.unwrap();
     let mut rpc = app.rpc();
-    let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, "custom-1", "").await });
-    let admin = app.database.connection().await;
-    // In a batch it would give up before the deadlock is noticed; alone it waits. PostgreSQL checks for a deadlock once in
+    let call = tokio::spawn(async move { destroy(&mut rpc, OWNER, &format!("custom-{id}"), "").await });
+    // In a batch it would give up before the deadlock is detected; alone it waits. PostgreSQL checks for a deadlock once in
     // each wait, so that this one has to be young.
     tokio::time::sleep(2 * BATCH_LOCK_TIMEOUT).await;
     let waits =
         "SELECT pid FROM pg_locks WHERE NOT granted AND waitstart > clock_timestamp() - interval '50 ms'";
-    wait_for(&admin, waits).await;
-    rival.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
+    wait_for(admin, waits).await;
+    rival
+        .execute_unprepared(&format!("SELECT id FROM collections WHERE id = {id} FOR UPDATE"))
+        .await
+        .unwrap();
     rival.rollback().await.unwrap();
     assert!(call.await.unwrap().unwrap().get_ref().destroyed);
-    wait_for(&admin, "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0")
-        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
