@@ -459,7 +459,9 @@ async fn an_interrupted_application_is_run_again(backend: Backend, with: Signal)
     }
     assert_eq!(output.stdout, b"");
     let (done, rest) = (done as usize, (MANY - done) as usize);
-    assert_eq!(apply(&database, &file).await, (0, summary(rest / 2, rest / 2, done, rest), String::new()));
+    let (code, printed, errors) = apply(&database, &file).await;
+    // On a busy machine it lasts so long that it prints its progress.
+    assert_eq!((code, printed), (0, summary(rest / 2, rest / 2, done, rest)), "{errors}");
     assert_eq!(database.owned_by(OWNER).await, [] as [i64; 0]);
     assert_eq!(tombstones(&database).await, MANY);
 }
