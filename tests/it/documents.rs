@@ -1,4 +1,4 @@
-//! The README keeps its word: its commands run as written, its tables are the program's.
+//! The README and the documents in `deploy/`: their tables are the program's, and their commands run as written.
 
 use std::{os::unix::process::CommandExt, process::Stdio, time::Duration};
 
@@ -22,9 +22,11 @@ use super::support::{
 };
 
 const README: &str = include_str!("../../README.md");
+const PRODUCTION: &str = include_str!("../../deploy/README.md");
+const IDENTITY: &str = include_str!("../../deploy/IDENTITY.md");
 
 #[test]
-fn its_table_has_every_error() {
+fn the_readme_has_every_error() {
     for error in DestroyError::ALL {
         let row = error.row();
         let line = README.lines().find(|line| line.starts_with(&format!("| {} |", row.reason))).unwrap();
@@ -34,9 +36,9 @@ fn its_table_has_every_error() {
     }
 }
 
-/// A role with what the README says that `serve` needs, and nothing else.
+/// A role with the grants of `deploy/DATABASE.md`, and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_grants_suffice() {
+async fn the_documented_grants_suffice() {
     let mut database = TestDatabase::new(Backend::Postgres).await;
     database.put(1, OWNER).await;
     database.put(2, OWNER).await;
@@ -55,11 +57,11 @@ async fn its_grants_suffice() {
     wait_for(&admin, "SELECT 1 WHERE NOT EXISTS (SELECT FROM collection_entries)").await;
 }
 
-/// The change of the key as written, by somebody who waits for a service that runs all the while.
+/// The commands as written, while a service runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn its_way_to_a_new_key_works() {
+async fn the_documented_change_of_the_key_works() {
     let database = TestDatabase::new(Backend::Postgres).await;
-    let block = README.split("```sh\n").find(|block| block.starts_with("echo \"second:")).unwrap();
+    let block = IDENTITY.split("```sh\n").find(|block| block.starts_with("echo \"second:")).unwrap();
     let script = block.split("```").next().unwrap();
     let file = |name: &str| database.folder.path().join(name);
     let first = std::fs::read_to_string(file("key")).unwrap().replace("test:", "first:");
@@ -100,14 +102,16 @@ async fn its_way_to_a_new_key_works() {
     assert!(!log.iter().any(|line| line.contains("\"ERROR\"")), "{log:?}");
 }
 
-/// Everything under "In production", with another database and free ports.
+/// Each block of shell commands of `deploy/README.md`, with another database and free ports, the start of the service last.
 #[tokio::test]
-async fn its_way_to_production_works() {
-    let (_, section) = README.split_once("## In production").unwrap();
-    let block = section.split("```").nth(1).unwrap().strip_prefix("sh\n").unwrap();
-    let url = fresh_postgres().await;
-    assert!(block.contains("postgres://collections@127.0.0.1/collections"));
-    let script = block.replace("postgres://collections@127.0.0.1/collections", &url);
+async fn the_documented_way_to_production_works() {
+    let blocks = PRODUCTION.split("```sh\n").skip(1).map(|block| block.split_once("```").unwrap().0);
+    let (mut commands, serve): (Vec<_>, Vec<_>) =
+        blocks.partition(|block| !block.contains("\ncollections-service serve\n"));
+    assert_eq!((commands.len(), serve.len()), (3, 1), "schema and data, certificates, credentials; start");
+    commands.push("for word in \"$key\" \"$secret\" \"$token\" \"$token_secret\"; do test -n \"$word\"; done\n");
+    commands.extend(serve);
+    let script = commands.concat();
     let folder = tempfile::tempdir().unwrap();
     let binary = std::path::Path::new(env!("CARGO_BIN_EXE_collections-service")).parent().unwrap();
     let mut command = std::process::Command::new("bash");
@@ -115,6 +119,7 @@ async fn its_way_to_production_works() {
         .args(["-euc", &script])
         .current_dir(folder.path())
         .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
+        .env("COLLECTIONS_DATABASE_URL", fresh_postgres().await)
         .process_group(0)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -131,13 +136,13 @@ async fn its_way_to_production_works() {
             }
             eprintln!("{line}");
         }
-        panic!("it did not come to serve");
+        panic!("the service ended before it served");
     };
     tokio::time::timeout(Duration::from_secs(30), serving).await.unwrap();
     killpg(group, Signal::SIGTERM).unwrap();
     let mut printed = String::new();
     child.stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
-    for said in ["the schema is complete", "consumer_secret  ", "token_secret  "] {
-        assert!(printed.contains(said), "{printed}");
+    for line in ["the schema is complete", "imported 3 collections with 3 entries, 0 existed already, 0 rejected"] {
+        assert!(printed.contains(line), "{printed}");
     }
 }
