@@ -41,7 +41,7 @@ def render(components=(), **settings):
         folder = pathlib.Path(folder).resolve()
         settings = {
             "namespace": "collections",
-            "images": [{"name": IMAGE, "newName": f"registry.example.com/{IMAGE}", "newTag": "0.1.0"}],
+            "images": [{"name": IMAGE, "newName": f"registry.example.com/{IMAGE}", "newTag": "0.2.0"}],
         } | settings | {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",

@@ -49,7 +49,7 @@ class AdminPod(unittest.TestCase):
         cls.addClassCleanup(server.shutdown)
         home = cls.enterClassContext(tempfile.TemporaryDirectory())
         command = [
-            "kubectl", "run", "collections-admin", "--restart=Never", "--image=registry.example.com/collections-service:0.1.0",
+            "kubectl", "run", "collections-admin", "--restart=Never", "--image=registry.example.com/collections-service:0.2.0",
             "--labels=app.kubernetes.io/name=collections-service", "--override-type=strategic",
             "--overrides=" + (manifests.DEPLOY / "admin-pod.json").read_text(), "--dry-run=client", "--output=yaml",
             f"--server=http://127.0.0.1:{server.server_port}", "--", "credentials", "create-app", "--name", "a client",
@@ -70,7 +70,7 @@ class AdminPod(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
         container = container_of(self.workload)
         self.assertEqual(container["args"], ["credentials", "create-app", "--name", "a client"])
-        self.assertEqual(container["image"], "registry.example.com/collections-service:0.1.0")
+        self.assertEqual(container["image"], "registry.example.com/collections-service:0.2.0")
 
     def test_it_has_the_secrets_of_the_manifests(self):
         gateway = named(manifests.everything(), "Deployment", "collections-gateway")
