@@ -2,6 +2,7 @@
 
 mod admin;
 mod checks;
+mod not_ready;
 mod observed;
 mod readiness;
 mod settings;
@@ -24,7 +25,7 @@ use self::{
     tls_flags::{GRPC_TLS, REST_TLS, TlsFlags, UPSTREAM_TLS},
 };
 pub use self::{
-    readiness::NotReady,
+    not_ready::NotReady,
     settings::{Grpc, Rest, Rpc, Settings, StartError},
 };
 use crate::{

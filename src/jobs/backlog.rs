@@ -13,8 +13,8 @@ use crate::{
 pub async fn run(store: Store, metrics: Metrics) {
     let mut logged = None;
     loop {
-        let failure = count_once(&store, &metrics).await.err().map(|error| error.to_string());
-        // While the database is away readiness has the reason. A missing grant stays until an operator acts.
+        let failure = count_once(&store, &metrics).await.err();
+        let failure = failure.filter(|error| !error.is_outage()).map(|error| error.to_string());
         if failure != logged {
             if let Some(error) = &failure {
                 tracing::warn!(error, "purge backlog not counted; its metrics are absent until it is");

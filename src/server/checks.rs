@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::readiness::NotReady;
+use super::not_ready::NotReady;
 
 /// The results of the checks that readiness requires. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -1,11 +1,11 @@
 //! Whether calls can be served: the database can, and the gateway's keys open what is stored in it.
 
-use super::checks::Checks;
+use super::{checks::Checks, not_ready::NotReady};
 use crate::{
     collections::Admission,
     config,
     grpc::Health,
-    store::{CredentialError, Credentials, StateError, StoreCheck},
+    store::{Credentials, StateError, StoreCheck},
 };
 
 /// Sets health and admission by what the checks find.
@@ -18,39 +18,6 @@ pub struct Readiness {
     pub checks: Checks,
     /// What was logged last.
     pub logged: Option<Result<(), String>>,
-}
-
-/// Why no call can be served.
-#[derive(Debug, thiserror::Error)]
-pub enum NotReady {
-    #[error(transparent)]
-    Database(#[from] StateError),
-    #[error("the stored credentials: {0}")]
-    Credentials(CredentialError),
-}
-
-impl From<CredentialError> for NotReady {
-    fn from(error: CredentialError) -> Self {
-        match error {
-            CredentialError::Database(error) => Self::Database(error.into()),
-            other => Self::Credentials(other),
-        }
-    }
-}
-
-impl NotReady {
-    /// Whether waiting may help.
-    pub const fn is_transient(&self) -> bool {
-        match self {
-            Self::Database(error) => error.is_transient(),
-            Self::Credentials(_) => false,
-        }
-    }
-
-    /// Whether calls may wait for the database to return.
-    const fn is_outage(&self) -> bool {
-        matches!(self, Self::Database(error) if error.is_outage())
-    }
 }
 
 impl Readiness {

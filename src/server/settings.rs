@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use super::readiness::NotReady;
+use super::not_ready::NotReady;
 use crate::{
     domain::{Clock, Entropy},
     identity::{TrustedPeers, oauth1::Origin},

@@ -31,6 +31,19 @@ pub enum PurgeError {
     Timeout,
 }
 
+impl PurgeError {
+    /// Whether the database is away, which readiness logs.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Database(error) | Self::Collection { error, .. } => {
+                Failure::from(error) == Failure::Unavailable
+            }
+        }
+    }
+}
+
 /// What limits a purge.
 #[derive(Clone, Copy, Debug)]
 pub struct PurgeLimits {
