@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod admin;
 mod answers;
 mod architecture;
 mod batches;
@@ -37,6 +38,7 @@ mod locked_rows;
 mod log;
 mod lost_answers;
 mod matrix;
+mod metrics;
 mod model;
 mod oauth_cases;
 mod openapi;

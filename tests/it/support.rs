@@ -11,6 +11,7 @@ pub mod pki;
 pub mod program;
 pub mod redis;
 pub mod relay;
+pub mod scrape;
 
 use std::{
     fs::OpenOptions,

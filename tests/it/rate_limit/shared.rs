@@ -166,9 +166,8 @@ async fn outages_of_redis_are_logged_and_measured() {
     let database = TestDatabase::new(Backend::Sqlite).await;
     let program = Program::serve(&database, &["--redis-url", &redis.url(), "--rate-limit", "5/1h"]).await;
     let metrics = async |line: &str| {
-        let (status, headers, text) =
+        let (status, _, text) =
             send(&program.admin, http::Request::get("/metrics").body(String::new()).unwrap()).await;
-        assert!(headers["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
         status == 200 && text.lines().any(|each| each == line)
     };
     let ask = async || send(&program.rest, form_now(&program.rest, "custom-1")).await.0;
