@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use tokio::time::timeout;
 
 use super::support::{
-    BLOCKED, Backend, Ground, OWNER,
+    BLOCKED, Backend, OWNER, TestDatabase,
     cluster::Cluster,
     connect, destroy, fresh_database, fresh_postgres,
     program::{Program, run},
@@ -55,7 +55,7 @@ async fn wait_for_metric(program: &Program, ready: f64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serves_get_and_head_of_three_paths_and_nothing_else() {
-    let program = Program::serve(&Ground::new(Backend::Sqlite).await, &[]).await;
+    let program = Program::serve(&TestDatabase::new(Backend::Sqlite).await, &[]).await;
     for path in ["/readyz", "/readyz?verboser"] {
         assert_eq!(wait_for_status(&program, path, 200).await, ["ok"]);
     }
@@ -83,9 +83,9 @@ async fn serves_get_and_head_of_three_paths_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_schema_is_not_ready_and_alive() {
-    let mut ground = Ground::new(Backend::Postgres).await;
-    ground.url = fresh_postgres().await;
-    let program = Program::serve(&ground, &[]).await;
+    let mut database = TestDatabase::new(Backend::Postgres).await;
+    database.url = fresh_postgres().await;
+    let program = Program::serve(&database, &[]).await;
     let lines = readyz(&program, 503).await;
     assert!(lines[0].starts_with("[-]database failed: the database schema is older"), "{lines:?}");
     assert_eq!(
@@ -104,7 +104,7 @@ async fn an_older_schema_is_not_ready_and_alive() {
     let refused = [("reason", "STORE_UNAVAILABLE")];
     assert_eq!(Scrape::of(&program.admin).await.value("collections_calls_refused_total", &refused), 1.0);
 
-    connect(&ground.url, Capacity::of(4), &ground.clock).await.migrate().await.unwrap();
+    connect(&database.url, Capacity::of(4), &database.clock).await.migrate().await.unwrap();
     let lines = readyz(&program, 200).await;
     assert_eq!(
         lines,
@@ -123,8 +123,8 @@ async fn an_older_schema_is_not_ready_and_alive() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_database_is_not_ready_and_alive() {
     let mut cluster = Cluster::start().await;
-    let ground = Ground::on(Some(fresh_database(&cluster.url()).await)).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::on(Some(fresh_database(&cluster.url()).await)).await;
+    let program = Program::serve(&database, &[]).await;
     readyz(&program, 200).await;
     cluster.stop();
     readyz(&program, 503).await;
@@ -143,15 +143,15 @@ async fn an_outage_of_the_database_is_not_ready_and_alive() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_is_not_ready_and_alive() {
-    let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    let program = Program::serve(&database, &[]).await;
     readyz(&program, 200).await;
-    let lock = ground.connection().await.begin().await.unwrap();
+    let lock = database.connection().await.begin().await.unwrap();
     lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
     let mut client = rpc(&program.grpc);
     let call = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
-    wait_for(&ground.connection().await, BLOCKED).await;
+    wait_for(&database.connection().await, BLOCKED).await;
     program.signal(Signal::SIGTERM);
     let lines = readyz(&program, 503).await;
     assert_eq!(
@@ -176,10 +176,10 @@ async fn a_drain_is_not_ready_and_alive() {
 /// The keys before it stay in use, so that calls can still be served.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_reload_is_reported_and_leaves_readiness() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     readyz(&program, 200).await;
-    let key_file = ground.folder.path().join("key");
+    let key_file = database.folder.path().join("key");
     let good = std::fs::read_to_string(&key_file).unwrap();
     let flag = ("flag", "--credentials-key-file");
     let reloads =
@@ -211,8 +211,8 @@ async fn a_failed_reload_is_reported_and_leaves_readiness() {
 /// It is ready whether or not the RPC is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_has_probes_and_metrics() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::gateway(&ground, "http://127.0.0.1:9", &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::gateway(&database, "http://127.0.0.1:9", &[]).await;
     readyz(&program, 200).await;
     assert_alive(&program).await;
     let answer = send(&program.rest, super::support::form_now(&program.rest, "custom-1")).await;

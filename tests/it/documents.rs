@@ -109,7 +109,8 @@ async fn the_documented_way_to_production_works() {
     let (mut commands, serve): (Vec<_>, Vec<_>) =
         blocks.partition(|block| !block.contains("\ncollections-service serve\n"));
     assert_eq!((commands.len(), serve.len()), (3, 1), "schema and data, certificates, credentials; start");
-    commands.push("for word in \"$key\" \"$secret\" \"$token\" \"$token_secret\"; do test -n \"$word\"; done\n");
+    commands
+        .push("for word in \"$key\" \"$secret\" \"$token\" \"$token_secret\"; do test -n \"$word\"; done\n");
     commands.extend(serve);
     let script = commands.concat();
     let folder = tempfile::tempdir().unwrap();
@@ -142,7 +143,9 @@ async fn the_documented_way_to_production_works() {
     killpg(group, Signal::SIGTERM).unwrap();
     let mut printed = String::new();
     child.stdout.take().unwrap().read_to_string(&mut printed).await.unwrap();
-    for line in ["the schema is complete", "imported 3 collections with 3 entries, 0 existed already, 0 rejected"] {
+    for line in
+        ["the schema is complete", "imported 3 collections with 3 entries, 0 existed already, 0 rejected"]
+    {
         assert!(printed.contains(line), "{printed}");
     }
 }

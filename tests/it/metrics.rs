@@ -8,7 +8,7 @@ use collections_service::{
     domain::Entropy,
     jobs::backlog,
     store::Capacity,
-    telemetry::{CallFields, CallOutcome, CallRecord, Metrics, MetricsFormat},
+    telemetry::{Metrics, MetricsFormat},
 };
 use http::{Method, Request};
 use http_body_util::Full;
@@ -22,7 +22,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
     support::{
-        BLOCKED, Backend, Ground, OTHER, OWNER, PATH, connect, destroy, form_now,
+        BLOCKED, Backend, OTHER, OWNER, PATH, TestDatabase, connect, destroy, form_now,
         jwt::{self, AUDIENCE, ISSUER},
         pki::{Authority, For, tls_rpc},
         program::{Program, path},
@@ -77,8 +77,8 @@ const FAMILIES: [&str; 34] = [
 ];
 
 /// `serve` over TLS with client certificates and bearer tokens, which is all that a process can have but Redis.
-async fn full_program(ground: &Ground, authority: &Authority) -> Program {
-    let folder = ground.folder.path();
+async fn full_program(database: &TestDatabase, authority: &Authority) -> Program {
+    let folder = database.folder.path();
     let (cert, key) = authority.server().write(folder, "server");
     let ca = authority.write(folder, "ca.pem");
     let jwks = folder.join("jwks.json");
@@ -86,14 +86,14 @@ async fn full_program(ground: &Ground, authority: &Authority) -> Program {
     let [cert, key, ca, jwks] = [&cert, &key, &ca, &jwks].map(|file| path(file).to_owned());
     let tls = ["--tls-cert", &cert, "--tls-key", &key, "--client-ca", &ca, "--trusted-peer", SERVICE];
     let jwt = ["--jwks", &jwks, "--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE];
-    Program::serve_strictly(ground, &[&tls[..], &jwt].concat()).await
+    Program::serve_strictly(database, &[&tls[..], &jwt].concat()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_exists_and_no_other() {
-    let (ground, authority) = (Ground::new(Backend::Sqlite).await, Authority::new("ours"));
-    ground.put(1, OWNER).await;
-    let program = full_program(&ground, &authority).await;
+    let (database, authority) = (TestDatabase::new(Backend::Sqlite).await, Authority::new("ours"));
+    database.put(1, OWNER).await;
+    let program = full_program(&database, &authority).await;
     program.wait_until_ready().await;
     let leaf = authority.issue(&[SERVICE], For::Client);
     let mut client = tls_rpc(&program.grpc.replace("http://", "https://"), &authority, Some(&leaf));
@@ -137,11 +137,11 @@ async fn every_metric_exists_and_no_other() {
 }
 
 async fn calls_are_counted_by_outcome(backend: Backend, system: &str) {
-    let ground = Ground::new(backend).await;
+    let database = TestDatabase::new(backend).await;
     for (id, owner) in [(1, OWNER), (2, OTHER), (3, OWNER), (4, OWNER)] {
-        ground.put(id, owner).await;
+        database.put(id, owner).await;
     }
-    let program = Program::serve(&ground, &[]).await;
+    let program = Program::serve(&database, &[]).await;
     program.wait_until_ready().await;
     let mut client = rpc(&program.grpc);
     for request_id in ["", REQUEST_ID, REQUEST_ID] {
@@ -237,15 +237,15 @@ async fn calls_are_counted_by_outcome_on_postgres() {
 /// They have no log line each, and are counted all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_and_abandoned_calls_are_counted() {
-    let ground = Ground::new(Backend::Postgres).await;
-    ground.put(1, OWNER).await;
-    let program = Program::serve(&ground, &["--max-in-flight", "1"]).await;
+    let database = TestDatabase::new(Backend::Postgres).await;
+    database.put(1, OWNER).await;
+    let program = Program::serve(&database, &["--max-in-flight", "1"]).await;
     program.wait_until_ready().await;
-    let lock = ground.connection().await.begin().await.unwrap();
+    let lock = database.connection().await.begin().await.unwrap();
     lock.execute_unprepared("SELECT id FROM collections FOR UPDATE").await.unwrap();
     let mut client = rpc(&program.grpc);
     let held = tokio::spawn(async move { destroy(&mut client, OWNER, "custom-1", "").await });
-    wait_for(&ground.connection().await, BLOCKED).await;
+    wait_for(&database.connection().await, BLOCKED).await;
     destroy(&mut rpc(&program.grpc), OWNER, "custom-1", "").await.unwrap_err();
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 503);
     let scrape = Scrape::of(&program.admin).await;
@@ -283,8 +283,8 @@ async fn call(client: &Client<HttpConnector, Full<Bytes>>, origin: &str, path: &
 /// Methods and callers are what the sender of a request chooses.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_values_share_a_label() {
-    let ground = Ground::new(Backend::Sqlite).await;
-    let program = Program::serve(&ground, &[]).await;
+    let database = TestDatabase::new(Backend::Sqlite).await;
+    let program = Program::serve(&database, &[]).await;
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     for number in 0..10 {
         call(&client, &program.grpc, &format!("/collections.v1.CollectionsService/Method{number}")).await;
@@ -329,7 +329,7 @@ async fn unknown_values_share_a_label() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serves_openmetrics_when_it_is_accepted() {
-    let program = Program::serve(&Ground::new(Backend::Sqlite).await, &[]).await;
+    let program = Program::serve(&TestDatabase::new(Backend::Sqlite).await, &[]).await;
     let openmetrics = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let plain = "text/plain; version=0.0.4; charset=utf-8";
     for (accept, format) in
@@ -348,30 +348,11 @@ async fn serves_openmetrics_when_it_is_accepted() {
     }
 }
 
-/// Exemplars are no part of the text format.
-#[test]
-fn a_recorded_trace_is_the_exemplar_of_its_call() {
-    let metrics = Metrics::new();
-    for trace_id in [Some("4bf92f3577b34da6a3ce929d0e0e4736"), None] {
-        let fields = CallFields {
-            rpc_method: Some(DESTROY.into()),
-            outcome: Some(CallOutcome::Ok),
-            is_silent: true,
-            sampled_trace_id: trace_id.map(Into::into),
-            ..CallFields::default()
-        };
-        drop(CallRecord::new(fields, &metrics));
-    }
-    let exemplar = r##" 2 # {trace_id="4bf92f3577b34da6a3ce929d0e0e4736"} "##;
-    assert!(metrics.text(MetricsFormat::OpenMetrics).contains(exemplar));
-    assert!(!metrics.text(MetricsFormat::Plain).contains("trace_id"));
-}
-
 /// Its rules are those of good names, helps and types.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promtool_finds_nothing_wrong() {
-    let (ground, authority) = (Ground::new(Backend::Sqlite).await, Authority::new("ours"));
-    let program = full_program(&ground, &authority).await;
+    let (database, authority) = (TestDatabase::new(Backend::Sqlite).await, Authority::new("ours"));
+    let program = full_program(&database, &authority).await;
     program.wait_until_ready().await;
     send(&program.rest, form_now(&program.rest, "custom-1")).await;
     let (_, _, text) = get(&program.admin, "/metrics").await;
@@ -386,8 +367,8 @@ async fn promtool_finds_nothing_wrong() {
 }
 
 async fn the_purge_queue_is_counted_to_a_limit(backend: Backend) {
-    let ground = Ground::new(backend).await;
-    let (store, metrics) = (&ground.store, ground.store.metrics());
+    let database = TestDatabase::new(backend).await;
+    let (store, metrics) = (&database.store, database.store.metrics());
     let counted = || {
         let scrape = Scrape(metrics.text(MetricsFormat::Plain));
         ["collections_purge_backlog", "collections_purge_oldest_age_seconds"]
@@ -397,10 +378,10 @@ async fn the_purge_queue_is_counted_to_a_limit(backend: Backend) {
     backlog::count_once(store, metrics).await.unwrap();
     assert_eq!(counted(), [[0.0], [0.0]]);
     for id in 1..=3 {
-        ground.put(id, OWNER).await;
-        assert_eq!(super::batches::outcome_of(store, super::batches::asked(id)).await.map(drop), Ok(()));
+        database.put(id, OWNER).await;
+        assert_eq!(super::batches::outcome_of(store, super::batches::destroy_of(id)).await.map(drop), Ok(()));
     }
-    ground.set_clock(super::support::NOW + 90);
+    database.set_clock(super::support::NOW + 90);
     backlog::count_once(store, metrics).await.unwrap();
     assert_eq!(counted(), [[3.0], [90.0]]);
     assert_eq!(store.purge_queue(2).await.unwrap().rows, 2);
@@ -419,12 +400,12 @@ async fn the_purge_queue_is_counted_to_a_limit_on_postgres() {
 /// A count that is not possible any more leaves no value behind.
 #[tokio::test]
 async fn a_purge_queue_that_may_not_be_read_has_no_backlog() {
-    let ground = Ground::new(Backend::Postgres).await;
-    let (role, admin) = (format!("r{}", Entropy::default().hex::<8>()), ground.connection().await);
+    let database = TestDatabase::new(Backend::Postgres).await;
+    let (role, admin) = (format!("r{}", Entropy::default().hex::<8>()), database.connection().await);
     let made = format!("CREATE ROLE {role} LOGIN; GRANT SELECT ON purge_queue TO {role}");
     admin.execute_unprepared(&made).await.unwrap();
-    let url = ground.url.replace("//tests@", &format!("//{role}@"));
-    let store = connect(&url, Capacity::of(4), &ground.clock).await;
+    let url = database.url.replace("//tests@", &format!("//{role}@"));
+    let store = connect(&url, Capacity::of(4), &database.clock).await;
     let backlog =
         || Scrape(store.metrics().text(MetricsFormat::Plain)).series("collections_purge_backlog", &[]);
     backlog::count_once(&store, store.metrics()).await.unwrap();
