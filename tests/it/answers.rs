@@ -4,7 +4,6 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
 };
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
@@ -14,7 +13,7 @@ use super::support::{
     Backend, OWNER, PATH, TestDatabase, destroy,
     pki::Authority,
     program::{Program, path},
-    rpc,
+    rpc, wait_until,
 };
 
 /// Requests over one connection.
@@ -110,9 +109,8 @@ async fn refusals_arrive_in_overload() {
                 let _failed = destroy(&mut rpc(&grpc), OWNER, "custom-1", "").await;
             }
         });
-        while curl(&["--http1.1"], &url, &bodies[0].1, 1).await != ["503 0"] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let is_refused = async || curl(&["--http1.1"], &url, &bodies[0].1, 1).await == ["503 0"];
+        wait_until("a request is refused", is_refused).await;
         for (_, body) in &bodies {
             for (dialect, can_reuse) in dialects {
                 for requests in (0..CONNECTIONS).map(|_| 1).chain(can_reuse.then_some(REUSES)) {

@@ -17,7 +17,7 @@ use super::support::{
 };
 
 #[tokio::test]
-async fn serve_refuses_what_is_unsafe_or_half_given() {
+async fn serve_rejects_unsafe_and_incomplete_flags() {
     let database = TestDatabase::new(Backend::Sqlite).await;
     let key = database.folder.path().join("key");
     let (key, url) = (path(&key), database.url.as_str());
@@ -172,7 +172,7 @@ async fn the_version_names_the_commit() {
 }
 
 #[tokio::test]
-async fn variables_are_read_and_unknown_ones_refused() {
+async fn variables_are_read_and_unknown_ones_rejected() {
     let (code, _, errors) = run(&["migrate", "status"], &[("COLLECTIONS_DATABASE_ULR", "x")]).await;
     assert!(code == 2 && errors.contains("COLLECTIONS_DATABASE_ULR"), "{errors}");
     let folder = tempfile::tempdir().unwrap();
@@ -225,7 +225,7 @@ async fn service_links_of_kubernetes_get_a_hint() {
 }
 
 #[tokio::test]
-async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
+async fn unreadable_arguments_and_full_outputs_are_errors() {
     use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Stdio};
     let database = TestDatabase::new(Backend::Sqlite).await;
     let mut no_text = command(&["credentials", "create-app", "--name"]);
@@ -238,8 +238,8 @@ async fn what_is_no_text_or_cannot_be_written_ends_in_order() {
     let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
     let key = database.folder.path().join("key");
     let with = ["--database-url", &database.url, "--credentials-key-file", path(&key), "--name", "x"];
-    let mut unheard = command(&[&["credentials", "create-app"][..], &with].concat());
-    let child = unheard.stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut unwritable = command(&[&["credentials", "create-app"][..], &with].concat());
+    let child = unwritable.stdout(full()).stderr(Stdio::piped()).spawn().unwrap();
     let output = child.wait_with_output().await.unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && errors.contains("its secret is lost"), "{errors}");
@@ -281,7 +281,7 @@ async fn a_schema_is_made_once_and_checked() {
 }
 
 #[tokio::test]
-async fn serve_refuses_keys_that_open_nothing() {
+async fn serve_rejects_keys_that_open_no_secret() {
     let database = TestDatabase::new(Backend::Sqlite).await;
     let other = database.folder.path().join("other");
     write_private(&other, &KeyRing::generate_line("test", &Entropy::default()));
@@ -428,7 +428,7 @@ async fn dev(folder: &std::path::Path, ports: [&str; 3]) -> (tokio::process::Chi
 }
 
 #[tokio::test]
-async fn dev_says_what_to_do_when_its_ports_are_taken() {
+async fn dev_names_an_address_in_use() {
     let folder = tempfile::Builder::new().prefix("a folder? 100%25 é").tempdir().unwrap();
     let free = "127.0.0.1:0";
     let (_child, printed) = dev(folder.path(), [free; 3]).await;

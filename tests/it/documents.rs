@@ -93,7 +93,7 @@ async fn the_documented_change_of_the_key_works() {
     let left = std::fs::read_to_string(file("credentials.key")).unwrap();
     assert!(left.starts_with("second:") && left.lines().count() == 1);
     assert!(credentials.check().await.is_err(), "the first key still opens something");
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    program.wait_for_log(3, "\"reloaded\"").await;
     database.put(1, OWNER).await;
     assert_eq!(send(&program.rest, form_now(&program.rest, "custom-1")).await.0, 200);
     program.signal(Signal::SIGTERM);

@@ -138,7 +138,7 @@ fn status_of_row(reason: &str) -> Code {
 }
 
 #[test]
-fn the_table_is_the_contracts() {
+fn the_table_matches_the_contract() {
     let mut table = String::new();
     for error in DestroyError::ALL {
         let row = error.row();

@@ -104,7 +104,7 @@ async fn lines_are_as_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn values_from_outside_are_cut() {
+async fn values_of_clients_are_truncated() {
     let database = TestDatabase::new(Backend::Sqlite).await;
     let program = Program::serve(&database, &[]).await;
     let long = "x".repeat(4000);
