@@ -17,7 +17,7 @@ pub enum Clock {
     /// The machine's.
     #[default]
     System,
-    /// One that stands at these Unix seconds until somebody sets it.
+    /// One that stands at these Unix seconds until it is set.
     Set(Arc<AtomicI64>),
 }
 

@@ -1,5 +1,5 @@
 //! Re-seals stored secrets under the current key, batch by batch along the primary keys. Each row is written only if it is
-//! still what was read, so a batch may run beside a serving service, beside another rotation, and again.
+//! still what was read, so a batch may run while a service or another rotation runs, and again.
 
 use std::{fmt, time::Duration};
 
@@ -39,7 +39,7 @@ pub struct Rotated {
     pub resealed: u64,
     /// Found under the current key, and opened by it.
     pub current: u64,
-    /// Changed by somebody else between reading and writing; left to the next pass.
+    /// Changed by another process between reading and writing; left to the next pass.
     pub overtaken: u64,
     /// Left as they are.
     pub unopened: Vec<UnopenedSecret>,

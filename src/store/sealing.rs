@@ -41,7 +41,7 @@ struct Keys {
     current: String,
     /// All ids, in the order of the file.
     ids: Vec<String>,
-    /// Boxed, because a map that grows would leave copies behind that nobody wipes.
+    /// Boxed, because a map that grows would leave copies behind that are not wiped.
     by_id: HashMap<String, Box<Aes256Gcm>>,
     /// The file itself, to tell whether it has changed: Kubernetes swaps a mounted file behind a symbolic link, so its times
     /// say nothing, and a hash function leaves pieces of what it hashes on the stack.

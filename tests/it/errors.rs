@@ -293,8 +293,8 @@ async fn refused_rest(app: &App, seen: &mut Seen) {
 
 async fn refused_credentials(app: &App, seen: &mut Seen) {
     let good = Signer::owner();
-    let nobody = Request::post(PATH).body(String::new()).unwrap();
-    seen.answer(&app.send(nobody).await, "CREDENTIALS_MISSING");
+    let anonymous = Request::post(PATH).body(String::new()).unwrap();
+    seen.answer(&app.send(anonymous).await, "CREDENTIALS_MISSING");
     seen.answer(&app.send(form(PATH, "Bearer x", "id=custom-1")).await, "TOKEN_INVALID");
     let mut wrong = good.clone();
     wrong.consumer.1.push('x');
@@ -338,7 +338,7 @@ async fn refused_credentials(app: &App, seen: &mut Seen) {
     seen.answer(&app.send(signed(app, &signer, "custom-1")).await, "APPLICATION_INVALID");
 }
 
-/// One call waits for a row that somebody else has locked; there is room for one.
+/// One call waits for a row that another session has locked; there is room for one.
 async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
     let locked = app.database.connection().await.begin().await.unwrap();
     locked.execute_unprepared("SELECT id FROM collections WHERE id = 1 FOR UPDATE").await.unwrap();
@@ -359,7 +359,7 @@ async fn busy(app: &Arc<App>, grpc: &mut Seen, rest: &mut Seen) {
     grpc.status(&destroy(&mut app.rpc(), OWNER, "custom-3", "").await.unwrap_err(), "OVERLOADED");
     rest.answer(&app.send(signed(app, &Signer::owner(), "custom-3")).await, "OVERLOADED");
     grpc.status(&waiting.await.unwrap(), "DEADLINE_EXCEEDED");
-    // Nobody waits for that statement any more; it must not run once the row is free.
+    // The caller of that statement is gone; it must not run once the row is free.
     wait_for(&admin, &format!("SELECT pg_cancel_backend(pid) FROM ({BLOCKED}) AS blocked")).await;
     locked.rollback().await.unwrap();
 }

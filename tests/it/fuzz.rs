@@ -44,7 +44,7 @@ fn fuzz<S: Strategy + 'static>(name: &'static str, inputs: fn() -> S, target: fn
             let (done, slowest) = &mut *seen.borrow_mut();
             (*done, *slowest) = (*done + 1, took.max(*slowest));
             if *done % 1000 == 0 {
-                // Nobody listens any more once the test has failed.
+                // The receiver is gone once the test has failed.
                 let _unheard = progress.send((*done, *slowest));
             }
             Ok(())

@@ -28,7 +28,7 @@ enum Connection {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Named {
-    Nobody,
+    NoUser,
     Owner,
     Twice,
     NoNumber,
@@ -62,7 +62,7 @@ const CONNECTIONS: [Connection; 6] = [
     Connection::Unlisted,
 ];
 const NAMED: [Named; 7] = [
-    Named::Nobody,
+    Named::NoUser,
     Named::Owner,
     Named::Twice,
     Named::NoNumber,
@@ -104,10 +104,10 @@ fn expected(connection: Connection, named: Named, token: Token) -> &'static str 
         ) => "TOKEN_INVALID",
         (_, Token::Good) => "OK",
         (Named::Owner, Token::OtherUser) => "CREDENTIALS_INVALID",
-        (Named::Nobody, Token::OtherUser) => "NOT_OWNER",
+        (Named::NoUser, Token::OtherUser) => "NOT_OWNER",
         (Named::Owner, Token::None) if connection == Connection::Listed => "OK",
-        (Named::Nobody, Token::None) if connection == Connection::Listed => "USER_CONTEXT_REQUIRED",
-        (Named::Owner | Named::Nobody, Token::None) => "CREDENTIALS_MISSING",
+        (Named::NoUser, Token::None) if connection == Connection::Listed => "USER_CONTEXT_REQUIRED",
+        (Named::Owner | Named::NoUser, Token::None) => "CREDENTIALS_MISSING",
     }
 }
 
@@ -115,7 +115,7 @@ impl Named {
     fn values(self) -> Vec<String> {
         let owner = OWNER.to_string();
         match self {
-            Self::Nobody => vec![],
+            Self::NoUser => vec![],
             Self::Owner => vec![owner],
             Self::Twice => vec![owner.clone(), owner],
             Self::NoNumber => vec!["owner".to_owned()],

@@ -12,18 +12,18 @@ import time
 from pathlib import Path
 
 # How long a condition may take to hold on a busy machine, in seconds.
-PATIENCE = 30
+TIMEOUT = 30
 
 
-def wait_for(what, condition, patience=PATIENCE):
+def wait_for(what, condition, timeout=TIMEOUT):
     """Polls until the condition returns something true, and returns that."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         result = condition()
         if result:
             return result
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {patience} s")
+            raise AssertionError(f"{what}: not within {timeout} s")
         time.sleep(0.1)
 
 
@@ -135,7 +135,7 @@ class Program:
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             try:
-                self.process.wait(PATIENCE)
+                self.process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

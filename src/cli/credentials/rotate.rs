@@ -12,7 +12,7 @@ use crate::{
 struct Pass {
     /// Under the key already, before this pass came to them.
     current: u64,
-    /// Not under it when this pass came to them, whoever changed that.
+    /// Not under it when this pass reached them.
     changed: u64,
     unopened: u64,
     /// The first of those.
@@ -78,7 +78,7 @@ async fn pass(
 }
 
 fn report(pass: &Pass, resealed: u64, key_id: &str) -> Result<(), Exit> {
-    // Those that another rotation beside this one has re-sealed are among them.
+    // Those that a concurrent rotation has re-sealed are among them.
     let before = pass.current.saturating_sub(resealed);
     let counts = format!("re-sealed {resealed} secrets under key {key_id}, {before} were under it already");
     if pass.unopened == 0 {
