@@ -173,7 +173,8 @@ fn on_one_line(message: &str) -> String {
     let message = message.strip_prefix("error: ").unwrap_or(message);
     let wrong = message.split("\nUsage: ").next().unwrap_or(message);
     let wrong = wrong.split("\nFor more information").next().unwrap_or(wrong);
-    wrong.split_whitespace().collect::<Vec<_>>().join(" ")
+    let paragraphs = wrong.split("\n\n").map(|text| text.split_whitespace().collect::<Vec<_>>().join(" "));
+    paragraphs.filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 /// Writes a line to standard output, which may be closed or full.
@@ -273,7 +274,7 @@ mod tests {
         let message = super::on_one_line(&refused.unwrap_err().to_string());
         assert_eq!(
             message,
-            "unexpected argument '--upstrem' found tip: a similar argument exists: '--upstream'"
+            "unexpected argument '--upstrem' found; tip: a similar argument exists: '--upstream'"
         );
     }
 }

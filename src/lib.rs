@@ -24,7 +24,7 @@
 //!    destroyed again. Work that follows a destroy is a row in a queue table, written by the same statement.
 //! 8. PostgreSQL sessions carry no state of ours, so that any pooler or node may serve any statement.
 //! 9. Every table has a deletion rule ([`store::DELETION_RULES`]).
-//! 10. A room imports only the rooms below it, and no file imports itself over others.
+//! 10. A module imports only the modules below it, and imports have no cycles.
 
 pub mod cli;
 pub mod collections;

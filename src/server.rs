@@ -246,6 +246,7 @@ impl Loader {
     ) -> Result<BoundListener<PublicRoutes>, StartError> {
         let tls = self.server_tls(GRPC_TLS, grpc.tls, "grpc")?;
         let listener = bind("--grpc-addr", grpc.address).await?;
+        self.metrics.callers.expect(grpc.trusted_peers.callers());
         let callers = Callers {
             insecure: grpc.insecure_identity,
             trusted_peers: grpc.trusted_peers,

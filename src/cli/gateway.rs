@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config,
-    domain::{Clock, Entropy},
+    domain::{Clock, Entropy, Secret},
     net::{ClientTls, KeyPair},
     server::{Rpc, Settings},
     store::Capacity,
@@ -30,8 +30,8 @@ pub struct Args {
     /// The RPC: `https://<host>:<port>`
     ///
     /// Calls take turns among all addresses of the host.
-    #[arg(long, value_name = "URL", env = "COLLECTIONS_UPSTREAM", help_heading = UPSTREAM)]
-    upstream: UpstreamUrl,
+    #[arg(long, value_name = "URL", env = "COLLECTIONS_UPSTREAM", hide_env_values = true, help_heading = UPSTREAM)]
+    upstream: Secret,
     /// PEM file of the authorities that sign the RPC's certificate [default: the authorities that browsers trust]
     #[arg(long, value_name = "FILE", env = "COLLECTIONS_UPSTREAM_CA", help_heading = UPSTREAM)]
     upstream_ca: Option<PathBuf>,
@@ -92,10 +92,13 @@ pub async fn run(args: Args) -> Result<(), Exit> {
 }
 
 async fn settings(args: &Args) -> Result<Settings, Exit> {
+    // Not by clap, whose message would show a password.
+    let upstream = args.upstream.expose().parse::<UpstreamUrl>();
+    let upstream = upstream.map_err(|error| Exit::Usage(format!("--upstream: {error}")))?;
     let key_pair = args.upstream_cert.clone().zip(args.upstream_key.clone());
     let key_pair = key_pair.map(|(certificate, key)| KeyPair { certificate, key });
     let refuse = |message: &str| Err(Exit::Usage(message.to_owned()));
-    match (args.upstream.is_tls(), &key_pair) {
+    match (upstream.is_tls(), &key_pair) {
         (true, None) => {
             return refuse(
                 "--upstream-cert: is needed, or the RPC does not accept this gateway as a trusted peer",
@@ -106,7 +109,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
         }
         _ => {}
     }
-    if !args.upstream.is_tls() && args.upstream_ca.is_some() {
+    if !upstream.is_tls() && args.upstream_ca.is_some() {
         return refuse("--upstream-ca: has no effect, because --upstream is plain http");
     }
     let rest_address = args.rest_addr.resolve("--rest-addr").await?.to_bind();
@@ -118,10 +121,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
         return refuse("--redis-url: has no effect, because --rate-limit is 0");
     }
     Ok(Settings {
-        rpc: Rpc::Upstream(
-            args.upstream.clone(),
-            ClientTls { authorities: args.upstream_ca.clone(), key_pair },
-        ),
+        rpc: Rpc::Upstream(upstream, ClientTls { authorities: args.upstream_ca.clone(), key_pair }),
         rest: Some(args.edge.rest(rest_address, keys, user_limit)?),
         jwt: args.jwt.settings()?,
         admin: args.admin_addr.resolve("--admin-addr").await?.to_bind(),

@@ -185,6 +185,7 @@ pub async fn run_settings(
 }
 
 async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl FnOnce()) -> Result<(), Exit> {
+    let purge = if settings.purge.is_some() { "on" } else { "off" };
     let running = Running::start(store, settings).await.map_err(|error| match error {
         StartError::NotReady(NotReady::Credentials(error)) => {
             Exit::Usage(format!("--credentials-key-file: {error}"))
@@ -197,6 +198,7 @@ async fn serve(store: Store, settings: Settings, mut stop: Stop, serving: impl F
         grpc = running.grpc.map(tracing::field::display),
         rest = running.rest.map(tracing::field::display),
         admin = %running.admin,
+        purge,
         "serving"
     );
     serving();
@@ -259,11 +261,11 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
     let rest = match (&args.rest_addr.0, &args.credentials_key_file) {
         (None, None) => None,
         (None, Some(_)) => {
-            return refuse("--credentials-key-file: is for the REST gateway, but --rest-addr is off");
+            return refuse("--credentials-key-file: is for the REST listener, but --rest-addr is off");
         }
         (Some(_), None) => {
             return refuse(
-                "--credentials-key-file: is required by the REST gateway; or give --rest-addr off",
+                "--credentials-key-file: is required by the REST listener; or give --rest-addr off",
             );
         }
         (Some(address), Some(path)) => {
@@ -273,7 +275,7 @@ async fn settings(args: &Args) -> Result<Settings, Exit> {
         }
     };
     if let (None, Some(flag)) = (&rest, args.edge.given()) {
-        return refuse(&format!("{flag}: is for the REST gateway, but --rest-addr is off"));
+        return refuse(&format!("{flag}: is for the REST listener, but --rest-addr is off"));
     }
     let caller_rate_limit = rate_limit::limit(args.caller_rate_limit, redis.as_ref());
     let user_rate_limit = rest.as_ref().and_then(|rest| rest.rate_limit.as_ref());

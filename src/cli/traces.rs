@@ -50,7 +50,7 @@ impl TraceArgs {
             service,
             instance: entropy.hex::<16>(),
         };
-        Traces::start(settings).map_err(|error| Exit::Usage(format!("{source}: {error}")))
+        Traces::export(settings).map_err(|error| Exit::Usage(format!("{source}: {error}")))
     }
 
     /// The collector, and the flag or variable that names it.
@@ -84,8 +84,9 @@ impl TraceArgs {
             return Ok(Sampling { ratio, follows_parent: true });
         }
         let Some(sampler) = variable(SAMPLER)? else { return sampling(traces::SAMPLE_RATIO, true) };
-        let follows_parent = sampler.starts_with("parentbased_");
-        match sampler.trim_start_matches("parentbased_") {
+        let by_parent = sampler.strip_prefix("parentbased_");
+        let follows_parent = by_parent.is_some();
+        match by_parent.unwrap_or(&sampler) {
             "always_on" => sampling(1.0, follows_parent),
             "always_off" => sampling(0.0, follows_parent),
             "traceidratio" => match first_of(&["OTEL_TRACES_SAMPLER_ARG"])? {

@@ -101,7 +101,7 @@ impl Callers {
             None => AuthenticatedUser { user: self.trusted_user(named, service)?, caller: None },
         };
         if let Some(service) = service {
-            user.caller = Some(format!("mtls:{service}").into());
+            user.caller = Some(service.as_caller().into());
         }
         Ok(user)
     }

@@ -41,6 +41,11 @@ pub struct NameScopeError;
 pub struct TrustedPeers(Arc<HashSet<PeerName>>);
 
 impl TrustedPeers {
+    /// The names on the list, as tombstones have them.
+    pub fn callers(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(PeerName::as_caller)
+    }
+
     /// The first of these names that is on the list.
     pub(super) fn find<'a>(&self, names: &'a [PeerName]) -> Option<&'a PeerName> {
         names.iter().find(|name| self.0.contains(*name))
@@ -54,6 +59,11 @@ impl FromIterator<PeerName> for TrustedPeers {
 }
 
 impl PeerName {
+    /// The service of this name as a tombstone's caller.
+    pub(super) fn as_caller(&self) -> String {
+        format!("mtls:{self}")
+    }
+
     /// Reads the names that a certificate (DER) gives its holder. A certificate with two URIs has no SPIFFE identity, and
     /// names that are malformed cannot be on a list: both are left out.
     #[must_use]

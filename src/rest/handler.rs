@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr, pin::pin, sync::Arc};
 
 use axum::{body::Body, extract::State};
-use http::{HeaderMap, HeaderValue, Request, Response, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Request, Response, Version, header, request::Parts};
 use tokio::time::Instant;
 
 use super::{
@@ -48,7 +48,13 @@ pub async fn unknown_path(State(gateway): State<Arc<Gateway>>, request: Request<
 
 /// Handles GET and HEAD of the OpenAPI description.
 pub async fn describe(State(gateway): State<Arc<Gateway>>, request: Request<Body>) -> Response<Body> {
-    gateway.handle(request, Some(Outcome::Described)).await
+    let is_http1 = request.version() < Version::HTTP_2;
+    let mut response = gateway.handle(request, Some(Outcome::Described)).await;
+    if is_http1 {
+        // Pipelined requests of some 40 bytes would each get 40 kB.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Handles every other method of a document.
@@ -281,7 +287,7 @@ fn fields(parts: &Parts, transaction: &str, traces: &Traces) -> CallFields {
         client: parts.extensions.get::<Peer>().map(Peer::address_text),
         request_id: Some(Cut(text(&parts.headers, "x-request-id").unwrap_or(transaction)).copy()),
         transaction: Some(transaction.into()),
-        trace: traces.start_call(&parts.headers),
+        trace: traces.start_public_call(&parts.headers),
         ..CallFields::default()
     }
 }

@@ -1,4 +1,4 @@
-//! What a server is told to serve, and why it may not start.
+//! The settings of a server, and the errors of its start.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -53,7 +53,7 @@ struct Keys {
 pub enum KeyRingError {
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    #[error("everybody on this machine may read or write it: take that away with `chmod o=`")]
+    #[error("readable or writable by all users of this machine; run chmod o= on it")]
     Exposed,
     #[error("is longer than {} bytes", config::credentials::KEY_FILE_LIMIT)]
     TooLong,

@@ -23,6 +23,7 @@ use prometheus_client::{
 use self::{calls::Calls, database::Database, listeners::Listeners, purge::Purge, reloads::Reloads};
 use crate::config;
 
+pub(super) use self::calls::{HTTP_METHODS, OTHER};
 pub use self::{
     callers::CallerMetrics,
     calls::{HttpRequest, Observed, known_rpc_method},

@@ -7,12 +7,15 @@ mod context;
 mod endpoint;
 mod export;
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use http::HeaderMap;
 use opentelemetry::{
     Context, KeyValue,
-    trace::{SpanKind, TraceContextExt, Tracer, TracerProvider},
+    trace::{SpanContext, SpanKind, TraceContextExt, TraceFlags, Tracer, TracerProvider},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -71,6 +74,14 @@ pub struct Traces(Option<Arc<Tracing>>);
 struct Tracing {
     tracer: SdkTracer,
     exporting: Exporting,
+    requested: Mutex<RequestedTraces>,
+}
+
+/// The traces that were recorded because an unauthenticated client asked for it, in a second that began at this time.
+#[derive(Debug)]
+struct RequestedTraces {
+    since: Instant,
+    count: u32,
 }
 
 impl Traces {
@@ -78,7 +89,7 @@ impl Traces {
     ///
     /// # Errors
     /// The settings cannot be used, or the thread cannot be started.
-    pub fn start(settings: TraceSettings) -> Result<Self, TraceError> {
+    pub fn export(settings: TraceSettings) -> Result<Self, TraceError> {
         let resource = resource(&settings);
         let (exporting, processor) =
             Exporting::start(&settings.endpoint, settings.tls, settings.limits, &resource)?;
@@ -91,14 +102,38 @@ impl Traces {
             .with_span_processor(processor)
             .build();
         tracing::info!(endpoint = %settings.endpoint, ratio = ratio.get(), follows_parent, "traces are exported");
-        Ok(Self(Some(Arc::new(Tracing { tracer: provider.tracer(env!("CARGO_PKG_NAME")), exporting }))))
+        let requested = Mutex::new(RequestedTraces { since: Instant::now(), count: 0 });
+        let tracer = provider.tracer(env!("CARGO_PKG_NAME"));
+        Ok(Self(Some(Arc::new(Tracing { tracer, exporting, requested }))))
     }
 
     /// Starts the span of a call with these headers, below the caller's span where the caller sent one.
     #[must_use]
     pub fn start_call(&self, headers: &HeaderMap) -> CallTrace {
-        let caller = context::of_headers(headers);
-        let Some(tracing) = &self.0 else { return caller.map_or(CallTrace::None, CallTrace::Caller) };
+        self.start(headers, |_tracing| true)
+    }
+
+    /// The same for a client that anyone can be: it may ask for a record, [`traces::REQUESTED_TRACES`] times a second.
+    #[must_use]
+    pub fn start_public_call(&self, headers: &HeaderMap) -> CallTrace {
+        self.start(headers, Tracing::admit_request)
+    }
+
+    fn start(&self, headers: &HeaderMap, may_request: impl Fn(&Tracing) -> bool) -> CallTrace {
+        let Some(tracing) = &self.0 else {
+            return context::parent_of(headers).map_or(CallTrace::None, CallTrace::Caller);
+        };
+        let mut caller = context::of_headers(headers);
+        if let Some(context) = caller.as_mut().filter(|context| context.is_sampled() && !may_request(tracing))
+        {
+            *context = SpanContext::new(
+                context.trace_id(),
+                context.span_id(),
+                TraceFlags::NOT_SAMPLED,
+                true,
+                context.trace_state().clone(),
+            );
+        }
         let parent = match caller {
             Some(caller) => Context::new().with_remote_span_context(caller),
             None => Context::new(),
@@ -113,6 +148,19 @@ impl Traces {
         if let Some(tracing) = &self.0 {
             tracing.exporting.shut_down(deadline.min(Instant::now() + traces::FLUSH_TIMEOUT)).await;
         }
+    }
+}
+
+impl Tracing {
+    /// Whether one more trace may be recorded in this second because a client asks for it.
+    fn admit_request(&self) -> bool {
+        let mut requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if now.duration_since(requested.since) >= Duration::from_secs(1) {
+            *requested = RequestedTraces { since: now, count: 0 };
+        }
+        requested.count = requested.count.saturating_add(1);
+        requested.count <= traces::REQUESTED_TRACES
     }
 }
 

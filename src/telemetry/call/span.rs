@@ -6,7 +6,11 @@ use http::Method;
 use opentelemetry::KeyValue;
 
 use super::{CallFields, Cut};
-use crate::telemetry::{CallOutcome, trace::CallSpan};
+use crate::telemetry::{
+    CallOutcome,
+    metrics::{HTTP_METHODS, OTHER},
+    trace::CallSpan,
+};
 
 /// Ends the span with what the record holds.
 pub fn end(span: &CallSpan, fields: &CallFields) {
@@ -51,20 +55,9 @@ pub fn end(span: &CallSpan, fields: &CallFields) {
 
 /// `http.request.method`, and the method as the client sent it where it is not one of the standard's.
 fn known_method(method: Option<&Method>) -> (&str, Option<&str>) {
-    const KNOWN: [Method; 9] = [
-        Method::CONNECT,
-        Method::DELETE,
-        Method::GET,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::PATCH,
-        Method::POST,
-        Method::PUT,
-        Method::TRACE,
-    ];
     match method {
-        Some(method) if KNOWN.contains(method) => (method.as_str(), None),
-        Some(method) => ("_OTHER", Some(method.as_str())),
-        None => ("_OTHER", None),
+        Some(method) if HTTP_METHODS.contains(&method.as_str()) => (method.as_str(), None),
+        Some(method) => (OTHER, Some(method.as_str())),
+        None => (OTHER, None),
     }
 }

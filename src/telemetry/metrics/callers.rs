@@ -19,7 +19,7 @@ pub struct CallerMetrics {
     destroyed: Family<CallerLabel, Counter>,
     /// Of destroys without a caller.
     anonymous: Counter,
-    /// Of the callers that are told apart: the first ones.
+    /// Of the first callers, which have a label of their own.
     named: Mutex<HashMap<Box<str>, Counter>>,
 }
 
@@ -37,6 +37,17 @@ impl CallerMetrics {
         );
         let anonymous = destroyed.get_or_create_owned(&CallerLabel { caller: String::new() });
         Self { destroyed, anonymous, named: Mutex::default() }
+    }
+
+    /// Makes the series of callers that are known before their first destroy, because Prometheus does not see the first
+    /// value of a new series as an increase.
+    pub fn expect(&self, callers: impl IntoIterator<Item = String>) {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        for caller in callers.into_iter().take(config::telemetry::CALLER_LABELS) {
+            let counter =
+                self.destroyed.get_or_create_owned(&CallerLabel { caller: Cut(&caller).to_string() });
+            named.insert(caller.into(), counter);
+        }
     }
 
     /// Counts one destroyed collection.

@@ -42,7 +42,7 @@ pub struct Observed {
     pub trace_id: Option<Box<str>>,
 }
 
-/// What a REST request has besides.
+/// What a REST request has in addition.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpRequest<'a> {
     pub method: &'a str,
@@ -82,7 +82,7 @@ struct ReasonLabel {
 const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// What stands for every value that is not a known one.
-pub(super) const OTHER: &str = "_OTHER";
+pub(in crate::telemetry) const OTHER: &str = "_OTHER";
 
 /// The methods that are served; the last one stands for all others.
 const RPC_METHODS: [&str; 7] = [
@@ -96,7 +96,7 @@ const RPC_METHODS: [&str; 7] = [
 ];
 
 /// The methods that OpenTelemetry's semantic conventions for HTTP know.
-const HTTP_METHODS: [&str; 10] =
+pub(in crate::telemetry) const HTTP_METHODS: [&str; 10] =
     ["POST", "GET", "HEAD", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"];
 
 const GRPC: &str = "grpc";

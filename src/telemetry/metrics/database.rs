@@ -40,7 +40,8 @@ pub struct DatabaseMetrics {
     system: &'static str,
 }
 
-/// Measures one statement. A statement that is given up, because its time is over, is observed when this is dropped.
+/// Measures one statement. A statement that is given up, because its time is over or its caller disconnected, is observed when
+/// this is dropped.
 #[derive(Debug)]
 #[must_use = "it measures until it is finished"]
 pub struct DatabaseTimer {
@@ -57,8 +58,8 @@ struct OperationLabels {
     error_type: &'static str,
 }
 
-/// The `error.type` of a statement that got no answer in time.
-const TIMEOUT: &str = "TIMEOUT";
+/// The `error.type` of a statement that was given up before its answer.
+const CANCELLED: &str = "CANCELLED";
 
 impl Database {
     pub(super) fn new(builder: &mut Builder) -> Self {
@@ -152,7 +153,7 @@ impl DatabaseTimer {
 impl Drop for DatabaseTimer {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.database.observe(self.operation, self.started.elapsed(), TIMEOUT);
+            self.database.observe(self.operation, self.started.elapsed(), CANCELLED);
         }
     }
 }

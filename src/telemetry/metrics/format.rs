@@ -38,6 +38,11 @@ impl MetricsFormat {
     }
 }
 
+/// A quality value; one that is not from 0 to 1 counts as 0.
+fn quality_of(text: &str) -> f32 {
+    text.parse().ok().filter(|quality| (0.0..=1.0).contains(quality)).unwrap_or(0.0)
+}
+
 impl Weights {
     /// Adds a media range, such as `application/openmetrics-text;version=1.0.0;q=0.5`.
     fn add(&mut self, range: &str) {
@@ -47,7 +52,7 @@ impl Weights {
         for parameter in parts {
             let Some((name, value)) = parameter.split_once('=') else { continue };
             match name.trim() {
-                name if name.eq_ignore_ascii_case("q") => quality = value.trim().parse().unwrap_or(0.0),
+                name if name.eq_ignore_ascii_case("q") => quality = quality_of(value.trim()),
                 name if name.eq_ignore_ascii_case("version") => {
                     version = Some(value.trim().trim_matches('"'))
                 }

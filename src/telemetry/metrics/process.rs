@@ -17,7 +17,7 @@ use crate::telemetry::dropped_lines;
 
 /// Registers what is read for each response, and the build.
 pub fn register(registry: &mut Registry) {
-    let revision = option_env!("COLLECTIONS_REVISION").unwrap_or_default();
+    let revision = env!("COLLECTIONS_REVISION");
     let build = Info::new([("version", env!("CARGO_PKG_VERSION")), ("revision", revision)]);
     registry.register(
         "collections_build",
@@ -55,7 +55,7 @@ impl Collector for Process {
             dropped_lines() as f64,
         )?;
         if let Some(stat) = &stat {
-            counter("process_cpu_seconds", "Time of processors that the process used.", stat.cpu_seconds)?;
+            counter("process_cpu_seconds", "CPU time used by the process.", stat.cpu_seconds)?;
         }
         let mut gauge = |name: &str, help: &str, value: f64| {
             let gauge = ConstGauge::new(value);

@@ -7,11 +7,14 @@ use std::{
 
 use opentelemetry::{
     Context, KeyValue,
-    trace::{Link, Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceId, Tracer},
+    trace::{
+        Link, Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceId, TraceState, Tracer,
+    },
 };
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 
 use super::TraceHeaders;
+use crate::config::traces;
 
 /// The place of a call in its trace.
 #[derive(Clone, Debug, Default)]
@@ -98,6 +101,10 @@ impl CallSpan {
         &self.0.context
     }
 
+    fn identity(&self) -> SpanContext {
+        identity(self.context())
+    }
+
     /// Ends the span.
     pub fn end(&self, name: Cow<'static, str>, attributes: Vec<KeyValue>, is_error: bool) {
         let mut span = self.span();
@@ -117,14 +124,14 @@ impl CallSpan {
         attributes: Vec<KeyValue>,
         others: impl Iterator<Item = &'a Self> + Clone,
     ) -> Span {
-        let links = others.clone().map(|other| Link::with_context(other.context().clone()));
+        let links = others.clone().map(|other| Link::with_context(other.identity())).take(traces::LINKS);
         let builder = self.0.tracer.span_builder(name).with_kind(SpanKind::Client);
         let builder = builder.with_attributes(attributes).with_links(links.collect());
         // A local parent: the decision is its own.
         let parent = Context::new().with_remote_span_context(self.context().clone());
         let span = self.0.tracer.build_with_context(builder, &parent);
-        for other in others {
-            other.span().add_link(span.span_context().clone(), Vec::new());
+        for other in others.take(traces::LINKS) {
+            other.span().add_link(identity(span.span_context()), Vec::new());
         }
         span
     }
@@ -133,4 +140,10 @@ impl CallSpan {
     fn span(&self) -> MutexGuard<'_, Span> {
         self.0.span.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a link needs of a context. The state of callers would be copied into each of up to [`traces::LINKS`] links.
+fn identity(context: &SpanContext) -> SpanContext {
+    let (trace, span) = (context.trace_id(), context.span_id());
+    SpanContext::new(trace, span, context.trace_flags(), context.is_remote(), TraceState::NONE)
 }

@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
+use crate::config::traces;
+
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 
@@ -36,19 +38,30 @@ impl TraceHeaders {
 
 /// The context that a caller sent. `None` where it is missing or malformed: then the call begins a trace.
 pub fn of_headers(headers: &HeaderMap) -> Option<SpanContext> {
+    let parent = parent_of(headers)?;
+    let (trace, span, flags) = (parent.trace_id(), parent.span_id(), parent.trace_flags());
+    Some(SpanContext::new(trace, span, flags, true, state_of(headers)))
+}
+
+/// The same without the `tracestate`.
+pub fn parent_of(headers: &HeaderMap) -> Option<SpanContext> {
     let mut parents = headers.get_all(TRACEPARENT).iter();
     let parent = parents.next()?;
     if parents.next().is_some() {
         return None;
     }
     let (trace, span, flags) = parse(parent.to_str().ok()?)?;
-    let context = SpanContext::new(trace, span, flags, true, state_of(headers));
+    let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
     context.is_valid().then_some(context)
 }
 
-/// Several headers are one list. A malformed list is dropped, and does not invalidate the parent.
+/// Several headers are one list. A list that is malformed or too long is dropped, and does not invalidate the parent.
 fn state_of(headers: &HeaderMap) -> TraceState {
-    let texts = headers.get_all(TRACESTATE).iter().filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(TRACESTATE);
+    if values.iter().map(HeaderValue::len).sum::<usize>() > traces::STATE_LIMIT {
+        return TraceState::NONE;
+    }
+    let texts = values.iter().filter_map(|value| value.to_str().ok());
     let list: Vec<&str> = texts.flat_map(|text| text.split(',')).map(str::trim).collect();
     let list: Vec<&str> = list.into_iter().filter(|member| !member.is_empty()).collect();
     list.join(",").parse().unwrap_or_default()
@@ -141,6 +154,7 @@ mod tests {
             (&["a=b", "c=d"], Some("a=b,c=d")),
             (&["a=b , , c=d"], Some("a=b,c=d")),
             (&["no list"], None),
+            (&[&format!("a={}", "b".repeat(250)), &format!("c={}", "d".repeat(258))], None),
             (&[], None),
         ] {
             let context = of_headers(&headers(&[&parent], states)).expect("a context");
