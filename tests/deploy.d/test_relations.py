@@ -292,6 +292,28 @@ class Relations(unittest.TestCase):
                 self.assertIn(policy["spec"]["validation"]["hostname"], names)
 
     @for_each_render
+    def test_certificates_are_renewed_before_the_alert_warns(self, rendered):
+        rules = yaml.safe_load((manifests.DEPLOY / "monitoring/rules.yaml").read_text())
+        [days] = [
+            int(re.search(r"< (\d+) \* 86400$", rule["expr"])[1])
+            for group in rules["groups"]
+            for rule in group["rules"]
+            if rule.get("alert") == "CollectionsCertificateExpiresSoon" and rule["labels"]["severity"] == "warning"
+        ]
+        for certificate in objects(rendered, "Certificate"):
+            renew_before = int(certificate["spec"]["renewBefore"].removesuffix("h"))
+            self.assertGreater(renew_before, days * 24, certificate["metadata"]["name"])
+            self.assertGreater(int(certificate["spec"]["duration"].removesuffix("h")), 2 * renew_before)
+
+    def test_images_of_others_have_a_digest(self):
+        compose = yaml.safe_load((manifests.DEPLOY / "compose.yaml").read_text())
+        [image] = [
+            container_of(each)["image"] for each in objects(manifests.renders()["overlays/dev"], "StatefulSet")
+        ]
+        self.assertRegex(image, r"@sha256:[0-9a-f]{64}$")
+        self.assertEqual(image, compose["services"]["postgres"]["image"])
+
+    @for_each_render
     def test_the_service_trusts_the_gateway(self, rendered):
         for certificate in objects(rendered, "Certificate"):
             if certificate["metadata"]["name"] == "collections-gateway":
