@@ -1,10 +1,10 @@
 r"""Destroys a collection over gRPC. Run it from the root of the repository:
 
-    pip install grpcio grpcio-tools
+    python3 -m venv target/venv && target/venv/bin/pip install grpcio grpcio-tools
     mkdir -p target/python
-    python -m grpc_tools.protoc -I proto/collections/v1 --python_out=target/python --grpc_python_out=target/python \
-        collections.proto
-    PYTHONPATH=target/python python examples/destroy.py ADDRESS USER ID
+    target/venv/bin/python -m grpc_tools.protoc -I proto/collections/v1 --python_out=target/python \
+        --grpc_python_out=target/python collections.proto
+    PYTHONPATH=target/python target/venv/bin/python examples/destroy.py ADDRESS USER ID
 
 ADDRESS is a gRPC target: 127.0.0.1:50051 for `collections-service dev`, or dns:///NAME:PORT for all addresses of a name.
 For mutual TLS set TLS_CA, TLS_CERT and TLS_KEY to PEM files. To repeat an operation whose outcome is unknown, set
