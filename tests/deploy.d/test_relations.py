@@ -305,7 +305,7 @@ class Relations(unittest.TestCase):
             self.assertGreater(renew_before, days * 24, certificate["metadata"]["name"])
             self.assertGreater(int(certificate["spec"]["duration"].removesuffix("h")), 2 * renew_before)
 
-    def test_images_of_others_have_a_digest(self):
+    def test_the_development_database_image_is_pinned(self):
         compose = yaml.safe_load((manifests.DEPLOY / "compose.yaml").read_text())
         [image] = [
             container_of(each)["image"] for each in objects(manifests.renders()["overlays/dev"], "StatefulSet")
