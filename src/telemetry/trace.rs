@@ -152,15 +152,20 @@ impl Traces {
 }
 
 impl Tracing {
-    /// Whether one more trace may be recorded in this second because a client asks for it.
     fn admit_request(&self) -> bool {
         let mut requested = self.requested.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if now.duration_since(requested.since) >= Duration::from_secs(1) {
-            *requested = RequestedTraces { since: now, count: 0 };
+        requested.admit(Instant::now())
+    }
+}
+
+impl RequestedTraces {
+    /// Whether one more trace may be recorded in this second because a client asks for it.
+    fn admit(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self { since: now, count: 0 };
         }
-        requested.count = requested.count.saturating_add(1);
-        requested.count <= traces::REQUESTED_TRACES
+        self.count = self.count.saturating_add(1);
+        self.count <= traces::REQUESTED_TRACES
     }
 }
 
@@ -176,5 +181,26 @@ fn resource(settings: &TraceSettings) -> Resource {
     match std::env::var("OTEL_SERVICE_NAME") {
         Ok(name) if !name.is_empty() => builder.with_service_name(name).build(),
         _ => builder.build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::RequestedTraces;
+    use crate::config::traces::REQUESTED_TRACES;
+
+    #[test]
+    fn limits_the_traces_that_clients_ask_for_in_each_second() {
+        let since = Instant::now();
+        let mut requested = RequestedTraces { since, count: 0 };
+        for second in [0, 1, 7] {
+            let now = since + Duration::from_secs(second);
+            let admitted = (0..3 * REQUESTED_TRACES).filter(|_| requested.admit(now)).count();
+            assert_eq!(admitted, REQUESTED_TRACES as usize);
+        }
     }
 }

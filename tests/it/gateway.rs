@@ -260,11 +260,12 @@ async fn incomplete_gateway_flags_are_rejected() {
         (vec!["--upstream", "collections:50051"], "--upstream"),
         (vec!["--upstream", "https://collections"], "--upstream"),
         (vec!["--upstream", "https://collections:50051/path"], "--upstream"),
-        (vec!["--upstream", "https://collections:50051#@"], "for '--upstream"),
-        (vec!["--upstream", "https://collections:50051/#"], "for '--upstream"),
-        (vec!["--upstream", "https://collections:50051?"], "for '--upstream"),
-        (vec!["--upstream", "https://collections:+50051"], "for '--upstream"),
-        (vec!["--upstream", "https://collections[::1]:50051"], "for '--upstream"),
+        (vec!["--upstream", "https://collections:50051#@"], "--upstream: expected"),
+        (vec!["--upstream", "https://collections:50051/#"], "--upstream: expected"),
+        (vec!["--upstream", "https://collections:50051?"], "--upstream: expected"),
+        (vec!["--upstream", "https://collections:+50051"], "--upstream: expected"),
+        (vec!["--upstream", "https://collections[::1]:50051"], "--upstream: expected"),
+        (vec!["--upstream", "https://user:a-password@collections:50051"], "--upstream: expected"),
         (vec!["--upstream", "http://collections:50051"], "loopback"),
         (vec!["--upstream", "https://collections:50051"], "--upstream-cert"),
         (vec!["--upstream", "https://collections:50051", "--upstream-cert", "x"], "--upstream-key"),
@@ -275,5 +276,6 @@ async fn incomplete_gateway_flags_are_rejected() {
         let (code, _, error) = run(&arguments, &[("COLLECTIONS_DATABASE_URL", &database.url)]).await;
         assert_eq!(code, 2, "{flags:?}: {error}");
         assert!(error.contains(expected), "{flags:?}: {error}");
+        assert!(!error.contains("a-password"), "{error}");
     }
 }
