@@ -55,5 +55,5 @@ class Certificates:
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         self.issue(name, [x509.DNSName("localhost"), address], lifetime)
 
-    def issue_caller(self, name):
-        self.issue(name, [x509.UniformResourceIdentifier(f"spiffe://example.org/{name}")])
+    def issue_caller(self, name, lifetime=datetime.timedelta(days=90)):
+        self.issue(name, [x509.UniformResourceIdentifier(f"spiffe://example.org/{name}")], lifetime)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 # How long a condition may take to hold on a busy machine, in seconds.
@@ -144,3 +145,15 @@ class Program:
     def restart(self):
         self.stop()
         return self.start()
+
+    def fail(self, *arguments):
+        """Starts the program with more arguments, of which one is wrong, and returns its exit code."""
+        with open(self.log, "ab") as log:
+            streams = {"stdout": log, "stderr": log}
+            command = [*self.command, *arguments]
+            return subprocess.run(command, **streams, env=self.environment, check=False, timeout=TIMEOUT).returncode
+
+    def metric(self, name):
+        """The value of a metric without labels."""
+        with urllib.request.urlopen(f"http://{self.addresses['admin']}/metrics", timeout=TIMEOUT) as answer:
+            return float(re.search(f"^{name} (.+)$", answer.read().decode(), flags=re.M)[1])
