@@ -43,8 +43,12 @@ class Deployment:
         (bin_folder / "collections-service").symlink_to(binary)
         self.binary = str(bin_folder / "collections-service")
         os.environ["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
-        self.environment = {
-            "COLLECTIONS_DATABASE_URL": self.cluster.url,
+        # That of an operator.
+        self.environment = self.environment_of("collections_migrator")
+
+    def environment_of(self, role):
+        return {
+            "COLLECTIONS_DATABASE_URL": self.cluster.url(role),
             "COLLECTIONS_CREDENTIALS_KEY_FILE": str(self.key_file),
         }
 
@@ -63,7 +67,11 @@ class Deployment:
         self.cluster.sql("CREATE DATABASE collections", "postgres")
         self.write_key()
         self.jwks.write_text(JWKS)
+        self.cluster.create_roles()
+        # As the runbook says.
+        self.cluster.sql("GRANT pg_read_all_stats, pg_signal_backend TO collections_migrator")
         self.run("migrate", "up")
+        self.cluster.create_roles()
         lines = (
             {"id": f"custom-{n}", "owner_id": owner(n), "name": "a", "entries": list(range(1, ENTRIES + 1))}
             for n in range(1, COLLECTIONS + 1)
@@ -93,10 +101,11 @@ class Deployment:
         gateway += ["--upstream-ca", authority, "--upstream-cert", certificate, "--upstream-key", key]
         gateway += ["--rest-addr", f"127.0.0.1:{free_port()}", "--admin-addr", f"127.0.0.1:{free_port()}"]
         gateway += ["--public-origin", ORIGIN, "--rate-limit", "0"]
-        self.gateway = self.program("gateway", gateway)
+        self.gateway = self.program("gateway", gateway, "collections_gateway")
 
-    def program(self, name, arguments):
-        self.programs.append(Program(self.binary, self.folder, name, list(map(str, arguments)), self.environment))
+    def program(self, name, arguments, role="collections"):
+        environment = self.environment_of(role)
+        self.programs.append(Program(self.binary, self.folder, name, list(map(str, arguments)), environment))
         return self.programs[-1]
 
     def serve(self, name, arguments, origin=ORIGIN, certificate="server"):

@@ -233,7 +233,13 @@ def restarts(site):
 
 
 @fault(
-    CollectionsErasureLate=["collections_purge_oldest_age_seconds", '"purge":"off"', "purge recovered", "purge is complete"]
+    CollectionsErasureLate=[
+        "collections_purge_oldest_age_seconds",
+        '"purge":"off"',
+        "purge recovered",
+        "nothing found",
+        "purge is complete",
+    ]
 )
 def stuck_purge(site):
     """collections that nothing erases, because no replica purges"""

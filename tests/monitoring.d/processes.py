@@ -60,7 +60,6 @@ class Cluster:
             account = pwd.getpwnam("postgres")
             os.chown(self.folder, account.pw_uid, account.pw_gid)
             self.user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        self.url = f"postgres://tests@127.0.0.1:{self.port}/collections"
         self.process = None
         options = ["-D", self.folder / "data", "-U", "tests", "--auth=trust", "--no-sync"]
         subprocess.run([self.bin / "initdb", *options], check=True, stdout=subprocess.DEVNULL, **self.user)
@@ -79,13 +78,22 @@ class Cluster:
             self.process.wait()
             self.process = None
 
+    def url(self, role):
+        return f"postgres://{role}@127.0.0.1:{self.port}/collections"
+
     def sql(self, statement, database="collections"):
+        """Runs a statement as a superuser, and returns its output."""
+        return self.psql("-c", statement, "-d", database)
+
+    def create_roles(self):
+        """Runs deploy/roles.sql, which has to be run before the first migration and after it."""
+        self.psql("-f", "deploy/roles.sql", "-d", "collections")
+
+    def psql(self, *arguments):
         command = ["psql", "-qAtX", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(self.port), "-U", "tests"]
-        run = subprocess.run(
-            [*command, "-d", database, "-c", statement], capture_output=True, text=True, check=False
-        )
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         if run.returncode != 0:
-            raise AssertionError(f"{statement}: {run.stderr}")
+            raise AssertionError(f"{arguments}: {run.stderr}")
         return run.stdout.strip()
 
     def lock(self, table):
