@@ -55,6 +55,7 @@ def unknown_callers(site):
                     connection.recv(1)
         except (ssl.SSLError, ConnectionError):
             pass
+    wait_for("the failures are logged", lambda: "TLS handshakes failed" in site.one.log.read_text())
     yield site.one
 
 
@@ -143,6 +144,7 @@ def failing_purge(site):
     site.load(1)
     yield site.one
     site.cluster.sql("ALTER FUNCTION purge_collections_away RENAME TO purge_collections_v1")
+    wait_for("the purge recovers", lambda: "purge recovered" in site.one.log.read_text())
 
 
 @fault(
