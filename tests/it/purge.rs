@@ -215,7 +215,7 @@ mod cases {
         program.signal(Signal::SIGTERM);
         let (status, log) = program.ended(std::time::Duration::from_secs(25)).await;
         assert!(status.success(), "{log:?}");
-        assert!(!log.iter().any(|line| line.contains("purge")), "{log:?}");
+        assert!(!log.iter().any(|line| line.contains("\"message\":\"purge")), "{log:?}");
     }
 }
 
