@@ -34,6 +34,9 @@ fn the_readme_has_every_error() {
         let grpc = line.split(" | ").nth(1).unwrap().replace('_', "").to_lowercase();
         assert_eq!(grpc, format!("{:?}", row.grpc).to_lowercase());
     }
+    let row = DestroyError::NotFound.row();
+    assert!(README.contains(&format!("  Message: {}\n", row.grpc_message)), "grpcurl's output");
+    assert!(README.contains(&format!("\"reason\":\"{}\"", row.reason)), "grpcurl's output");
 }
 
 /// A role with the grants of `deploy/DATABASE.md`, and nothing else.

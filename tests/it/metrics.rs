@@ -95,6 +95,10 @@ async fn every_metric_exists_and_no_other() {
     database.put(1, OWNER).await;
     let program = full_program(&database, &authority).await;
     program.wait_until_ready().await;
+    let trusted_peer = format!("mtls:{SERVICE}");
+    let before = Scrape::until(&program.admin, |_| true).await;
+    // Prometheus does not see the first value of a new series as an increase.
+    assert_eq!(before.value("collections_destroyed_total", &[("caller", &trusted_peer)]), 0.0);
     let leaf = authority.issue(&[SERVICE], For::Client);
     let mut client = tls_rpc(&program.grpc.replace("http://", "https://"), &authority, Some(&leaf));
     tls::destroy(&mut client, OWNER, "custom-1").await.unwrap();
@@ -120,8 +124,7 @@ async fn every_metric_exists_and_no_other() {
     let fetched = scrape.value("collections_jwks_last_success_timestamp_seconds", &[]);
     assert!(fetched >= started - 1.0 && fetched <= now + 1.0, "{fetched}");
     assert_eq!(scrape.value("collections_handshake_failures_total", &[("listener", "rest")]), 0.0);
-    let caller = format!("mtls:{SERVICE}");
-    assert_eq!(scrape.value("collections_destroyed_total", &[("caller", &caller)]), 1.0);
+    assert_eq!(scrape.value("collections_destroyed_total", &[("caller", &trusted_peer)]), 1.0);
     let connections = |listener| scrape.value("collections_connections", &[("listener", listener)]);
     assert!(connections("grpc") >= 1.0 && connections("admin") >= 1.0);
     assert_eq!(scrape.value("collections_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
