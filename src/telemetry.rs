@@ -20,8 +20,8 @@ use crate::config;
 
 pub use call::{CallFields, CallRecord, Cut};
 pub use metrics::{
-    CallerMetrics, DatabaseMetrics, DatabaseOperation, DatabaseTimer, HttpRequest, ListenerMetrics, Metrics,
-    MetricsFormat, Observed, OpenConnection, ReloadMetrics, known_rpc_method,
+    CallerMetrics, DESTROY, DatabaseMetrics, DatabaseOperation, DatabaseTimer, HttpRequest, ListenerMetrics,
+    Metrics, MetricsFormat, Observed, OpenConnection, ReloadMetrics, known_rpc_method,
 };
 pub use outcome::CallOutcome;
 pub use trace::{

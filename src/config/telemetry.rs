@@ -17,7 +17,7 @@ pub const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// Bounds of the buckets of batch sizes.
 pub const BATCH_BUCKETS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
-/// Names of callers that metrics tell apart; further ones are counted together, so that the number of series is bounded.
+/// Callers that have a label of their own; further ones are counted together, so that the number of series is bounded.
 pub const CALLER_LABELS: usize = 100;
 /// The longest wait for the write of the error that ends the program. It blocks while standard error is a full pipe.
 pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);

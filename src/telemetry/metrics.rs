@@ -26,7 +26,7 @@ use crate::config;
 pub(super) use self::calls::{HTTP_METHODS, OTHER};
 pub use self::{
     callers::CallerMetrics,
-    calls::{HttpRequest, Observed, known_rpc_method},
+    calls::{DESTROY, HttpRequest, Observed, known_rpc_method},
     database::{DatabaseMetrics, DatabaseOperation, DatabaseTimer},
     format::MetricsFormat,
     listeners::{ListenerMetrics, OpenConnection},

@@ -26,11 +26,8 @@ use crate::{
     domain::{Clock, DestroyError, DestroyFailure, Destroyed, GrpcCode},
     net::{ClientTls, FileWatch, TlsError},
     proto::{DestroyRequest, collections_service_client::CollectionsServiceClient},
-    telemetry::{ClientSpan, Metrics},
+    telemetry::{ClientSpan, DESTROY, Metrics},
 };
-
-/// The method, as spans name it.
-const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// Sends a request over a connection of its pool to the request's address. Boxed, because the compiler cannot prove that the
 /// future of the client itself is `Send`.

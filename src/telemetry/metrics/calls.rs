@@ -79,7 +79,8 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
-const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
+/// The method that destroys, as `rpc.method` has it.
+pub const DESTROY: &str = "collections.v1.CollectionsService/Destroy";
 
 /// What stands for every value that is not a known one.
 pub(in crate::telemetry) const OTHER: &str = "_OTHER";
